@@ -1,0 +1,31 @@
+"""The errors a user sees: what is wrong (with the value), where, and what to do."""
+
+
+class IntformerError(Exception):
+    """Anything the user can mend. Printed as one line, exit code 1.
+
+    what   the fault, with the offending value
+    where  file, checkpoint key, argument or op ("" where there is none)
+    hint   the next thing to do ("" where there is none)
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = ""):
+        """Keep the three parts apart, so that the CLI can print them as JSON too."""
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(" - ".join(part for part in (what, where, hint) if part))
+
+
+class CheckpointError(IntformerError):
+    """A checkpoint that cannot be read, is not supported, or holds unusable numbers."""
+
+
+class RangeError(IntformerError):
+    """An integer that could leave its type; names the op."""
+
+
+class CompileError(IntformerError):
+    """Lowering, code generation or linking failed."""
+
+
+class LibraryError(IntformerError):
+    """A compiled library that cannot be loaded or refuses its input."""

@@ -1,0 +1,1 @@
+"""Readers: a checkpoint becomes an IntModel."""

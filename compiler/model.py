@@ -1,0 +1,110 @@
+"""IntModel: a transformer encoder as a list of integer ops over named tensors.
+
+It is plain data (numpy and JSON), the thing frontends make, passes lower, and `verify` runs op by
+op with the NumPy references. Every number that depends on a scale is a tensor, never an
+attribute, so that layers of one shape share one kernel.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+ROWS = ("token", "sequence", "position")  # what one row of a value stands for
+INPUTS = {  # program inputs: name -> what its rows are
+    "input_ids": "token",
+    "token_type_ids": "token",
+    "position_ids": "token",
+    "cu_seqlens": "sequence",  # batch + 1 offsets
+    "positions": "position",  # packed token indices whose logits are wanted (masked LM)
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One activation, [rows, channels].
+
+    dtype   logical numpy dtype name: int8, int16, int32
+    rows    one of ROWS
+    scale   real units per LSB; one number, or one per channel; None where no real meaning exists
+    origin  where the scale comes from: "checkpoint: KEY", "bound: WHY" or "calibration: HOW"
+    """
+
+    dtype: str
+    rows: str
+    channels: int
+    scale: float | tuple[float, ...] | None
+    origin: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op. Inputs name program inputs, values or tensors, in the order of the op's reference."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, int | str] = field(default_factory=dict)
+
+
+@dataclass
+class IntModel:
+    """The program: nodes in execution order, constants, values, and what the edge needs.
+
+    nodes    execution order
+    tensors  constants by name (integers only)
+    values   every activation by name
+    output   the value returned to the caller (int32)
+    meta     JSON-able: family, head, recipe, labels, max_length, vocab_size, position rule, ...
+    files    tokenizer and config files to carry along: file name -> bytes
+    """
+
+    nodes: list[Node]
+    tensors: dict[str, np.ndarray]
+    values: dict[str, Value]
+    output: str
+    meta: dict
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the NumPy reference of every node; return all values by name.
+
+        inputs  input_ids, token_type_ids, position_ids int32 [n]; cu_seqlens int32 [batch + 1];
+                positions int32 [p] where the model asks for it
+        """
+        from intformer.relay_ops import OPS
+
+        seen: dict[str, np.ndarray] = {**self.tensors, **inputs}
+        for node in self.nodes:
+            result = OPS[node.op].reference(*(seen[name] for name in node.inputs), **node.attrs)
+            results = result if isinstance(result, tuple) else (result,)
+            seen.update(zip(node.outputs, results, strict=True))
+        return {name: seen[name] for name in self.values}
+
+    def to_json(self) -> dict:
+        """Return everything but tensors and files, JSON-able."""
+        return {
+            "nodes": [asdict(node) for node in self.nodes],
+            "values": {name: asdict(value) for name, value in self.values.items()},
+            "output": self.output,
+            "meta": self.meta,
+        }
+
+    @classmethod
+    def from_json(cls, graph: dict, tensors: dict[str, np.ndarray], files: dict[str, bytes]):
+        """Inverse of to_json."""
+
+        def value(v: dict) -> Value:
+            scale = tuple(v["scale"]) if isinstance(v["scale"], list) else v["scale"]
+            return Value(**{**v, "scale": scale})
+
+        return cls(
+            nodes=[
+                Node(n["op"], tuple(n["inputs"]), tuple(n["outputs"]), n["attrs"])
+                for n in graph["nodes"]
+            ],
+            tensors=tensors,
+            values={name: value(v) for name, v in graph["values"].items()},
+            output=graph["output"],
+            meta=graph["meta"],
+            files=files,
+        )

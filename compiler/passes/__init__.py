@@ -1,0 +1,1 @@
+"""Passes: an IntModel becomes a plan of scheduled integer kernels."""

@@ -1,0 +1,25 @@
+"""IntOp: what one integer op is to every part of the compiler."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class IntOp:
+    """One integer op.
+
+    name       as in Node.op and, prefixed with "intformer.", in Relax
+    reference  (*arrays, **attrs) -> array or tuple: the meaning, in NumPy
+    bounds     (*intervals_or_arrays, **attrs) -> output interval(s): the range analysis; raises
+               RangeError where an intermediate could leave its type
+    define     (*te tensors, **attrs) -> te tensor(s), or None where `kernel` is given instead
+    kernel     (shapes, attrs) -> PrimFunc for ops with loops that no tensor expression can state
+    source     paper and section, or the module it must match
+    """
+
+    name: str
+    reference: Callable
+    bounds: Callable
+    define: Callable | None = None
+    kernel: Callable | None = None
+    source: str = ""

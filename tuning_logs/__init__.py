@@ -1,0 +1,1 @@
+"""Committed MetaSchedule databases, one folder per target; data only."""
