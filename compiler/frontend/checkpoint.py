@@ -1,0 +1,190 @@
+"""A Hugging Face model directory, read without running anything that is in it."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from intformer.errors import CheckpointError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json
+CARRIED_FILES = (  # copied into the library for the edge, where present
+    "config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+REFUSED = {  # config keys that change the arithmetic, and the values under which they do not
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "is_encoder_decoder": (False, None),
+    "position_embedding_type": ("absolute", None),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+}
+
+
+class Checkpoint:
+    """config.json and the weights of one directory.
+
+    path    the directory
+    config  config.json as it is
+    """
+
+    def __init__(self, source: str | Path):
+        """Read config.json and find the weights; raises CheckpointError for anything unusable."""
+        self.path = Path(source)
+        if not self.path.is_dir():
+            raise CheckpointError(
+                "not a model directory",
+                where=str(source),
+                hint="give a directory with config.json and model.safetensors",
+            )
+        self.config = self.read_json("config.json")
+        if self.config is None:
+            raise CheckpointError(
+                "config.json is missing",
+                where=str(self.path),
+                hint="save the model with save_pretrained",
+            )
+        if not isinstance(self.config, dict):
+            raise CheckpointError("config.json is not an object", where=str(self.path))
+
+    def read_json(self, name: str):
+        """Return the parsed JSON file, or None where the directory has none."""
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"not valid JSON: {error}", where=str(file)) from error
+
+    def setting(self, key: str, default=None):
+        """Return one config value; without a default, raise an error that names the key."""
+        value = self.config.get(key, default)
+        if value is None:
+            raise CheckpointError(
+                f"config key {key!r} is missing", where=str(self.path / "config.json")
+            )
+        return value
+
+    def refuse_unsupported(self) -> None:
+        """Raise for a config key that asks for arithmetic which is not here."""
+        for key, neutral in REFUSED.items():
+            value = self.config.get(key)
+            if value not in neutral:
+                shown = value if isinstance(value, str | bool) else "..."
+                raise CheckpointError(
+                    f"config key {key!r} = {shown!r} is not supported",
+                    where=str(self.path / "config.json"),
+                    hint="only plain encoders with absolute positions compile",
+                )
+
+    @cached_property
+    def _shards(self) -> dict[str, Path]:
+        """Weight key -> the file that holds it."""
+        for name in WEIGHT_FILES:
+            index = self.read_json(name + ".index.json")
+            if index is not None:
+                return {key: self.path / file for key, file in index["weight_map"].items()}
+            file = self.path / name
+            if file.is_file():
+                return dict.fromkeys(_open(file)[0], file)
+        raise CheckpointError(
+            "no weights found",
+            where=str(self.path),
+            hint="expected " + " or ".join(WEIGHT_FILES),
+        )
+
+    @cached_property
+    def _readers(self) -> dict[Path, object]:
+        return {}
+
+    def __contains__(self, key: str) -> bool:
+        """Say whether the weights hold this key."""
+        return key in self._shards
+
+    def keys(self):
+        """Return all weight keys."""
+        return self._shards.keys()
+
+    def tensor(self, key: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
+        """Return one weight as float32, finite, of the stated shape (None: any extent)."""
+        file = self._shards.get(key)
+        if file is None:
+            raise CheckpointError(
+                f"weight {key!r} is missing",
+                where=str(self.path),
+                hint="is this the checkpoint of the head that config.json names?",
+            )
+        if file not in self._readers:
+            self._readers[file] = _open(file)[1]
+        array = self._readers[file](key)
+        if not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise CheckpointError(f"weight {key!r} holds {bad} NaN or Inf", where=str(file))
+        fits = shape is None or (
+            len(shape) == array.ndim
+            and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
+        )
+        if not fits:
+            raise CheckpointError(
+                f"weight {key!r} has shape {list(array.shape)}, expected {list(shape)}",
+                where=str(file),
+                hint="config.json and the weights belong to different models",
+            )
+        return array
+
+    def files(self) -> dict[str, bytes]:
+        """Return the config and tokenizer files that travel with a library."""
+        found = {name: self.path / name for name in CARRIED_FILES}
+        files = {name: file.read_bytes() for name, file in found.items() if file.is_file()}
+        tokenizer = self.tokenizer_json()
+        if tokenizer is not None:
+            files["tokenizer.json"] = tokenizer
+        return files
+
+    def tokenizer_json(self) -> bytes | None:
+        """Return tokenizer.json, made by transformers from older files where it must be."""
+        file = self.path / "tokenizer.json"
+        if file.is_file():
+            return file.read_bytes()
+        old = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+        if not any((self.path / name).is_file() for name in old):
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            return tokenizer.backend_tokenizer.to_str().encode()
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot make a tokenizer.json: {_first_line(error)}",
+                where=str(self.path),
+                hint="save a fast tokenizer beside the weights, or pass tokenizer=FILE",
+            ) from error
+
+
+def _open(file: Path):
+    """Return (keys, key -> float32 array) of one weight file."""
+    import torch
+
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            handle = safe_open(file, framework="pt")
+            return list(handle.keys()), lambda key: handle.get_tensor(key).float().numpy()
+        state = torch.load(file, weights_only=True, map_location="cpu")
+        return list(state), lambda key: state[key].float().numpy()
+    except Exception as error:  # each format has its own family of errors, all mean the same
+        raise CheckpointError(
+            f"cannot read the weights: {_first_line(error)}",
+            where=str(file),
+            hint="the file is damaged or incomplete, or is not a plain weight file",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
