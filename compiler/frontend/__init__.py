@@ -1,1 +1,61 @@
 """Readers: a checkpoint becomes an IntModel."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from intformer.errors import CheckpointError
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.model import IntModel
+
+
+def import_calibrated(checkpoint: Checkpoint, **options) -> IntModel:
+    """Read an FP32 encoder and calibrate it: recipe native."""
+    from intformer.frontend.calibrated import import_calibrated as read
+
+    return read(checkpoint, **options)
+
+
+READERS = {  # config model_type -> reader(checkpoint, recipe=, mode=, head=, calibrate=, ...)
+    "bert": import_calibrated,
+    "roberta": import_calibrated,
+    "xlm-roberta": import_calibrated,
+    "distilbert": import_calibrated,
+    "electra": import_calibrated,
+    "albert": import_calibrated,
+}
+
+
+def import_model(
+    source: str | Path,
+    *,
+    recipe: str | None = None,
+    mode: str | None = None,
+    head: str | None = None,
+    calibrate: str | Path | Sequence | None = None,
+    method: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> IntModel:
+    """Read a Hugging Face model directory into an IntModel.
+
+    source     directory with config.json and weights
+    recipe     "native" or "ibert"; None: what the model type defaults to
+    mode       "hf_compat" or "fixed", for IBert checkpoints only
+    head       "features", "sentence-embedding", "sequence-classification",
+               "token-classification", "question-answering" or "masked-lm"; None: what the directory
+               says
+    calibrate  text file (a sentence per line, or a TSV with sentence columns); or texts, pairs of
+               texts or arrays of token ids
+    method     "ema", "minmax", "percentile" or "mse"; None: the best on held-out calibration text
+    tokenizer  a tokenizer.json to use and carry instead of the directory's own
+    """
+    checkpoint = Checkpoint(source, tokenizer=tokenizer)
+    model_type = checkpoint.setting("model_type")
+    if model_type not in READERS:
+        raise CheckpointError(
+            f"config key 'model_type' = {model_type!r} is not supported",
+            where=str(checkpoint.path / "config.json"),
+            hint="supported: " + ", ".join(READERS),
+        )
+    return READERS[model_type](
+        checkpoint, recipe=recipe, mode=mode, head=head, calibrate=calibrate, method=method
+    )

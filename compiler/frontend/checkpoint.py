@@ -27,13 +27,15 @@ REFUSED = {  # config keys that change the arithmetic, and the values under whic
 class Checkpoint:
     """config.json and the weights of one directory.
 
-    path    the directory
-    config  config.json as it is
+    path       the directory
+    config     config.json as it is
+    tokenizer  a tokenizer.json to use instead of the directory's own
     """
 
-    def __init__(self, source: str | Path):
-        """Read config.json and find the weights; raises CheckpointError for anything unusable."""
+    def __init__(self, source: str | Path, *, tokenizer: str | Path | None = None):
+        """Read config.json; raises CheckpointError for anything unusable."""
         self.path = Path(source)
+        self.tokenizer = Path(tokenizer) if tokenizer is not None else None
         if not self.path.is_dir():
             raise CheckpointError(
                 "not a model directory",
@@ -147,9 +149,11 @@ class Checkpoint:
 
     def tokenizer_json(self) -> bytes | None:
         """Return tokenizer.json, made by transformers from older files where it must be."""
-        file = self.path / "tokenizer.json"
+        file = self.tokenizer or self.path / "tokenizer.json"
         if file.is_file():
-            return file.read_bytes()
+            return _checked_tokenizer(file)
+        if self.tokenizer:
+            raise CheckpointError("no such tokenizer file", where=str(file))
         old = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
         if not any((self.path / name).is_file() for name in old):
             return None
@@ -184,6 +188,20 @@ def _open(file: Path):
             where=str(file),
             hint="the file is damaged or incomplete, or is not a plain weight file",
         ) from error
+
+
+def _checked_tokenizer(file: Path) -> bytes:
+    """Return the file's bytes once `tokenizers` has accepted them."""
+    from tokenizers import Tokenizer
+
+    data = file.read_bytes()
+    try:
+        Tokenizer.from_str(data.decode())
+    except Exception as error:
+        raise CheckpointError(
+            f"not a tokenizer.json: {_first_line(error)}", where=str(file)
+        ) from error
+    return data
 
 
 def _first_line(error: Exception) -> str:

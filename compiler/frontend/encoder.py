@@ -4,6 +4,7 @@ The forward pass is what calibration watches (named taps) and what accuracy is j
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -142,7 +143,7 @@ def _forward(model: FloatEncoder, inputs: dict, tap):
     def attention(qkv):
         q, k, v = qkv.chunk(3, dim=-1)
         context = torch.empty_like(q)
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             heads = (
                 t[start:end].unflatten(1, (model.heads, -1)).transpose(0, 1) for t in (q, k, v)
             )
@@ -174,7 +175,7 @@ def _forward(model: FloatEncoder, inputs: dict, tap):
         x = tapped(at + "norm2", norm(x, layer.norm2))
 
     if model.head.pool == "mean":
-        x = torch.stack([x[a:b].mean(0) for a, b in zip(bounds, bounds[1:], strict=False)])
+        x = torch.stack([x[a:b].mean(0) for a, b in pairwise(bounds)])
     elif model.head.pool == "first":
         x = x[bounds[:-1]]
     elif model.head.pool == "positions":

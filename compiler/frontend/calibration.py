@@ -1,0 +1,188 @@
+"""Calibration: run text through the float encoder and keep what scales are made from.
+
+Only real tokens are seen: the float forward takes packed tokens, there is no padding.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from intformer.errors import CheckpointError
+from intformer.frontend.encoder import FloatEncoder
+from intformer.frontend.progress import progress
+
+SENTENCES = 512  # taken evenly from the calibration text
+HELD_OUT = 8  # every 8th sentence chooses the method and sets no range
+BATCH_TOKENS = 1024  # one batch of statistics
+SAMPLE_ROWS = 512  # rows kept per tap, for percentile and MSE
+SUM_TAPS = ("sum1", "sum2", "ffn1")  # taps of 16 bits and more: their peak is enough
+MASKED_SHARE = 0.15  # masked-LM calibration masks what pre-training masks
+TEXT_COLUMNS = ("sentence", "sentence1", "sentence2")
+HINT = "pass --calibrate FILE with one sentence per line, or a TSV with a sentence column"
+
+Sequence = tuple[np.ndarray, np.ndarray]  # token ids, token types; int32 [length]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one tap showed.
+
+    peaks  float32 [batches, channels]: largest |x| of each batch, in the order of the text
+    rows   float32 [rows, channels]: a sample; empty for the taps of SUM_TAPS
+    """
+
+    peaks: np.ndarray
+    rows: np.ndarray
+
+
+def read_texts(file: str | Path) -> list[tuple[str, ...]]:
+    """Return the texts of a calibration file: (sentence,) or (sentence1, sentence2) each.
+
+    A header line with tabs and one of TEXT_COLUMNS makes it a TSV; else it is a sentence per line.
+    """
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"cannot read calibration text: {error}", where=str(path), hint=HINT
+        ) from error
+    header = lines[0].split("\t") if lines else []
+    columns = [header.index(name) for name in TEXT_COLUMNS if name in header]
+    if len(header) > 1 and columns:
+        rows = [line.split("\t") for line in lines[1:] if line.strip()]
+        short = next((i for i, row in enumerate(rows) if len(row) <= max(columns)), None)
+        if short is not None:
+            raise CheckpointError("a TSV row is too short", where=f"{path}, row {short + 2}")
+        texts = [tuple(row[c].strip() for c in columns) for row in rows]
+    else:
+        texts = [(line.strip(),) for line in lines]
+    texts = [text for text in texts if all(text)]
+    if not texts:
+        raise CheckpointError("calibration text is empty", where=str(path), hint=HINT)
+    return texts
+
+
+def encode(texts: list[tuple[str, ...]], tokenizer_json: bytes | None, meta: dict):
+    """Return the texts as sequences; pairs stay pairs unless single sentences are embedded."""
+    if tokenizer_json is None:
+        raise CheckpointError(
+            "the model directory has no tokenizer, so text cannot calibrate it",
+            hint="save a fast tokenizer beside the weights, or pass tokenizer=FILE",
+        )
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(meta["truncate_length"])
+    if meta["head"] == "sentence-embedding":
+        texts = [(part,) for text in texts for part in text]
+    batch = [text if len(text) == 2 else text[0] for text in texts]
+    return [
+        (np.array(e.ids, np.int32), np.array(e.type_ids, np.int32))
+        for e in tokenizer.encode_batch(batch)
+    ]
+
+
+def check_ids(sequences: list[Sequence], meta: dict) -> list[Sequence]:
+    """Return the sequences with types within range; raises for ids the model does not have."""
+    for ids, _ in sequences:
+        if not len(ids):
+            raise CheckpointError("a calibration sequence is empty", hint=HINT)
+        if len(ids) > meta["max_length"]:
+            raise CheckpointError(
+                f"a calibration sequence has {len(ids)} tokens, the limit is {meta['max_length']}"
+            )
+        if ids.min() < 0 or ids.max() >= meta["vocab_size"]:
+            raise CheckpointError(
+                f"token id {int(ids.max())} is out of range, the model has {meta['vocab_size']}",
+                hint="the tokenizer belongs to another model",
+            )
+    top = meta["type_vocab_size"] - 1
+    return [(ids, np.minimum(types, top)) for ids, types in sequences]
+
+
+def choose(sequences: list[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
+    """Return (for ranges, held out): SENTENCES taken evenly, every HELD_OUT-th held out.
+
+    With fewer than HELD_OUT sequences the held-out part is the ranges' own.
+    """
+    if not sequences:
+        raise CheckpointError("calibration text is empty", hint=HINT)
+    picked = np.unique(np.linspace(0, len(sequences) - 1, SENTENCES).astype(int))
+    sequences = [sequences[i] for i in picked]
+    held = sequences[HELD_OUT - 1 :: HELD_OUT]
+    rest = [s for i, s in enumerate(sequences) if (i + 1) % HELD_OUT]
+    return rest, held or rest
+
+
+def pack(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> dict:
+    """Return program inputs (see IntModel.run) for one batch of sequences.
+
+    mask_id  for masked LM: MASKED_SHARE of the inner tokens become this id and are asked for;
+             None asks for as many positions without masking
+    """
+    ids = np.concatenate([s[0] for s in sequences])
+    lengths = [len(s[0]) for s in sequences]
+    pad = meta["pad_token_id"]
+    positions = [
+        np.where(s != pad, np.cumsum(s != pad), 0) + pad
+        if meta["position_rule"] == "padding"
+        else np.arange(len(s))
+        for s, _ in sequences
+    ]
+    inputs = {
+        "input_ids": ids,
+        "token_type_ids": np.concatenate([s[1] for s in sequences]),
+        "position_ids": np.concatenate(positions).astype(np.int32),
+        "cu_seqlens": np.cumsum([0, *lengths]).astype(np.int32),
+    }
+    if meta["head"] == "masked-lm":
+        inner = [
+            at
+            for start, length in zip(inputs["cu_seqlens"].tolist(), lengths, strict=False)
+            for at in range(start + min(1, length - 1), start + max(1, length - 1))
+        ]
+        count = max(1, round(MASKED_SHARE * len(inner)))
+        chosen = sorted(random.Random(len(ids)).sample(inner, count))
+        inputs["positions"] = np.array(chosen, np.int32)
+        if mask_id is not None:
+            inputs["input_ids"] = ids.copy()
+            inputs["input_ids"][chosen] = mask_id
+    return inputs
+
+
+def batches(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> list[dict]:
+    """Return packed batches of about BATCH_TOKENS tokens each, in the order of the text."""
+    groups, tokens = [[]], 0
+    for sequence in sequences:
+        if groups[-1] and tokens + len(sequence[0]) > BATCH_TOKENS:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(sequence)
+        tokens += len(sequence[0])
+    return [pack(group, meta, mask_id) for group in groups]
+
+
+def observe(encoder: FloatEncoder, inputs: list[dict]) -> dict[str, Seen]:
+    """Run the float encoder over all batches; return what every tap showed."""
+    peaks: dict[str, list] = {}
+    rows: dict[str, list] = {}
+    share = -(-SAMPLE_ROWS // len(inputs))
+    rng = np.random.default_rng(0)
+
+    def tap(name: str, x) -> None:
+        x = x.numpy()
+        peaks.setdefault(name, []).append(np.abs(x).max(0))
+        if not name.endswith(SUM_TAPS):
+            taken = rng.permutation(len(x))[:share]
+            rows.setdefault(name, []).append(x[taken])
+
+    for batch in progress(inputs, "calibrating"):
+        encoder.forward(batch, tap)
+    return {
+        name: Seen(np.stack(p), np.concatenate(rows.get(name, [np.empty((0, p[0].size))])))
+        for name, p in peaks.items()
+    }
