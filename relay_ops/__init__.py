@@ -1,0 +1,37 @@
+"""The integer ops, one file each: meaning (NumPy reference), range analysis, TVM definition."""
+
+from intformer.relay_ops import (
+    attention,
+    attention_ibert,
+    embed,
+    i_gelu,
+    i_gelu_ibert,
+    i_layernorm,
+    i_layernorm_ibert,
+    i_tanh,
+    matmul,
+    mean_pool,
+    relu,
+    requantize,
+    residual_add,
+    take_rows,
+)
+from intformer.relay_ops.op import IntOp
+
+# in the order a model meets them
+OPS: dict[str, IntOp] = {
+    "embed": embed.OP,
+    "i_layernorm": i_layernorm.OP,
+    "i_layernorm_ibert": i_layernorm_ibert.OP,
+    "matmul": matmul.OP,
+    "requantize": requantize.OP,
+    "attention": attention.OP,
+    "attention_ibert": attention_ibert.OP,
+    "residual_add": residual_add.OP,
+    "i_gelu": i_gelu.OP,
+    "i_gelu_ibert": i_gelu_ibert.OP,
+    "relu": relu.OP,
+    "take_rows": take_rows.OP,
+    "mean_pool": mean_pool.OP,
+    "i_tanh": i_tanh.OP,
+}

@@ -1,0 +1,120 @@
+"""I-BERT's IntGELU on int32 accumulators followed by QuantAct(8), to the last rounding.
+
+    t = min(|x|, -b),  z = sign(x) ((t + b)^2 + c) >> 14,  out = RHE(x (z + one) mult / 2^shift)
+
+b, c, one per channel, all negative (the scale of the product is negative too, so is mult). Source:
+transformers, models/ibert/quant_modules.py IntGELU (shared ANCHORS section 1.3).
+"""
+
+import numpy as np
+
+from intformer.errors import RangeError
+from intformer.relay_ops.fixedpoint import clamp, make_split_dyadic, split_dyadic
+from intformer.relay_ops.interval import Interval, exact
+from intformer.relay_ops.op import IntOp
+
+NAME = "i_gelu_ibert"
+K, A, B = 1.4142, -0.2888, -1.769  # IntGELU.k and coeff; c = 1 / a
+CONST = 14  # IntGELU.const
+SPLIT = 32  # low word of the product with mult
+MIN_SCALE = 2.0**-20  # of the accumulator: below it `one` = 1 / (2366 scale^2) nears int32
+
+
+def _erf_limits(b: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Range of (t + b)^2 + c, t in 0..-b: c at t = -b, b^2 + c at t = 0."""
+    return exact(c), exact(b) ** 2 + exact(c)
+
+
+def reference(
+    acc: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    one: np.ndarray,
+    mult: np.ndarray,
+    shift: np.ndarray,
+    *,
+    lo: int,
+    hi: int,
+) -> np.ndarray:
+    """Acc int32 [r, C], b int32 [C], c int64 [C], one, mult, shift int32 [C] -> int8 [r, C].
+
+    (t + b)^2 + c is int64, z + one int32, x (z + one) int64, its product with mult two words.
+    shift is 33..93 (see fixedpoint.split_dyadic).
+    """
+    _check_tables(b, c, one, shift)
+    x = acc.astype(np.int64)
+    u = np.minimum(np.abs(x), -b.astype(np.int64)) + b
+    z = (np.sign(x) * (u * u + c)) >> CONST
+    return clamp(split_dyadic(x * (z + one), mult, shift, SPLIT), lo, hi, "int8")
+
+
+def _check_tables(b: np.ndarray, c: np.ndarray, one: np.ndarray, shift: np.ndarray) -> None:
+    low, high = _erf_limits(b, c)
+    peak = np.maximum(np.abs(low), np.abs(high))
+    wide = (peak >= 2**62) | ((peak >> CONST) + 1 + np.abs(exact(one)) >= 2**31)
+    if wide.any() or b.max() > 0:
+        channel = int(np.argmax(wide | (exact(b) > 0)))
+        raise RangeError(f"b, c, one do not fit (channel {channel})", where=NAME)
+    if shift.min() <= SPLIT or shift.max() > SPLIT + 61:
+        raise RangeError(f"shift outside {SPLIT + 1}..{SPLIT + 61}", where=NAME)
+
+
+def bounds(
+    acc: Interval,
+    b: np.ndarray,
+    c: np.ndarray,
+    one: np.ndarray,
+    mult: np.ndarray,
+    shift: np.ndarray,
+    *,
+    lo: int,
+    hi: int,
+) -> Interval:
+    """Interval of the output.
+
+    z takes its extremes at t = 0 and t = -b (the square is monotone between); x (z + one) is then
+    bounded by |x| times the largest |z + one|, below 2^31 2^31.
+    """
+    _check_tables(b, c, one, shift)
+    acc.fits("int32", NAME, "input")
+    low, high = _erf_limits(b, c)
+    peak = (np.maximum(np.abs(low), np.abs(high)) >> CONST) + 1 + np.abs(exact(one))
+    product = acc.magnitude * peak
+    if product.max() >= 2**61:
+        raise RangeError(f"x * (z + one) reaches {product.max()}, above 2^61", where=NAME)
+    return Interval(-product, product).dyadic(mult, shift).clamp(lo, hi)
+
+
+def tables(scale_acc: np.ndarray, scale_out: float) -> dict[str, np.ndarray]:
+    """b, c, one, mult, shift of `reference` from the accumulator's float32 scales [C].
+
+    Float32 steps in the module's order (a number over a tensor is its reciprocal times the number).
+    """
+    f32 = np.float32
+    scale = np.asarray(scale_acc, f32)
+    if not (scale >= MIN_SCALE).all():
+        raise RangeError(
+            f"accumulator scale {scale.min():.3g} (channel {int(np.argmin(scale))}) is below "
+            f"{MIN_SCALE:.3g}",
+            where=NAME,
+            hint="raise the weight scale of that channel",
+        )
+    s = scale / f32(K)
+    b = np.floor(f32(1) / s * f32(B))
+    c = np.floor(f32(1) / (s * s) * f32(1 / A))
+    erf_scale = s * s * f32(A) * f32(2**CONST)
+    one = np.floor_divide(f32(1), erf_scale)
+    product_scale = scale * erf_scale / f32(2)
+    mult, shift = make_split_dyadic(
+        product_scale.astype(np.float64) / np.float64(f32(scale_out)), SPLIT
+    )
+    return {
+        "b": b.astype(np.int32),
+        "c": c.astype(np.int64),
+        "one": one.astype(np.int32),
+        "mult": mult,
+        "shift": shift,
+    }
+
+
+OP = IntOp(NAME, reference, bounds, source="transformers ibert IntGELU + QuantAct(8)")
