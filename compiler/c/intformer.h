@@ -1,0 +1,86 @@
+/* C interface of a compiled intformer library. Integers only: token ids in, int32 logits out.
+ *
+ * Two ways to get at a library:
+ *   const intformer_api *api = intformer_open("libmodel.so", err, sizeof err);   intformer_open.c
+ *   const intformer_api *api = intformer_get_model();     linked in, `model` being its name
+ *
+ * Everything behind the table is static: there is nothing to close. All functions may be called
+ * from any thread at any time, also after fork(). */
+#ifndef INTFORMER_H
+#define INTFORMER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define INTFORMER_ABI_VERSION 1
+
+enum {
+  INTFORMER_OK = 0,
+  INTFORMER_BAD_INPUT = 1, /* the caller's numbers; the message says which */
+  INTFORMER_BAD_OUTPUT = 2, /* out is NULL or too small */
+  INTFORMER_CPU = 3, /* this CPU lacks an instruction set the library was compiled for */
+  INTFORMER_MEMORY = 4, /* not enough memory */
+  INTFORMER_KERNEL = 5 /* a kernel refused its arguments: a fault in the library */
+};
+
+/* Called after each step for every buffer the step wrote: rows x width numbers of type dtype
+ * ("uint8", "int8", "int16", "int32"), contiguous, valid during the call. Section plan.json says
+ * how physical columns map to channels. */
+typedef void (*intformer_observer)(void *user, int32_t step, const char *buffer, const void *data,
+                                   int64_t rows, int64_t width, const char *dtype);
+
+/* A batch of packed sequences: no padding, sequence i holds tokens cu_seqlens[i] up to
+ * cu_seqlens[i + 1]. */
+typedef struct {
+  int32_t num_tokens;
+  int32_t batch;
+  int32_t num_positions; /* 0 unless the model computes rows at requested tokens */
+  const int32_t *input_ids; /* [num_tokens] */
+  const int32_t *cu_seqlens; /* [batch + 1], from 0 to num_tokens, increasing */
+  const int32_t *token_type_ids; /* [num_tokens], or NULL: all 0 */
+  const int32_t *position_ids; /* [num_tokens], or NULL: counted from the model's first position */
+  const int32_t *positions; /* [num_positions] indices of tokens, or NULL */
+  intformer_observer observer; /* or NULL */
+  void *user; /* handed to observer */
+} intformer_input;
+
+typedef struct {
+  uint32_t abi_version; /* INTFORMER_ABI_VERSION */
+  uint32_t output_channels;
+  const char *name;
+  const uint8_t *build_id; /* 32 bytes, the same as in the file's footer */
+
+  /* Data carried along, or NULL: "metadata.json", "graph.json", "plan.json", "packing.json",
+   * "tensors.json", "tir.json.xz", "files/NAME" (tokenizer), "constants/NAME". */
+  const void *(*section)(const char *name, size_t *size);
+  /* Name of section number index, NULL past the last. */
+  const char *(*section_name)(size_t index);
+
+  /* Numbers that run() writes: rows * output_channels; 0 if the counts in input are unusable. */
+  size_t (*output_size)(const intformer_input *input);
+  /* Computes the batch. out_len counts numbers. Returns INTFORMER_OK, or a code and a one-line
+   * message in err (err may be NULL). Nothing is read beyond the stated counts. */
+  int (*run)(const intformer_input *input, int32_t *out, size_t out_len, char *err,
+             size_t err_len);
+
+  /* Threads used by one run; 0 = as many as affinity and the cgroup's CPU quota allow (default).
+   * A run that starts while another one computes uses its own thread only. */
+  int (*set_threads)(int threads); /* returns INTFORMER_BAD_INPUT for numbers outside 0..1024 */
+  int (*get_threads)(void);
+} intformer_api;
+
+/* Exported by every library, together with intformer_get_<name>(). */
+const intformer_api *intformer_get(void);
+
+/* intformer_open.c: checks length and CRC of the file, the interface version and the glibc this
+ * process runs on, then loads the library. NULL and a one-line message in err on failure. */
+const intformer_api *intformer_open(const char *path, char *err, size_t err_len);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,460 @@
+"""Plan + object files + data -> one shared library that needs libc, libm and libpthread alone.
+
+Everything is checked and linked beside the destination and renamed last: either a whole library
+is there afterwards, or nothing.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import intformer
+from intformer import footer
+from intformer.cpu_features import CPU_FEATURES
+from intformer.elf import Elf
+from intformer.errors import CompileError
+from intformer.memory import ROWS, assign_slots
+from intformer.model import INPUTS, IntModel
+from intformer.plan import BLOCK, Buffer, Plan
+
+SOURCES = Path(__file__).parent / "c"
+GLIBC_FLOOR = (2, 34)  # libraries run on this glibc and newer; the build fails if one would not
+NEEDED = {"libc.so.6", "libm.so.6", "libpthread.so.0"}
+HOOKS = {  # weak variables in TVM's objects that compiler/c/pool.c fills
+    "__TVMBackendParallelLaunch",
+    "__TVMBackendAllocWorkspace",
+    "__TVMBackendFreeWorkspace",
+}
+ALIGN = 64
+ZIG_TARGET = "x86_64-linux-gnu.2.17"
+CFLAGS = [
+    *("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-mgeneral-regs-only"),
+    *("-ffunction-sections", "-fno-strict-aliasing", "-D__NO_INLINE__", "-Wall", "-Wextra"),
+]
+LDFLAGS = [
+    *("-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,--strip-debug", "-Wl,--as-needed"),
+    *("-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-z,noexecstack", "-Wl,-z,relro", "-Wl,-z,now"),
+]
+RUNTIME = ("runtime", "pool", "cpu")  # sources in compiler/c that go into every library
+LIBRARIES = ["-lc", "-lm", "-lpthread"]
+
+
+@dataclass
+class _Job:
+    """One library to be: what `build` was given, checked."""
+
+    plan: Plan
+    objects: list[Path]
+    model: IntModel
+    name: str
+    features: list[str]
+    limits: dict[str, int]
+    tir: bytes
+
+
+def build(
+    plan: Plan,
+    objects: Iterable[Path],
+    model: IntModel,
+    path: Path,
+    *,
+    target: str,
+    cpu_features: Iterable[str] = (),
+    name: str | None = None,
+    tir: bytes = b"",
+    metadata: dict | None = None,
+    header: bool = False,
+) -> Path:
+    """Link the library and return its path.
+
+    plan          steps, buffers, packed constants
+    objects       object files made by TVM that define `__tvm_ffi_<kernel>` of every step
+    model         graph, meta, tokenizer files, and the tensors whose SHA-256 is recorded
+    path          the library to write
+    target        name of the target, for the metadata
+    cpu_features  LLVM names (keys of CPU_FEATURES) the kernels need; checked before they run
+    name          C identifier of intformer_get_<name>; default: from the file name
+    tir           scheduled TIR, xz-compressed JSON
+    metadata      more keys for metadata.json
+    header        also write intformer.h and intformer_open.c beside the library
+    """
+    path = Path(path)
+    name = _identifier(name or path.name.removeprefix("lib").split(".")[0])
+    features = sorted(set(cpu_features))
+    if unknown := [f for f in features if f not in CPU_FEATURES]:
+        raise CompileError(f"unknown CPU feature {unknown[0]!r}", where=f"target {target}")
+    objects = [Path(o) for o in objects]
+    _check_plan(plan, objects)
+    limits = _limits(plan, model.meta)
+    output = plan.buffers[plan.output]
+    about = {
+        **model.meta,
+        **(metadata or {}),
+        "name": name,
+        "intformer": intformer.__version__,
+        "abi_version": footer.ABI_VERSION,
+        "target": target,
+        "cpu_features": features,
+        "inputs": list(plan.inputs),
+        "output": plan.output,
+        "output_rows": output.rows,
+        "output_channels": output.channels,
+        "limits": limits,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            job = _Job(plan, objects, model, name, features, limits, tir)
+            done = _build_in(Path(folder), job, path.name, about)
+            if header:
+                for file in ("intformer.h", "intformer_open.c"):
+                    shutil.copyfile(SOURCES / file, Path(folder) / file)
+                    os.replace(Path(folder) / file, path.parent / file)
+            os.replace(done, path)
+    except OSError as error:
+        raise CompileError(f"cannot write library: {error.strerror}", where=str(path)) from error
+    return path
+
+
+def compiler() -> list[str]:
+    """Return the command of a C compiler: cc, else the ziglang package."""
+    if cc := shutil.which("cc"):
+        return [cc]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-target", ZIG_TARGET]
+    raise CompileError(
+        "no C compiler: neither `cc` on PATH nor the ziglang package",
+        hint="apt install gcc, or pip install ziglang",
+    )
+
+
+def _identifier(text: str) -> str:
+    name = re.sub(r"\W", "_", text, flags=re.ASCII)
+    if not name or name[0].isdigit():
+        name = f"m{name}"
+    return name
+
+
+def _check_plan(plan: Plan, objects: list[Path]) -> None:
+    known = {*INPUTS, *plan.buffers, *plan.constants}
+    defined: set[str] = set()
+    for path in objects:
+        symbols = Elf(path).symbols()
+        defined |= {s for s, here in symbols.items() if here}
+        hooks = {s for s, here in symbols.items() if here and s.startswith(("__TVM", "TVM"))}
+        if hooks - HOOKS:
+            raise CompileError(
+                f"kernels call {min(hooks - HOOKS)}, which a library without TVM does not have",
+                where=str(path),
+            )
+    for number, step in enumerate(plan.steps):
+        where = f"step {number}, kernel {step.kernel}"
+        if f"__tvm_ffi_{step.kernel}" not in defined:
+            raise CompileError("kernel is in no object file", where=where)
+        if unknown := [a for a in (*step.args, *step.outputs) if a not in known]:
+            raise CompileError(f"unknown argument {unknown[0]!r}", where=where)
+        if used := [a for a in step.args if a in INPUTS and a not in plan.inputs]:
+            raise CompileError(f"{used[0]!r} is missing in plan.inputs", where=where)
+    output = plan.buffers.get(plan.output)
+    if output is None or output.dtype != "int32":
+        raise CompileError(f"output {plan.output!r} is no int32 buffer", where="plan")
+
+
+def _limits(plan: Plan, meta: dict) -> dict[str, int]:
+    """Return what the library checks input numbers against, from the model's meta."""
+    try:
+        first = {"column": 0, "padding": (meta.get("pad_token_id") or 0) + 1}[meta["position_rule"]]
+        length = int(meta["max_length"])
+        widest = max(buffer.width for buffer in plan.buffers.values())
+        return {
+            "vocab_size": int(meta["vocab_size"]),
+            "type_vocab_size": int(meta.get("type_vocab_size") or 1),
+            "first_position": first,
+            "positions": first + length,
+            "max_length": length,
+            "max_rows": (2**31 - 1) // widest // BLOCK * BLOCK,
+        }
+    except KeyError as error:
+        raise CompileError(f"missing or unknown {error}", where="meta of the model") from None
+
+
+# ---- data carried along ----
+
+
+def _plan_json(plan: Plan) -> dict:
+    def buffer(b: Buffer) -> dict:
+        channel_map = None if b.channel_map is None else np.asarray(b.channel_map).tolist()
+        return {
+            "dtype": b.dtype,
+            "rows": b.rows,
+            "width": b.width,
+            "channels": b.channels,
+            "zero_point": b.zero_point,
+            "channel_map": channel_map,
+        }
+
+    return {
+        "steps": [
+            {"kernel": s.kernel, "args": list(s.args), "outputs": list(s.outputs)}
+            for s in plan.steps
+        ],
+        "buffers": {name: buffer(b) for name, b in plan.buffers.items()},
+        "inputs": list(plan.inputs),
+        "output": plan.output,
+    }
+
+
+def _sections(job: _Job, about: dict) -> dict[str, bytes]:
+    plan, model = job.plan, job.model
+
+    def to_json(data) -> bytes:
+        return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+    packing = {
+        name: {
+            "dtype": str(array.dtype),
+            "shape": list(array.shape),
+            "packing": plan.packing.get(name),
+        }
+        for name, array in plan.constants.items()
+    }
+    tensors = {
+        name: {
+            "dtype": str(array.dtype),
+            "shape": list(array.shape),
+            "sha256": hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest(),
+        }
+        for name, array in model.tensors.items()
+    }
+    return {
+        **{f"constants/{name}": _bytes(array) for name, array in plan.constants.items()},
+        **{f"files/{name}": data for name, data in model.files.items()},
+        "tir.json.xz": job.tir,
+        "plan.json": to_json(_plan_json(plan)),
+        "graph.json": to_json(model.to_json()),
+        "packing.json": to_json(packing),
+        "tensors.json": to_json(tensors),
+        "metadata.json": to_json(about),
+    }
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _write_blob(path: Path, sections: dict[str, bytes]) -> dict[str, tuple[int, int]]:
+    """Write the sections, each aligned, and return name -> (offset, size)."""
+    index: dict[str, tuple[int, int]] = {}
+    with path.open("wb") as file:
+        for name, data in sections.items():
+            index[name] = (file.tell(), len(data))
+            file.write(data)
+            file.write(bytes(-file.tell() % ALIGN))
+        file.write(bytes(ALIGN))  # never empty
+    return index
+
+
+# ---- plan.c ----
+
+
+def _string(text: str) -> str:
+    plain = all(" " <= c <= "~" and c not in '"\\' for c in text)
+    if not plain:
+        raise CompileError(f"name {text!r} has characters beyond plain ASCII", where="plan")
+    return f'"{text}"'
+
+
+def _array(ctype: str, name: str, rows: list[str]) -> str:
+    body = ",\n".join(f"  {row}" for row in rows or ["0"])
+    return f"static const {ctype} {name}[] = {{\n{body}\n}};\n"
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return "{" + ", ".join(str(int(v)) for v in values) + "}"
+
+
+def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> str:
+    """Return the C source of the static tables that compiler/c/runtime.c walks."""
+    plan, limits = job.plan, job.limits
+    slot_of, slots = assign_slots(plan)
+    used = dict.fromkeys(a for step in plan.steps for a in step.args)
+    order = [*INPUTS, *(b for b in plan.buffers if b in used), *plan.constants]
+    number = {tensor: i for i, tensor in enumerate(order)}
+    tensors, shapes = [], []
+    for tensor in order:
+        if tensor in INPUTS:
+            dtype, kind, rows, rest = "int32", "INPUT", INPUTS[tensor], "0, 0, 1, 0, 0"
+        elif tensor in plan.buffers:
+            b = plan.buffers[tensor]
+            dtype, kind, rows = b.dtype, "BUFFER", b.rows
+            rest = f"{slot_of[tensor]}, {b.width}, 3, 0, 0"
+        else:
+            array = plan.constants[tensor]
+            dtype, kind, rows = str(array.dtype), "CONSTANT", "token"
+            offset = index[f"constants/{tensor}"][0]
+            shapes.append(f"static const int64_t shape_{len(shapes)}[] = {_numbers(array.shape)};")
+            rest = f"0, 0, {array.ndim}, shape_{len(shapes) - 1}, {offset}"
+        code, bits = re.fullmatch(r"(int|uint)(8|16|32|64)", dtype).groups()
+        tensors.append(
+            f"{{{_string(tensor)}, {_string(dtype)}, {kind}, {rows.upper()}, "
+            f"{int(code == 'uint')}, {bits}, {rest}}}"
+        )
+    steps, args, outputs = [], [], []
+    for step in plan.steps:
+        steps.append(
+            f"{{{_string(step.kernel)}, __tvm_ffi_{step.kernel}, {len(args)}, {len(step.args)}, "
+            f"{len(outputs)}, {len(step.outputs)}}}"
+        )
+        args += [str(number[a]) for a in step.args]
+        outputs += [str(number[a]) for a in step.outputs]
+    kernels = dict.fromkeys(step.kernel for step in plan.steps)
+    slot_rows = ["{{" + ", ".join(str(s.bytes[r]) for r in ROWS) + "}}" for s in slots]
+    section_rows = [f"{{{_string(n)}, {at}, {size}}}" for n, (at, size) in index.items()]
+    feature_rows = [
+        f"{{{_string(f)}, {', '.join(str(v) for v in CPU_FEATURES[f])}}}" for f in job.features
+    ]
+    output = plan.buffers[plan.output]
+    columns = [] if output.channel_map is None else [str(int(c)) for c in output.channel_map]
+    return "\n".join(
+        [
+            "/* Generated by intformer (compiler/library.py). */",
+            '#include "plan.h"',
+            *(f"extern int32_t __tvm_ffi_{k}(void *, const tvm_any *, int32_t, tvm_any *);"
+              for k in kernels),
+            *shapes,
+            _array("plan_tensor", "tensors", tensors),
+            _array("plan_step", "steps", steps),
+            _array("int32_t", "args", args),
+            _array("int32_t", "outputs", outputs),
+            _array("plan_slot", "slots", slot_rows),
+            _array("plan_section", "sections", section_rows),
+            _array("plan_feature", "features", feature_rows or ["{0, 0, 0, 0, 0, 0}"]),
+            _array("int32_t", "columns", columns),
+            _array("uint8_t", "build_id", [", ".join(str(b) for b in build_id)]),
+            "const plan_table intformer_plan = {",
+            f"  .tensors = tensors, .num_tensors = {len(tensors)},",
+            f"  .steps = steps, .num_steps = {len(steps)},",
+            f"  .args = args, .num_args = {len(args)}, .outputs = outputs,",
+            f"  .slots = slots, .num_slots = {len(slots)},",
+            f"  .sections = sections, .num_sections = {len(index)},",
+            f"  .features = features, .num_features = {len(job.features)},",
+            f"  .output = {number[plan.output]},",
+            f"  .output_columns = {'columns' if columns else 0},",
+            f"  .vocab_size = {limits['vocab_size']},",
+            f"  .type_vocab_size = {limits['type_vocab_size']},",
+            f"  .num_position_ids = {limits['positions']},",
+            f"  .first_position = {limits['first_position']},",
+            f"  .max_length = {limits['max_length']}, .max_rows = {limits['max_rows']},",
+            f"  .takes_types = {int('token_type_ids' in plan.inputs)},",
+            f"  .takes_positions = {int('positions' in plan.inputs)},",
+            "};",
+            "const intformer_api intformer_table = {",
+            f"  INTFORMER_ABI_VERSION, {output.channels}, {_string(job.name)}, build_id,",
+            "  if_section, if_section_name, if_output_size, if_run, if_set_threads,",
+            "  if_get_threads,",
+            "};",
+            *(
+                f'__attribute__((visibility("default"))) const intformer_api *{get}(void) '
+                "{ return &intformer_table; }"
+                for get in ("intformer_get", f"intformer_get_{job.name}")
+            ),
+            "",
+        ]
+    )  # fmt: skip
+
+
+_BLOB_S = """\
+.section .rodata.intformer_blob,"a",@progbits
+.balign 4096
+.globl intformer_blob
+.hidden intformer_blob
+.type intformer_blob,@object
+intformer_blob:
+.incbin "blob"
+.size intformer_blob,.-intformer_blob
+.section .note.GNU-stack,"",@progbits
+"""
+
+
+# ---- compiling and linking ----
+
+
+def _call(command: list[str], folder: Path, what: str) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        fault = next((line for line in lines if "error" in line or "undefined" in line), None)
+        reason = fault or (lines[-1] if lines else f"exit code {result.returncode}")
+        raise CompileError(f"{what} failed: {reason.strip()}", where=command[0])
+
+
+def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
+    """Compile and link in `folder`; return the finished file in it.
+
+    Linked twice: the glibc floor is read from a first library and written into the metadata of the
+    second.
+    """
+    cc = compiler()
+    for file in SOURCES.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    (folder / "blob.s").write_text(_BLOB_S)
+    kernels = []
+    for number, path in enumerate(job.objects):
+        kernels.append(f"kernels{number}.o")
+        shutil.copyfile(path, folder / kernels[-1])
+    fixed = [f"{source}.o" for source in RUNTIME]
+    for source, made in zip(RUNTIME, fixed, strict=True):
+        _call([*cc, *CFLAGS, "-c", f"{source}.c", "-o", made], folder, "compiling")
+
+    def link(about: dict) -> bytes:
+        index = _write_blob(folder / "blob", _sections(job, about))
+        inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in RUNTIME))]
+        build_id = _digest(inputs, json.dumps([job.name, job.features, job.limits]))
+        (folder / "plan.c").write_text(_plan_c(job, index, build_id))
+        _call([*cc, *CFLAGS, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
+        _call([*cc, "-c", "blob.s", "-o", "blob.o"], folder, "assembling")
+        script = [f"-Wl,--version-script=exports.map,-soname,{file_name}", "-o", file_name]
+        made = ["plan.o", *fixed, *kernels, "blob.o"]
+        _call([*cc, *LDFLAGS, *script, *made, *LIBRARIES], folder, "linking")
+        return build_id
+
+    link(about)
+    glibc = _check_linked(folder / file_name)
+    build_id = link({**about, "glibc": f"{glibc[0]}.{glibc[1]}"})
+    footer.append(folder / file_name, glibc, build_id)
+    return folder / file_name
+
+
+def _digest(files: list[Path], more: str) -> bytes:
+    digest = hashlib.sha256(more.encode())
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.digest()
+
+
+def _check_linked(path: Path) -> tuple[int, int]:
+    """Return the glibc floor of a linked library that needs what it may need, and no more."""
+    elf = Elf(path)
+    if extra := set(elf.needed()) - NEEDED:
+        raise CompileError(f"library needs {min(extra)}", where="linking")
+    floor = elf.glibc_floor()
+    if floor > GLIBC_FLOOR:
+        raise CompileError(
+            f"library needs glibc {floor[0]}.{floor[1]}, newer than the promised "
+            f"{GLIBC_FLOOR[0]}.{GLIBC_FLOOR[1]}",
+            where="linking",
+            hint="uninstall cc and use the ziglang package, or build on an older system",
+        )
+    return floor

@@ -1,0 +1,288 @@
+"""Loads and runs a compiled library. Needs numpy alone, no TVM."""
+
+import ctypes
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from intformer import footer, knobs
+from intformer.errors import LibraryError
+
+_CODE_HINTS = {3: "see `intformer targets`"}  # INTFORMER_CPU; other messages carry their own
+_INT32 = np.iinfo(np.int32)
+_OBSERVER = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    ctypes.c_int32,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_char_p,
+)
+Observer = Callable[[int, str, np.ndarray], None]
+
+
+class _Input(ctypes.Structure):
+    _fields_ = (
+        ("num_tokens", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("num_positions", ctypes.c_int32),
+        ("input_ids", ctypes.c_void_p),
+        ("cu_seqlens", ctypes.c_void_p),
+        ("token_type_ids", ctypes.c_void_p),
+        ("position_ids", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("observer", _OBSERVER),
+        ("user", ctypes.c_void_p),
+    )
+
+
+class _Api(ctypes.Structure):
+    _fields_ = (
+        ("abi_version", ctypes.c_uint32),
+        ("output_channels", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        ("build_id", ctypes.POINTER(ctypes.c_uint8 * 32)),
+        (
+            "section",
+            ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)),
+        ),
+        ("section_name", ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_size_t)),
+        ("output_size", ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.POINTER(_Input))),
+        (
+            "run",
+            ctypes.CFUNCTYPE(
+                ctypes.c_int,
+                ctypes.POINTER(_Input),
+                ctypes.c_void_p,
+                ctypes.c_size_t,
+                ctypes.c_char_p,
+                ctypes.c_size_t,
+            ),
+        ),
+        ("set_threads", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)),
+        ("get_threads", ctypes.CFUNCTYPE(ctypes.c_int)),
+    )
+
+
+def load(path: str | os.PathLike) -> "Library":
+    """Check and load a compiled library."""
+    return Library(path)
+
+
+class Library:
+    """A compiled model. Stays loaded until the process ends; usable from several threads.
+
+    path      where it was loaded from
+    metadata  what the compiler wrote about it (section metadata.json)
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Check the file, then map it; raise LibraryError."""
+        self.path = Path(path)
+        self._api = _open(self.path, footer.check(self.path))
+        self.metadata: dict = self.json("metadata.json")
+        if threads := knobs.threads():
+            self.set_threads(threads)
+
+    def sections(self) -> list[str]:
+        """Return the names of all sections."""
+        names, index = [], 0
+        while name := self._api.section_name(index):
+            names.append(name.decode())
+            index += 1
+        return names
+
+    def _view(self, name: str) -> np.ndarray:
+        size = ctypes.c_size_t()
+        address = self._api.section(name.encode(), ctypes.byref(size))
+        if address is None:
+            raise LibraryError(f"no section {name!r}", where=str(self.path))
+        view = np.frombuffer((ctypes.c_uint8 * size.value).from_address(address), np.uint8)
+        view.flags.writeable = False
+        return view
+
+    def section(self, name: str) -> bytes:
+        """Return the bytes of a section, such as "plan.json" or "files/tokenizer.json"."""
+        return self._view(name).tobytes()
+
+    def json(self, name: str) -> dict:
+        """Return a JSON section as a dict."""
+        return json.loads(self.section(name))
+
+    def graph(self) -> dict:
+        """Return the IntModel's graph, as IntModel.to_json made it."""
+        return self.json("graph.json")
+
+    def files(self) -> dict[str, bytes]:
+        """Return the tokenizer and config files carried along."""
+        prefix = "files/"
+        names = [name for name in self.sections() if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.section(name) for name in names}
+
+    @cached_property
+    def plan(self) -> dict:
+        """Steps and buffers as the library runs them (section plan.json)."""
+        return self.json("plan.json")
+
+    @cached_property
+    def packing(self) -> dict:
+        """Dtype, shape and packing of every constant (section packing.json)."""
+        return self.json("packing.json")
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Return a packed constant: a read-only view of the library's own memory."""
+        about = self.packing.get(name)
+        if about is None:
+            raise LibraryError(f"no constant {name!r}", where=str(self.path))
+        return self._view(f"constants/{name}").view(about["dtype"]).reshape(about["shape"])
+
+    def logical(self, name: str, data: np.ndarray) -> np.ndarray:
+        """Return a buffer as the IntModel means it.
+
+        data    physical [rows, width], as an observer sees it
+        result  [rows, channels], zero point removed; int8 where the buffer stores uint8
+        """
+        about = self.plan["buffers"][name]
+        columns = about["channel_map"]
+        data = data[:, : about["channels"]] if columns is None else data[:, columns]
+        if about["zero_point"]:
+            data = (data.astype(np.int32) - about["zero_point"]).astype(np.int8)
+        return data
+
+    @property
+    def threads(self) -> int:
+        """Threads of one run."""
+        return self._api.get_threads()
+
+    def set_threads(self, threads: int) -> None:
+        """Set the threads of one run; 0 = as affinity and the cgroup quota allow (default)."""
+        if not 0 <= threads <= 1024 or self._api.set_threads(threads):
+            raise LibraryError(f"{threads} threads", hint="a number from 0 to 1024 is needed")
+
+    def run(
+        self,
+        input_ids: np.ndarray,
+        cu_seqlens: np.ndarray,
+        token_type_ids: np.ndarray | None = None,
+        position_ids: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
+        observer: Observer | None = None,
+    ) -> np.ndarray:
+        """Compute a batch of packed sequences.
+
+        input_ids       [n] token ids of all sequences, without padding
+        cu_seqlens      [batch + 1] offsets: sequence i is input_ids[cu_seqlens[i]:cu_seqlens[i+1]]
+        token_type_ids  [n], default 0
+        position_ids    [n], default counted from the model's first position
+        positions       [p] token indices whose rows are wanted (masked LM)
+        observer        called as observer(step, buffer name, physical array [rows, width]) after
+                        each step; the array is valid during the call
+        result          int32 [rows, channels]; rows are tokens, sequences or positions
+        """
+        arrays = {
+            "input_ids": _int32("input_ids", input_ids),
+            "cu_seqlens": _int32("cu_seqlens", cu_seqlens),
+            "token_type_ids": _int32("token_type_ids", token_type_ids),
+            "position_ids": _int32("position_ids", position_ids),
+            "positions": _int32("positions", positions),
+        }
+        tokens = arrays["input_ids"].size
+        for name in ("token_type_ids", "position_ids"):
+            if arrays[name] is not None and arrays[name].size != tokens:
+                raise LibraryError(f"{arrays[name].size} {name} for {tokens} input_ids")
+        failed: list[BaseException] = []
+        call = _Input(
+            num_tokens=tokens,
+            batch=arrays["cu_seqlens"].size - 1,
+            num_positions=0 if arrays["positions"] is None else arrays["positions"].size,
+            observer=_wrap(observer, failed) if observer else _OBSERVER(),
+            **{name: a.ctypes.data for name, a in arrays.items() if a is not None},
+        )
+        size = self._api.output_size(ctypes.byref(call))
+        out = np.empty((size // self._api.output_channels, self._api.output_channels), np.int32)
+        error = ctypes.create_string_buffer(1024)
+        code = self._api.run(
+            ctypes.byref(call), out.ctypes.data, out.size, error, ctypes.sizeof(error)
+        )
+        if failed:
+            raise failed[0]
+        if code:
+            raise LibraryError(
+                error.value.decode(), where=str(self.path), hint=_CODE_HINTS.get(code, "")
+            )
+        return out
+
+
+def _int32(name: str, values: np.ndarray | None) -> np.ndarray | None:
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or not array.size):
+        raise LibraryError(
+            f"{name} is {array.dtype} {list(array.shape)}", hint="a row of integers is needed"
+        )
+    if array.size and not _INT32.min <= array.min() <= array.max() <= _INT32.max:
+        raise LibraryError(f"{name} has numbers beyond 32 bits")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _wrap(observer: Observer, failed: list[BaseException]) -> _OBSERVER:
+    """Return the C callback. ctypes swallows exceptions, so the first is kept for the caller."""
+
+    def call(_user, step, buffer, data, rows, width, dtype) -> None:
+        if failed:
+            return
+        try:
+            dtype = np.dtype(dtype.decode())
+            raw = (ctypes.c_uint8 * (rows * width * dtype.itemsize)).from_address(data)
+            observer(step, buffer.decode(), np.frombuffer(raw, dtype).reshape(rows, width))
+        except BaseException as error:
+            failed.append(error)
+
+    return _OBSERVER(call)
+
+
+def _open(path: Path, about: footer.Footer) -> _Api:
+    where = str(path)
+    if about.abi != footer.ABI_VERSION:
+        raise LibraryError(
+            f"library has interface version {about.abi}, this intformer {footer.ABI_VERSION}",
+            where=where,
+            hint="compile the model again",
+        )
+    have = _glibc()
+    if have is not None and have < about.glibc:
+        raise LibraryError(
+            f"library needs glibc {about.glibc[0]}.{about.glibc[1]}, this system has "
+            f"{have[0]}.{have[1]}",
+            where=where,
+            hint="compile it with the ziglang package in place of cc",
+        )
+    # dlopen() answers with the library it already has under this name, even if the file has been
+    # replaced since: another spelling of the path makes it look again
+    folder = path.absolute().parent
+    for dots in range(64):
+        try:
+            loaded = ctypes.CDLL(f"{folder}/{'./' * dots}{path.name}")
+        except OSError as error:
+            raise LibraryError(f"cannot load library: {error}", where=where) from None
+        loaded.intformer_get.restype = ctypes.POINTER(_Api)
+        api = loaded.intformer_get().contents
+        if bytes(api.build_id.contents) == about.build_id:
+            return api
+    raise LibraryError("an older library is loaded under this path", where=where)
+
+
+def _glibc() -> tuple[int, int] | None:
+    """Return the version of this process's glibc; None under another C library."""
+    try:
+        major, minor = os.confstr("CS_GNU_LIBC_VERSION").split()[1].split(".")[:2]
+        return int(major), int(minor)
+    except (AttributeError, ValueError, OSError):
+        return None
