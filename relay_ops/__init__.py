@@ -1,6 +1,7 @@
 """The integer ops, one file each: meaning (NumPy reference), range analysis, TVM definition."""
 
 from intformer.relay_ops import (
+    add_bias,
     attention,
     attention_ibert,
     embed,
@@ -25,6 +26,7 @@ OPS: dict[str, IntOp] = {
     "i_layernorm_ibert": i_layernorm_ibert.OP,
     "matmul": matmul.OP,
     "requantize": requantize.OP,
+    "add_bias": add_bias.OP,
     "attention": attention.OP,
     "attention_ibert": attention_ibert.OP,
     "residual_add": residual_add.OP,
