@@ -1,0 +1,397 @@
+"""Around a compiled library: text to packed tokens, integer outputs to answers.
+
+The library computes integers from integers. What stays in float is here, after it: one
+multiplication by the output scale, softmax, the L2 norm. Needs numpy and tokenizers.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from intformer.errors import IntformerError, LibraryError
+from intformer.runtime import Library
+
+MAX_ANSWER = 30  # tokens in an answer of question answering
+DOC_STRIDE = 128  # tokens that two windows over a long document share
+
+
+@dataclass
+class Packed:
+    """Sequences one after the other, as Library.run takes them.
+
+    input_ids, token_type_ids, position_ids  int32 [n]
+    cu_seqlens                               int32 [sequences + 1]
+    positions   int32 [p], tokens whose rows are wanted (masked LM), else None
+    encodings   of the tokenizer, one per sequence; empty where no text was encoded
+    texts       what was encoded: (text,) or (text, pair)
+    text_of     which text each sequence is of; a long document has several
+    """
+
+    input_ids: np.ndarray
+    cu_seqlens: np.ndarray
+    token_type_ids: np.ndarray
+    position_ids: np.ndarray
+    positions: np.ndarray | None = None
+    encodings: list[Encoding] = field(default_factory=list)
+    texts: list[tuple[str, ...]] = field(default_factory=list)
+    text_of: list[int] = field(default_factory=list)
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Return the arguments of Library.run and the inputs of IntModel.run."""
+        names = ("input_ids", "cu_seqlens", "token_type_ids", "position_ids")
+        found = {name: getattr(self, name) for name in names}
+        return found if self.positions is None else {**found, "positions": self.positions}
+
+
+def hf_positions(input_ids: np.ndarray, rule: str, pad: int | None) -> np.ndarray:
+    """Return the positions Hugging Face gives padded ids, int32 [batch, seq].
+
+    rule  "column": 0, 1, .. by column (BERT, also under left padding);
+          "padding": ids that are not `pad` count from pad + 1, a pad id has pad (RoBERTa:
+          create_position_idsfrom_input_ids)
+    """
+    if rule == "column":
+        return np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)
+    real = input_ids != pad
+    return (np.cumsum(real, 1) * real + pad).astype(np.int32)
+
+
+def pack(
+    metadata: dict,
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray | None = None,
+    token_type_ids: np.ndarray | None = None,
+    position_ids: np.ndarray | None = None,
+    wanted: np.ndarray | None = None,
+) -> Packed:
+    """Pack Hugging Face's padded arrays, each [batch, seq]: masked tokens go, positions stay.
+
+    metadata        of the library (position_rule, pad_token_id)
+    attention_mask  0 where a token is to be dropped; default: none
+    token_type_ids  default 0
+    position_ids   default: those Hugging Face would compute before masking
+    wanted          true where a row is to be computed (masked LM)
+    """
+    ids = np.asarray(input_ids)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise IntformerError(f"input_ids is {ids.dtype} {list(ids.shape)}, not [batch, seq]")
+
+    def same_shape(name: str, array) -> np.ndarray:
+        array = np.asarray(array)
+        if array.shape != ids.shape:
+            raise IntformerError(f"{name} is {list(array.shape)}, input_ids {list(ids.shape)}")
+        return array
+
+    mask = np.ones(ids.shape, bool)
+    if attention_mask is not None:
+        mask = same_shape("attention_mask", attention_mask).astype(bool)
+    if position_ids is None:
+        places = hf_positions(ids, metadata["position_rule"], metadata["pad_token_id"])
+    else:
+        places = same_shape("position_ids", position_ids)
+    lengths = mask.sum(1)
+    if not lengths.all():
+        raise IntformerError(
+            f"sequence {int(np.argmin(lengths))} is empty: all its tokens are masked",
+            where="attention_mask",
+            hint="drop it from the batch",
+        )
+    types = np.zeros(ids.shape, np.int32)
+    if token_type_ids is not None:
+        types = same_shape("token_type_ids", token_type_ids)
+    positions = None
+    if wanted is not None:
+        positions = np.flatnonzero(same_shape("wanted", wanted)[mask]).astype(np.int32)
+    return Packed(
+        input_ids=ids[mask].astype(np.int32),
+        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+        token_type_ids=types[mask].astype(np.int32),
+        position_ids=places[mask].astype(np.int32),
+        positions=positions,
+    )
+
+
+class Edge:
+    """Tokenizer and decoder of one model.
+
+    metadata   of the library, or IntModel.meta
+    tokenizer  tokenizers.Tokenizer, without padding
+    mask_id    id of the mask token; None where the tokenizer has none
+    """
+
+    def __init__(self, metadata: dict, files: dict[str, bytes]):
+        """Make the tokenizer from the files carried along (Library.files, IntModel.files)."""
+        self.metadata = metadata
+        if "tokenizer.json" not in files:
+            raise LibraryError(
+                "the model carries no tokenizer",
+                hint="tokenize elsewhere and pass ids, or compile with --tokenizer",
+            )
+        try:
+            self.tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+        except Exception as error:  # tokenizers raises plain Exception
+            raise LibraryError(f"cannot read tokenizer.json: {error}") from error
+        self.tokenizer.no_padding()
+        self.mask_id = self._mask_id(files)
+
+    @classmethod
+    def of(cls, library: Library) -> "Edge":
+        """Return the edge of a loaded library."""
+        return cls(library.metadata, library.files())
+
+    def _mask_id(self, files: dict[str, bytes]) -> int | None:
+        named = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            named.update(json.loads(files.get(name, b"{}")))
+        token = named.get("mask_token")
+        token = token["content"] if isinstance(token, dict) else token
+        found = (self.tokenizer.token_to_id(t) for t in (token, "[MASK]", "<mask>") if t)
+        return next((number for number in found if number is not None), None)
+
+    # ---- text to tokens ----
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        doc_stride: int = DOC_STRIDE,
+    ) -> Packed:
+        """Tokenize and pack; one sequence per text, cut at the model's truncate_length.
+
+        texts       sentences; questions for question answering
+        pairs       second sentences; documents for question answering, where a long one becomes
+                    several windows
+        doc_stride  tokens two windows share
+        """
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise IntformerError("a single text", hint="pass a list of texts")
+        if not texts:
+            raise IntformerError("no texts")
+        if pairs is not None and len(pairs) != len(texts):
+            raise IntformerError(f"{len(texts)} texts and {len(pairs)} pairs")
+        head = self.metadata["head"]
+        if head == "question-answering" and pairs is None:
+            raise IntformerError("question answering needs a document for each question")
+        if head == "sentence-embedding" and pairs is not None:
+            raise IntformerError("a pair of texts", hint="embed them one by one")
+        rows = list(zip(texts, pairs, strict=True)) if pairs is not None else [(t,) for t in texts]
+        return self._packed(rows, *self._encodings(rows, doc_stride))
+
+    def _encodings(self, rows: list[tuple], doc_stride: int) -> tuple[list[Encoding], list[int]]:
+        length = self.metadata.get("truncate_length") or self.metadata["max_length"]
+        windows = self.metadata["head"] == "question-answering"
+        try:
+            if windows:
+                self.tokenizer.enable_truncation(length, stride=doc_stride, strategy="only_second")
+            else:
+                self.tokenizer.enable_truncation(length)
+            found = self.tokenizer.encode_batch([r if len(r) == 2 else r[0] for r in rows])
+        except Exception as error:  # tokenizers raises plain Exception
+            raise IntformerError(
+                f"cannot tokenize: {error}",
+                hint="a question must leave room for its document" if windows else "",
+            ) from error
+        groups = [[e, *e.overflowing] if windows else [e] for e in found]
+        text_of = [i for i, group in enumerate(groups) for _ in group]
+        return [e for group in groups for e in group], text_of
+
+    def _packed(self, rows: list[tuple], encodings: list[Encoding], text_of: list[int]) -> Packed:
+        rule, pad = self.metadata["position_rule"], self.metadata["pad_token_id"]
+        ids = [np.array(e.ids, np.int32) for e in encodings]
+        if empty := [i for i, sequence in zip(text_of, ids, strict=True) if not sequence.size]:
+            raise IntformerError(f"text {empty[0]} has no tokens", hint="drop it")
+        flat = np.concatenate(ids)
+        types = np.concatenate([np.array(e.type_ids, np.int32) for e in encodings])
+        packed = Packed(
+            input_ids=flat,
+            cu_seqlens=np.cumsum([0, *map(len, ids)]).astype(np.int32),
+            token_type_ids=np.minimum(types, (self.metadata.get("type_vocab_size") or 1) - 1),
+            position_ids=np.concatenate([hf_positions(i[None], rule, pad)[0] for i in ids]),
+            encodings=encodings,
+            texts=rows,
+            text_of=text_of,
+        )
+        if self.metadata["head"] == "masked-lm":
+            packed.positions = np.flatnonzero(flat == self.mask_id).astype(np.int32)
+            if not packed.positions.size:
+                raise IntformerError(
+                    "no mask token in the text",
+                    hint=f"write {self.tokenizer.id_to_token(self.mask_id)} where a word is missing"
+                    if self.mask_id is not None
+                    else "the tokenizer has none",
+                )
+        return packed
+
+    # ---- integers to answers ----
+
+    def real(self, output: np.ndarray) -> np.ndarray:
+        """Return integer outputs in real units, float32 [rows, channels]."""
+        return (output * np.asarray(self.metadata["output_scale"])).astype(np.float32)
+
+    def decode(self, packed: Packed, output: np.ndarray, **options) -> list:
+        """Return one answer per text (per sequence where no text was encoded).
+
+        output   what Library.run returned for `packed`, int32 [rows, channels]
+        options  top_k (masked LM, default 5); max_answer (question answering, default 30 tokens)
+
+        sentence-embedding       float32 [channels] of L2 norm 1
+        features                 float32 [tokens, channels]
+        sequence-classification  {"label", "score", "scores": {label: score}}
+        token-classification     [{"token", "label", "score", "start", "end"}], no special tokens
+        question-answering       {"answer", "score", "start", "end"}
+        masked-lm                per mask: [{"token", "id", "score"}], best first
+        """
+        decoders = {
+            "sentence-embedding": self._embeddings,
+            "features": self._features,
+            "sequence-classification": self._classes,
+            "token-classification": self._tokens,
+            "question-answering": self._answers,
+            "masked-lm": self._fillings,
+        }
+        return decoders[self.metadata["head"]](packed, self.real(output), **options)
+
+    def _embeddings(self, packed: Packed, rows: np.ndarray) -> list[np.ndarray]:
+        return list(l2_normalised(rows))
+
+    def _features(self, packed: Packed, rows: np.ndarray) -> list[np.ndarray]:
+        return np.split(rows, packed.cu_seqlens[1:-1])
+
+    def _classes(self, packed: Packed, rows: np.ndarray) -> list[dict]:
+        labels = self.metadata["labels"]
+        problem = self.metadata.get("problem_type")
+        if problem == "regression" or (len(labels) == 1 and not problem):
+            scores = rows
+        elif problem == "multi_label_classification":
+            scores = 1 / (1 + np.exp(-rows))
+        else:
+            scores = softmax(rows)
+        best = rows.argmax(1)
+        return [
+            {
+                "label": labels[top],
+                "score": float(row[top]),
+                "scores": {label: float(s) for label, s in zip(labels, row, strict=True)},
+            }
+            for top, row in zip(best, scores, strict=True)
+        ]
+
+    def _tokens(self, packed: Packed, rows: np.ndarray) -> list[list[dict]]:
+        labels = self.metadata["labels"]
+        scores = softmax(rows)
+        answers = []
+        for first, encoding in zip(packed.cu_seqlens, packed.encodings, strict=False):
+            answers.append(
+                [
+                    {
+                        "token": encoding.tokens[i],
+                        "label": labels[scores[first + i].argmax()],
+                        "score": float(scores[first + i].max()),
+                        "start": encoding.offsets[i][0],
+                        "end": encoding.offsets[i][1],
+                    }
+                    for i, special in enumerate(encoding.special_tokens_mask)
+                    if not special
+                ]
+            )
+        return answers
+
+    def _answers(
+        self, packed: Packed, rows: np.ndarray, max_answer: int = MAX_ANSWER
+    ) -> list[dict]:
+        spans: dict[int, list[tuple]] = {i: [] for i in range(len(packed.texts))}
+        for number, encoding in enumerate(packed.encodings):
+            start, end = packed.cu_seqlens[number : number + 2]
+            inside = np.array([s == 1 for s in encoding.sequence_ids])
+            for span in answer_spans(rows[start:end, 0], rows[start:end, 1], inside, max_answer):
+                score, first, last = span
+                place = (encoding.offsets[first][0], encoding.offsets[last][1])
+                spans[packed.text_of[number]].append((score, *place))
+        return [self._answer(packed.texts[i], found) for i, found in spans.items()]
+
+    def _answer(self, texts: tuple[str, ...], spans: list[tuple]) -> dict:
+        if not spans:
+            return {"answer": "", "score": 0.0, "start": 0, "end": 0}
+        # windows overlap: the same span counts once, with its best score
+        best: dict[tuple[int, int], float] = {}
+        for score, start, end in spans:
+            best[start, end] = max(score, best.get((start, end), -np.inf))
+        (start, end), _ = top = max(best.items(), key=lambda item: item[1])
+        share = 1 / np.exp(np.array(list(best.values())) - top[1]).sum()
+        text = texts[1][start:end]
+        start += len(text) - len(text.lstrip())
+        text = text.strip()
+        return {"answer": text, "score": float(share), "start": start, "end": start + len(text)}
+
+    def _fillings(self, packed: Packed, rows: np.ndarray, top_k: int = 5) -> list[list[list[dict]]]:
+        scores = softmax(rows)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+        answers: list[list[list[dict]]] = [[] for _ in packed.cu_seqlens[1:]]
+        sequences = np.searchsorted(packed.cu_seqlens, packed.positions, side="right") - 1
+        for row, sequence in enumerate(sequences):
+            answers[sequence].append(
+                [
+                    {
+                        "token": self.tokenizer.id_to_token(int(i)),
+                        "id": int(i),
+                        "score": float(scores[row, i]),
+                    }
+                    for i in order[row]
+                ]
+            )
+        return answers
+
+
+def answer_spans(
+    start: np.ndarray, end: np.ndarray, inside: np.ndarray, max_answer: int
+) -> Iterator[tuple[float, int, int]]:
+    """Yield (start logit + end logit, first token, last token) of every possible answer.
+
+    start, end  float [tokens], logits of one window
+    inside      bool [tokens], true in the document
+    """
+    where = np.flatnonzero(inside)
+    for first in where:
+        last = where[(where >= first) & (where < first + max_answer)]
+        yield from zip(
+            (start[first] + end[last]).tolist(),
+            [int(first)] * len(last),
+            last.tolist(),
+            strict=True,
+        )
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    """Return the softmax along the last axis."""
+    e = np.exp(rows - rows.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def l2_normalised(rows: np.ndarray) -> np.ndarray:
+    """Return rows of Euclidean length 1; a zero row stays zero."""
+    length = np.sqrt(np.square(rows, dtype=np.float64).sum(-1, keepdims=True))
+    return (rows / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def predict(
+    library: Library,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    batch: int = 32,
+    **options,
+) -> Iterator:
+    """Yield the answer for each text in order, running `batch` texts at a time.
+
+    options  doc_stride of Edge.encode, and those of Edge.decode
+    """
+    edge = Edge.of(library)
+    stride = {"doc_stride": options.pop("doc_stride")} if "doc_stride" in options else {}
+    for at in range(0, len(texts), batch):
+        some = None if pairs is None else pairs[at : at + batch]
+        packed = edge.encode(texts[at : at + batch], some, **stride)
+        yield from edge.decode(packed, library.run(**packed.inputs()), **options)
