@@ -18,7 +18,15 @@ PUBLIC = {  # name -> module that has it
     "TARGETS": "intformer.targets",
     "IntformerError": "intformer.errors",
 }
-__all__ = [*PUBLIC, "__version__"]
+__all__ = [
+    "TARGETS",
+    "IntformerError",
+    "compile",
+    "evaluate",
+    "import_model",
+    "load",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from intformer.compare import verify

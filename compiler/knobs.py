@@ -11,7 +11,7 @@ def debug() -> int:
 
 
 def threads() -> int:
-    """INTFORMER_THREADS: threads a loaded library starts with; 0 takes what the CPU quota allows."""
+    """INTFORMER_THREADS: threads of a loaded library; 0 takes what the CPU quota allows."""
     return _number("INTFORMER_THREADS", 0)
 
 

@@ -8,9 +8,11 @@ from libm count as float too.
 import bisect
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from intformer.elf import Elf, Section
 from intformer.errors import LibraryError
 from intformer.finding import Finding
 from intformer.x86_mnemonics import fault
@@ -19,6 +21,7 @@ X86_64 = 62  # e_machine
 EXECUTABLE = 4  # sh_flags: SHF_EXECINSTR
 DYNSYM, SYMTAB, VERNEED, VERSYM = 11, 2, 0x6FFFFFFE, 0x6FFFFFFF  # sh_type
 FUNCTION = 2  # symbol type
+SYMBOL = "<IBBHQQ"  # Elf64_Sym: name, info, other, section index, value, size
 
 
 @dataclass
@@ -37,22 +40,14 @@ class MachineCode:
     findings: list[Finding] = field(default_factory=list)
 
 
-@dataclass
-class Section:
-    """One section header of an ELF file, with its bytes."""
-
-    kind: int
-    flags: int
-    address: int
-    link: int
-    data: bytes
-
-
 def check(path: Path) -> MachineCode:
     """Decode every executable section of an ELF file (library or object) and judge it."""
     import iced_x86
 
-    sections = read_sections(Path(path))
+    elf = Elf(Path(path))
+    (arch,) = struct.unpack_from("<H", elf.data, 18)
+    if arch != X86_64:
+        raise LibraryError(f"code for ELF machine {arch}; x86-64 is {X86_64}", where=str(path))
     names = {
         number: name.lower()
         for name, number in vars(iced_x86.Mnemonic).items()
@@ -65,11 +60,12 @@ def check(path: Path) -> MachineCode:
     }
     formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
     found = MachineCode()
-    functions = Functions(sections)
-    for section in sections:
+    functions = Functions(elf)
+    for section in elf.sections:
         if not section.flags & EXECUTABLE:
             continue
-        for instruction in iced_x86.Decoder(64, section.data, ip=section.address):
+        code = elf.data[section.offset : section.offset + section.size]
+        for instruction in iced_x86.Decoder(64, code, ip=section.addr):
             name = names[instruction.mnemonic]
             found.mnemonics[name] += 1
             found.features.update(features[f] for f in instruction.cpuid_features())
@@ -80,7 +76,7 @@ def check(path: Path) -> MachineCode:
     found.instructions = found.mnemonics.total()
     found.findings += [
         Finding("imports", f"float function: {name} from {library}")
-        for name, library in imports(sections)
+        for name, library in imports(elf)
         if library.startswith("libm.")
     ]
     if not found.instructions:
@@ -88,45 +84,17 @@ def check(path: Path) -> MachineCode:
     return found
 
 
-def read_sections(path: Path) -> list[Section]:
-    """Return the sections of a 64-bit little-endian x86-64 ELF file."""
-    data = path.read_bytes()
-    if len(data) < 64 or data[:6] != b"\x7fELF\x02\x01":
-        raise LibraryError("not a 64-bit ELF file", where=str(path), hint="give a compiled .so")
-    (machine,) = struct.unpack_from("<H", data, 18)
-    if machine != X86_64:
-        raise LibraryError(
-            f"machine code of ELF machine {machine}, only x86-64 (62) can be read", where=str(path)
-        )
-    (table,) = struct.unpack_from("<Q", data, 40)
-    size, count, _ = struct.unpack_from("<HHH", data, 58)
-    sections = []
-    for i in range(count):
-        _, kind, flags, address, offset, length, link, _ = struct.unpack_from(
-            "<IIQQQQII", data, table + i * size
-        )
-        body = data[offset : offset + length] if kind != 8 else b""  # 8: NOBITS, nothing stored
-        sections.append(Section(kind, flags, address, link, body))
-    return sections
-
-
-def text(section: Section, offset: int) -> str:
-    """Return the NUL-terminated string at an offset of a string table."""
-    return section.data[offset : section.data.index(b"\0", offset)].decode()
-
-
 class Functions:
     """Names an address by the function it lies in, where symbols were kept."""
 
-    def __init__(self, sections: list[Section]):
+    def __init__(self, elf: Elf):
         """Collect the function symbols of both symbol tables, sorted by address."""
         found = {}
-        for section in sections:
-            if section.kind not in (DYNSYM, SYMTAB):
-                continue
-            for name, info, _, index, value, _ in struct.iter_unpack("<IBBHQQ", section.data):
-                if info & 15 == FUNCTION and index:
-                    found[value] = text(sections[section.link], name)
+        for section in elf.sections:
+            if section.type in (DYNSYM, SYMTAB):
+                for name, info, _, index, value, _ in entries(elf, section, SYMBOL):
+                    if info & 15 == FUNCTION and index:
+                        found[value] = text(elf, section, name)
         self.addresses = sorted(found)
         self.names = [found[address] for address in self.addresses]
 
@@ -138,29 +106,38 @@ class Functions:
         return f"{self.names[i]}+{address - self.addresses[i]:#x}"
 
 
-def imports(sections: list[Section]) -> list[tuple[str, str]]:
+def entries(elf: Elf, section: Section, layout: str) -> Iterator[tuple]:
+    """Unpack the fixed-size entries of a section."""
+    return struct.iter_unpack(layout, elf.data[section.offset : section.offset + section.size])
+
+
+def text(elf: Elf, section: Section, offset: int) -> str:
+    """Return a string from the string table that a section is linked to."""
+    start = elf.sections[section.link].offset + offset
+    return elf.data[start : elf.data.index(b"\0", start)].decode()
+
+
+def imports(elf: Elf) -> list[tuple[str, str]]:
     """Return (symbol, library) of every versioned symbol taken from another library."""
-    by_kind = {section.kind: section for section in sections}
-    if not {DYNSYM, VERNEED, VERSYM} <= by_kind.keys():
+    by_type = {section.type: section for section in elf.sections}
+    if not {DYNSYM, VERNEED, VERSYM} <= by_type.keys():
         return []
-    needed, symbols = by_kind[VERNEED], by_kind[DYNSYM]
+    needed, symbols = by_type[VERNEED], by_type[DYNSYM]
     library = {}  # version index -> file name
-    entry = 0
-    while True:
-        _, count, file, first, following = struct.unpack_from("<HHIII", needed.data, entry)
+    entry = needed.offset
+    for _ in range(needed.info):
+        _, count, file, first, following = struct.unpack_from("<HHIII", elf.data, entry)
         version = entry + first
         for _ in range(count):
-            _, _, other, _, step = struct.unpack_from("<IHHII", needed.data, version)
-            library[other] = text(sections[needed.link], file)
+            _, _, other, _, step = struct.unpack_from("<IHHII", elf.data, version)
+            library[other] = text(elf, needed, file)
             version += step
-        if not following:
-            break
         entry += following
-    versions = [v for (v,) in struct.iter_unpack("<H", by_kind[VERSYM].data)]
+    versions = [version & 0x7FFF for (version,) in entries(elf, by_type[VERSYM], "<H")]
     return [
-        (text(sections[symbols.link], name), library[version & 0x7FFF])
+        (text(elf, symbols, name), library[version])
         for (name, _, _, index, _, _), version in zip(
-            struct.iter_unpack("<IBBHQQ", symbols.data), versions, strict=True
+            entries(elf, symbols, SYMBOL), versions, strict=True
         )
-        if index == 0 and version & 0x7FFF in library
+        if index == 0 and version in library
     ]

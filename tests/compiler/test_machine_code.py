@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from intformer import machine_code, x86_mnemonics
-from intformer.errors import LibraryError
+from intformer.errors import IntformerError
 
 pytest.importorskip("iced_x86", reason="needs the compiler extra")
 
@@ -110,7 +110,7 @@ def test_bytes_that_are_no_instruction_are_refused(build):
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "a.so"
     path.write_bytes(content)
-    with pytest.raises(LibraryError, match="not a 64-bit ELF"):
+    with pytest.raises(IntformerError, match="not a 64-bit"):
         machine_code.check(path)
 
 
