@@ -25,4 +25,14 @@ def bounds(x: Interval, bias: np.ndarray) -> Interval:
     return (x + Interval.of(bias, bias)).fits("int32", NAME, "sum")
 
 
-OP = IntOp(NAME, reference, bounds, source="transformers ibert QuantLinear")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W]."""
+    from tvm import te
+
+    from intformer.relay_ops.expr import wrapping_add
+
+    x, bias = args
+    return [te.compute(x.shape, lambda i, r, c: wrapping_add(x[i, r, c], bias[c]), name="add_bias")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="transformers ibert QuantLinear")

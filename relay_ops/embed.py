@@ -42,15 +42,47 @@ def reference(*arrays: np.ndarray, lo: int, hi: int, types: int) -> np.ndarray:
 
 
 def bounds(*arrays, lo: int, hi: int, types: int) -> Interval:
-    """Interval per channel over every row of every table (ids may be anything legal)."""
+    """One interval over every row of every table (ids may be anything legal), all channels."""
     parts = []
     for _, table, mult, shift in _lookups(arrays, types):
-        rows = dyadic(table, mult[:, None], shift[:, None])  # int64: |table| < 2^15
-        parts.append(Interval(exact(rows.min(0)), exact(rows.max(0))).fits("int32", NAME, "row"))
+        rows = Interval(exact(table.min(1)), exact(table.max(1))).dyadic(mult, shift)
+        parts.append(Interval.of(rows.min, rows.max).fits("int32", NAME, "row"))
     *first, last = parts
     total = first[0] if len(first) == 1 else first[0] + first[1]
     total = total.fits("int32", NAME, "sum").clamp(lo, hi)
     return (total + last).fits("int32", NAME, "sum").clamp(lo, hi)
 
 
-OP = IntOp(NAME, reference, bounds, source="transformers ibert IBertEmbeddings")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W]; rows past the last token are 0.
+
+    The word table is [V, W], or packed as the tied decoder's weight, [V / L, W / D, L, D].
+    """
+    from tvm import te, tirx
+
+    from intformer.relay_ops import expr
+
+    *first, last = _lookups(args, attrs["types"])
+    tokens = args[0].shape[0]
+
+    def entry(table, row, c):
+        if len(table.shape) == 2:
+            return table[row, c]
+        lanes, depth = int(table.shape[2]), int(table.shape[3])
+        return table[row // lanes, c // depth, row % lanes, c % depth]
+
+    def share(lookup, t, c):
+        ids, table, mult, shift = lookup
+        p = expr.product(entry(table, ids[t], c), mult[ids[t]])
+        return expr.round_shift(p, shift[ids[t]].astype("int64")).astype("int32")
+
+    def out(i, r, c):
+        t = i * 8 + r
+        total = expr.clamp(sum(share(lookup, t, c) for lookup in first), attrs["lo"], attrs["hi"])
+        total = expr.clamp(total + share(last, t, c), attrs["lo"], attrs["hi"])
+        return tirx.if_then_else(t < tokens, total, tirx.const(0, "int32"))
+
+    return [te.compute((attrs["blocks"], 8, attrs["width"]), out, name="embed")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="transformers ibert IBertEmbeddings")

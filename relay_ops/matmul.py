@@ -13,6 +13,8 @@ NAME = "matmul"
 # float32 holds every integer up to 2^24 = 1024 * 128 * 128, so a BLAS product of this many int8
 # terms has no rounding in any order of summation
 EXACT_TERMS = 1024
+ZERO_POINT = 128  # of the unsigned form of x
+CHUNK = 4096  # rows of w widened at a time
 
 
 def reference(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -27,30 +29,34 @@ def reference(x: np.ndarray, w: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 
 def bounds(x: Interval, w: np.ndarray, bias: np.ndarray) -> Interval:
-    """Exact interval per output channel from the weights; also holds for any part of the sum.
+    """Exact interval per output channel, from the weights.
 
-    Lemma: a partial sum (any subset of k, bias first or last) lies in the interval of
-    [sum_k min(0, low_k), sum_k max(0, high_k)] with bias added or not, so checking that one
-    proves every order of accumulation, the u8 x s8 form apart (see `unsigned_bounds`).
+    Lemma: whatever the order, a partial sum takes some of the terms, each between its own ends, so
+    it lies in [sum min(0, low_k), sum max(0, high_k)], with the bias added first or last. Checked
+    for both forms of the product that kernels use: s8 x s8, and u8 x s8 with x + 128 and the
+    bias less 128 sum_k w[n, k].
     """
     k = w.shape[1]
-    low = np.broadcast_to(x.low, k).astype(np.float64)
-    high = np.broadcast_to(x.high, k).astype(np.float64)
-    positive, negative = np.maximum(w, 0).astype(np.float64), np.minimum(w, 0).astype(np.float64)
-    # exact: |terms| <= 2^14, far fewer than 2^39 of them
-    lowest = exact((positive @ low + negative @ high).astype(np.int64))
-    highest = exact((positive @ high + negative @ low).astype(np.int64))
-    partial_low = exact(
-        (positive @ np.minimum(low, 0) + negative @ np.maximum(high, 0)).astype(np.int64)
-    )
-    partial_high = exact(
-        (positive @ np.maximum(high, 0) + negative @ np.minimum(low, 0)).astype(np.int64)
-    )
+    low, high = (np.broadcast_to(end, k).astype(np.float64) for end in (x.low, x.high))
+    zero = np.zeros(k)
+    # columns: the sum itself, partial sums signed, partial sums unsigned
+    lows = np.stack([low, np.minimum(low, 0), zero], 1)
+    highs = np.stack([high, np.maximum(high, 0), high + ZERO_POINT], 1)
+    sums = [_ends(w[i : i + CHUNK], lows, highs) for i in range(0, len(w), CHUNK)]
+    least, most = (exact(np.concatenate(end).astype(np.int64)) for end in zip(*sums, strict=True))
     b = exact(bias)
-    Interval(np.minimum(0, b) + partial_low, np.maximum(0, b) + partial_high).fits(
-        "int32", NAME, "accumulator"
-    )
-    return Interval(lowest + b, highest + b)
+    folded = b - ZERO_POINT * exact(w.sum(1, dtype=np.int64))
+    for column, start in ((1, b), (2, folded)):
+        partial_low = np.minimum(0, start) + least[:, column]
+        partial_high = np.maximum(0, start) + most[:, column]
+        Interval(partial_low, partial_high).fits("int32", NAME, "accumulator")
+    return Interval(least[:, 0] + b, most[:, 0] + b)
+
+
+def _ends(w: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and most of sum_k w[n, k] x[k]; exact in float64: terms are below 2^15."""
+    positive, negative = np.maximum(w, 0).astype(np.float64), np.minimum(w, 0).astype(np.float64)
+    return positive @ lows + negative @ highs, positive @ highs + negative @ lows
 
 
 OP = IntOp(NAME, reference, bounds, source="arXiv 2101.01321 section 3.1")
