@@ -51,7 +51,7 @@ def hf_positions(input_ids: np.ndarray, rule: str, pad: int | None) -> np.ndarra
 
     rule  "column": 0, 1, .. by column (BERT, also under left padding);
           "padding": ids that are not `pad` count from pad + 1, a pad id has pad (RoBERTa:
-          create_position_idsfrom_input_ids)
+          create_position_ids_from_input_ids)
     """
     if rule == "column":
         return np.broadcast_to(np.arange(input_ids.shape[1], dtype=np.int32), input_ids.shape)

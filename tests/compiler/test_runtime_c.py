@@ -1,0 +1,673 @@
+"""The compiled library from C and from Python: results, threads, fork, neighbours, bad input."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from intformer import library, runtime
+from intformer.errors import LibraryError
+
+SUPPORT = Path(toy.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def lib(toy_path):
+    return runtime.load(toy_path)
+
+
+def batch_c(ids, offsets) -> str:
+    """C source of a batch: `ids`, `offsets` and an `input` that holds them."""
+    return f"""
+        static const int32_t ids[] = {{{", ".join(map(str, ids))}}};
+        static const int32_t offsets[] = {{{", ".join(map(str, offsets))}}};
+        static const intformer_input input = {{.num_tokens = {len(ids)},
+            .batch = {len(offsets) - 1}, .input_ids = ids, .cu_seqlens = offsets}};
+    """
+
+
+def run_c(tmp_path, source: str, *links: Path | str, env=None) -> str:
+    """Compile and run a program; return what it prints."""
+    file, program = tmp_path / "main.c", tmp_path / "main"
+    file.write_text(
+        "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n"
+        '#include "intformer.h"\n' + textwrap.dedent(source)
+    )
+    command = ["cc", "-O1", "-Wall", "-Werror", file, "-o", program, f"-I{library.SOURCES}"]
+    subprocess.run([*command, *links, "-lpthread", "-ldl"], check=True)
+    folders = ":".join(str(Path(link).parent) for link in links)
+    done = subprocess.run(
+        [program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "LD_LIBRARY_PATH": folders, **(env or {})},
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+
+def numbers(text: str) -> np.ndarray:
+    return np.array(text.split(), np.int64).reshape(-1, toy.CHANNELS)
+
+
+PRINT = """
+    static void print(const intformer_api *api) {
+      char err[300];
+      size_t size = api->output_size(&input);
+      int32_t *out = malloc(size * sizeof *out);
+      int code = api->run(&input, out, size, err, sizeof err);
+      if (code) { printf("%d %s", code, err); exit(1); }
+      for (size_t i = 0; i < size; i++) printf("%d ", out[i]);
+      free(out);
+    }
+"""
+OPENER = library.SOURCES / "intformer_open.c"
+
+# ---- results ----
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [(1,), (8,), (3, 5, 12, 1), (12,) * 40])
+def test_results(lib, lengths, threads):
+    lib.set_threads(threads)
+    assert lib.threads == threads
+    ids, offsets = toy.batch(len(lengths), lengths)
+    rng = np.random.default_rng(0)
+    types = rng.integers(0, toy.TYPES, ids.size)
+    places = rng.integers(0, toy.LENGTH, ids.size)
+    np.testing.assert_array_equal(lib.run(ids, offsets), toy.expected(0, ids, offsets))
+    np.testing.assert_array_equal(
+        lib.run(ids, offsets, types, places), toy.expected(0, ids, offsets, types, places)
+    )
+
+
+def test_first_token_rows(toy_library):
+    first = runtime.load(toy_library("first", rows="sequence"))
+    ids, offsets = toy.batch(3, (4, 12, 1, 7, 2, 9, 9, 9, 5))
+    want = toy.expected(0, ids, offsets)[offsets[:-1]]
+    np.testing.assert_array_equal(first.run(ids, offsets), want)
+
+
+def test_requested_rows(toy_library):
+    pick = runtime.load(toy_library("pick", rows="position"))
+    ids, offsets = toy.batch(3, (4, 12, 1))
+    wanted = np.array([16, 0, 0, 7])
+    got = pick.run(ids, offsets, positions=wanted)
+    np.testing.assert_array_equal(got, toy.expected(0, ids, offsets)[wanted])
+
+
+def test_positions_after_padding(toy_library):
+    meta = {"position_rule": "padding", "pad_token_id": 1, "max_length": toy.LENGTH - 2}
+    padding = runtime.load(toy_library("padding", meta=meta))
+    ids, offsets = toy.batch(3, (4, 10))
+    places = np.concatenate([np.arange(4), np.arange(10)]) + 2
+    want = toy.expected(0, ids, offsets, None, places)
+    np.testing.assert_array_equal(padding.run(ids, offsets), want)
+    with pytest.raises(LibraryError, match="sequence 0 has 11 tokens - the model takes at most 10"):
+        padding.run(*toy.batch(0, (11,)))
+
+
+def test_observer_sees_every_step(lib):
+    ids, offsets = toy.batch(1, (5, 6))
+    seen = []
+    out = lib.run(ids, offsets, observer=lambda *s: seen.append((*s[:2], s[2].copy())))
+    assert [s[:2] for s in seen] == [(0, "e"), (1, "twice"), (2, "positive"), (3, "scaled")]
+    arrays = {name: array for _, name, array in seen}
+    assert arrays["e"].shape == (11, toy.WIDTH)
+    np.testing.assert_array_equal(arrays["twice"], 2 * arrays["e"])
+    np.testing.assert_array_equal(lib.logical("scaled", arrays["scaled"]), out)
+
+
+def test_observer_that_raises(lib):
+    def observer(*_):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        lib.run(*toy.batch(1, (5,)), observer=observer)
+
+
+def test_logical_removes_zero_point_and_padding(lib, monkeypatch):
+    about = {"channels": 2, "zero_point": 128, "channel_map": [3, 0]}
+    monkeypatch.setitem(lib.__dict__, "plan", {"buffers": {"x": about}})
+    got = lib.logical("x", np.array([[0, 1, 2, 255]], np.uint8))
+    assert got.dtype == np.int8
+    assert got.tolist() == [[127, -128]]
+
+
+def test_replaced_file_is_loaded_anew(toy_library, toy_object, tmp_path):
+    ids, offsets = toy.batch(1, (5, 6))
+    path = tmp_path / "libagain.so"
+    for seed in range(3):
+        library.build(toy.plan(seed), [toy_object], toy.model(seed), path, target="x86-64")
+        got = runtime.load(path).run(ids, offsets)
+        np.testing.assert_array_equal(got, toy.expected(seed, ids, offsets))
+
+
+def test_without_tvm_torch_and_transformers(toy_path):
+    code = f"""
+        import sys
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("tvm", "tvm_ffi", "torch", "transformers"):
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Refuse())
+        sys.path.insert(0, {str(SUPPORT)!r})
+        import intformer, toy
+        ids, offsets = toy.batch(0, (3, 4))
+        out = intformer.load({str(toy_path)!r}).run(ids, offsets)
+        assert (out == toy.expected(0, ids, offsets)).all()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=100)
+
+
+# ---- C programs ----
+
+
+def test_opened_in_c(toy_path, tmp_path):
+    ids, offsets = toy.batch(5, (3, 12))
+    source = f"""
+        {batch_c(ids, offsets)}
+        {PRINT}
+        int main(void) {{
+          char err[300];
+          const intformer_api *api = intformer_open("{toy_path}", err, sizeof err);
+          if (!api) {{ puts(err); return 1; }}
+          if (api->abi_version != INTFORMER_ABI_VERSION || strcmp(api->name, "toy")) return 2;
+          size_t size, count = 0;
+          const char *text = api->section("metadata.json", &size);
+          if (!text || text[0] != '{{' || text[size - 1] != '}}') return 3;
+          if (api->section("none", &size)) return 4;
+          while (api->section_name(count)) count++;
+          if (!api->section(api->section_name(count - 1), NULL)) return 5;
+          if (api->set_threads(-1) != INTFORMER_BAD_INPUT || api->set_threads(3)) return 6;
+          if (api->get_threads() != 3) return 7;
+          print(api);
+          return 0;
+        }}
+    """
+    got = numbers(run_c(tmp_path, source, OPENER))
+    np.testing.assert_array_equal(got, toy.expected(0, ids, offsets))
+
+
+def test_two_models_in_one_program(toy_library, tmp_path):
+    ids, offsets = toy.batch(5, (3, 12))
+    source = f"""
+        {batch_c(ids, offsets)}
+        {PRINT}
+        extern const intformer_api *intformer_get_one(void), *intformer_get_two(void);
+        int main(void) {{
+          print(intformer_get_one()); print(intformer_get_two()); print(intformer_get_one());
+          return 0;
+        }}
+    """
+    links = [toy_library("one", seed=1), toy_library("two", seed=2)]
+    got = numbers(run_c(tmp_path, source, *links))
+    want = [toy.expected(seed, ids, offsets) for seed in (1, 2, 1)]
+    np.testing.assert_array_equal(got, np.concatenate(want))
+
+
+def test_eight_threads_on_one_model(toy_path, tmp_path):
+    ids, offsets = toy.batch(5, (12,) * 9)
+    source = f"""
+        #include <pthread.h>
+        {batch_c(ids, offsets)}
+        extern const intformer_api *intformer_get_toy(void);
+        static int32_t want[{ids.size * toy.CHANNELS}];
+        static void *work(void *arg) {{
+          static const int threads[] = {{1, 2, 3, 4}};
+          int32_t out[{ids.size * toy.CHANNELS}];
+          const intformer_api *api = intformer_get_toy();
+          for (int i = 0; i < 300; i++) {{
+            if (i % 50 == 0) api->set_threads(threads[(i / 50 + (arg != NULL)) % 4]);
+            memset(out, 0, sizeof out);
+            if (api->run(&input, out, {ids.size * toy.CHANNELS}, NULL, 0)) return "failed";
+            if (memcmp(out, want, sizeof out)) return "wrong";
+          }}
+          return NULL;
+        }}
+        int main(void) {{
+          pthread_t threads[8];
+          void *fault;
+          if (intformer_get_toy()->run(&input, want, {ids.size * toy.CHANNELS}, NULL, 0)) return 1;
+          for (long i = 0; i < 8; i++) pthread_create(&threads[i], NULL, work, (void *)(i % 2));
+          for (int i = 0; i < 8; i++) {{
+            pthread_join(threads[i], &fault);
+            if (fault) {{ puts(fault); return 2; }}
+          }}
+          for (size_t i = 0; i < sizeof want / 4; i++) printf("%d ", want[i]);
+          return 0;
+        }}
+    """
+    got = numbers(run_c(tmp_path, source, toy_path))
+    np.testing.assert_array_equal(got, toy.expected(0, ids, offsets))
+
+
+def test_after_fork(toy_path, tmp_path):
+    """Fork while another thread computes: both processes go on, with their own workers."""
+    ids, offsets = toy.batch(5, (12,) * 9)
+    source = f"""
+        #include <pthread.h>
+        #include <stdatomic.h>
+        #include <sys/wait.h>
+        #include <unistd.h>
+        {batch_c(ids, offsets)}
+        extern const intformer_api *intformer_get_toy(void);
+        static atomic_int stop;
+        static int32_t want[{ids.size * toy.CHANNELS}];
+        static int run(void) {{
+          int32_t out[{ids.size * toy.CHANNELS}];
+          memset(out, 0, sizeof out);
+          if (intformer_get_toy()->run(&input, out, {ids.size * toy.CHANNELS}, NULL, 0)) return 1;
+          return memcmp(out, want, sizeof out) ? 2 : 0;
+        }}
+        static void *work(void *unused) {{
+          while (!stop) if (run()) exit(9);
+          return unused;
+        }}
+        int main(void) {{
+          pthread_t thread;
+          intformer_get_toy()->set_threads(3);
+          if (intformer_get_toy()->run(&input, want, {ids.size * toy.CHANNELS}, NULL, 0)) return 1;
+          pthread_create(&thread, NULL, work, NULL);
+          for (int round = 0; round < 30; round++) {{
+            pid_t child = fork();
+            if (!child) {{
+              alarm(20);
+              for (int i = 0; i < 20; i++) if (run()) _exit(8);
+              pid_t grandchild = fork();
+              if (!grandchild) _exit(run());
+              int status;
+              waitpid(grandchild, &status, 0);
+              _exit(status ? 7 : 0);
+            }}
+            if (run()) return 3;
+            int status;
+            waitpid(child, &status, 0);
+            if (status) {{ printf("child %x", status); return 4; }}
+          }}
+          stop = 1;
+          pthread_join(thread, NULL);
+          return run();
+        }}
+    """
+    run_c(tmp_path, source, toy_path)
+
+
+def test_idle_workers_sleep(toy_path, tmp_path):
+    ids, offsets = toy.batch(5, (12,) * 9)
+    source = f"""
+        #include <time.h>
+        #include <unistd.h>
+        {batch_c(ids, offsets)}
+        extern const intformer_api *intformer_get_toy(void);
+        int main(void) {{
+          int32_t out[{ids.size * toy.CHANNELS}];
+          struct timespec before, after;
+          intformer_get_toy()->set_threads(4);
+          for (int i = 0; i < 50; i++)
+            if (intformer_get_toy()->run(&input, out, {ids.size * toy.CHANNELS}, NULL, 0)) return 1;
+          usleep(20000);
+          clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+          usleep(200000);
+          clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+          long us = (after.tv_sec - before.tv_sec) * 1000000 +
+                    (after.tv_nsec - before.tv_nsec) / 1000;
+          printf("%ld", us);
+          return 0;
+        }}
+    """
+    assert int(run_c(tmp_path, source, toy_path)) < 5000
+
+
+@pytest.mark.parametrize("first", ["tvm", "library"])
+def test_beside_an_imported_tvm(toy_path, first):
+    """Both have kernels of the same names and the same hook variables."""
+    code = f"""
+        import ctypes, os, sys
+        sys.path.insert(0, {str(SUPPORT)!r})
+        import numpy as np, toy
+        def library():
+            import intformer
+            sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+            lib = intformer.load({str(toy_path)!r})
+            lib.set_threads(3)
+            ids, offsets = toy.batch(1, (12,) * 9)
+            for _ in range(20):
+                assert (lib.run(ids, offsets) == toy.expected(0, ids, offsets)).all()
+        def tvm():
+            import tvm
+            run = toy.compiled()
+            x = np.arange(-640, 640, dtype=np.int32).reshape(10, 8, 16)
+            for _ in range(20):
+                out = tvm.runtime.tensor(np.zeros_like(x))
+                run["relu"](tvm.runtime.tensor(x), out)
+                assert (out.numpy() == np.maximum(x, 0)).all()
+                factor = tvm.runtime.tensor(np.array([7], np.int32))
+                run["scale"](tvm.runtime.tensor(x), factor, out)
+                assert (out.numpy() == 7 * x).all()
+        for step in {["tvm", "library"] if first == "tvm" else ["library", "tvm"]} * 2:
+            {{"tvm": tvm, "library": library}}[step]()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=200)
+
+
+# ---- limits of the machine ----
+
+
+def test_threads_follow_affinity(toy_path):
+    code = f"""
+        import os
+        os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+        import intformer
+        lib = intformer.load({str(toy_path)!r})
+        assert lib.threads == 1
+        lib.set_threads(2); assert lib.threads == 2
+        lib.set_threads(0); assert lib.threads == 1
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=100)
+
+
+def test_threads_of_the_environment(toy_path):
+    code = f"import intformer; print(intformer.load({str(toy_path)!r}).threads)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "INTFORMER_THREADS": "7"},
+    )
+    assert done.stdout.strip() == "7", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "quota"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000"}, None),
+        ("0::/a/b\n", {"a/b/cpu.max": "350000 100000"}, 3),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "200000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+        ("0::/gone\n", {"cpu.max": "400000 100000"}, 4),
+        ("4:cpu,cpuacct:/x\n0::/\n", {"cpu/x/cpu.cfs_quota_us": "-1"}, None),
+        (
+            "5:memory:/y\n4:cpuacct,cpu:/x\n",
+            {"cpu/x/cpu.cfs_quota_us": "500000", "cpu/x/cpu.cfs_period_us": "100000"},
+            5,
+        ),
+        ("4:cpuset:/x\n", {"cpu/x/cpu.cfs_quota_us": "100000"}, None),
+        ("2:cpu:/\n0::/u\n", {"unified/u/cpu.max": "600000 100000"}, 6),
+        ("", {}, None),
+        ("nonsense", {"cpu.max": "100 100"}, None),
+    ],
+)
+def test_cgroup_quota(tmp_path, cgroup, files, quota):
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(f"{text}\n")
+    (tmp_path / "cgroup").write_text(cgroup)
+    source = f"""
+        #define IF_PROC_CGROUP "{tmp_path}/cgroup"
+        #define IF_CGROUP_MOUNT "{tmp_path}/fs"
+        #include "{library.SOURCES}/cpu.c"
+        const plan_table intformer_plan;
+        int main(void) {{ printf("%d %d", cgroup_quota(), if_usable_cpus()); return 0; }}
+    """
+    (tmp_path / "main.c").write_text(textwrap.dedent(source))
+    command = ["cc", tmp_path / "main.c", f"-I{library.SOURCES}", "-o", tmp_path / "main"]
+    subprocess.run(command, check=True)
+    done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True)
+    found, usable = map(int, done.stdout.split())
+    cpus = len(os.sched_getaffinity(0))
+    assert found == (2**31 - 1 if quota is None else quota)
+    assert usable == min(found, cpus)
+
+
+def test_a_cpu_that_cannot_run_it(toy_library, tmp_path):
+    """avx512er exists on Xeon Phi alone."""
+    path = toy_library("phi", cpu_features=["avx512er", "sse3"])
+    phi = runtime.load(path)
+    assert phi.metadata["cpu_features"] == ["avx512er", "sse3"]
+    with pytest.raises(LibraryError, match=r"lacks avx512er - compile for another target"):
+        phi.run(*toy.batch(0, (3,)))
+    ids, offsets = toy.batch(0, (3,))
+    source = f"""
+        {batch_c(ids, offsets)}
+        extern const intformer_api *intformer_get_phi(void);
+        int main(void) {{
+          char err[300];
+          int32_t out[100];
+          printf("%d ", intformer_get_phi()->run(&input, out, 100, err, sizeof err));
+          puts(err);
+          return 0;
+        }}
+    """
+    assert run_c(tmp_path, source, path).startswith("3 this CPU (or the system) lacks avx512er")
+
+
+def test_cpu_features_agree_with_linux(tmp_path):
+    """Each feature that /proc/cpuinfo knows by the same name is found, and no other."""
+    from intformer.cpu_features import CPU_FEATURES
+
+    flags = next(
+        line.split(":")[1].split()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("flags")
+    )
+    same = {"sse3": "pni", "pclmul": "pclmulqdq", "bmi": "bmi1", "lzcnt": "abm"}
+    linux = {f: same.get(f, f).replace(".", "_") for f in CPU_FEATURES}
+    linux |= {
+        f: f"avx512_{f[6:]}"
+        for f in ("avx512vbmi2", "avx512vnni", "avx512bitalg", "avx512vpopcntdq")
+    }
+    linux |= {"avxvnni": "avx_vnni"}
+    rows = "".join(
+        f'{{"{name}", {", ".join(map(str, row))}}},' for name, row in CPU_FEATURES.items()
+    )
+    source = f"""
+        #include "{library.SOURCES}/cpu.c"
+        #include <stdio.h>
+        static const plan_feature rows[] = {{{rows}}};
+        const plan_table intformer_plan;
+        int main(void) {{
+          for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+            if (has(&rows[i])) puts(rows[i].name);
+          return 0;
+        }}
+    """
+    (tmp_path / "main.c").write_text(source)
+    command = ["cc", tmp_path / "main.c", f"-I{library.SOURCES}", "-o", tmp_path / "main"]
+    subprocess.run(command, check=True)
+    done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {f for f, name in linux.items() if name in flags}
+
+
+# ---- bad input ----
+
+IDS, OFFSETS = toy.batch(0, (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"input_ids": [0, 1, 2, 3, 4, 50, 6]}, r"input_ids\[5\] is 50 - allowed are 0 to 49"),
+        ({"input_ids": [0, -1, 2, 3, 4, 5, 6]}, r"input_ids\[1\] is -1"),
+        ({"input_ids": [2**31, 1, 2, 3, 4, 5, 6]}, "input_ids has numbers beyond 32 bits"),
+        ({"input_ids": [0.5] * 7}, r"input_ids is float64 \[7\]"),
+        ({"input_ids": [[1] * 7]}, r"input_ids is int64 \[1, 7\]"),
+        ({"input_ids": []}, "num_tokens is 0"),
+        ({"token_type_ids": [0, 0, 0, 2, 0, 0, 0]}, r"token_type_ids\[3\] is 2 - .* 0 to 1"),
+        ({"token_type_ids": [0, 0, 0, -1, 0, 0, 0]}, r"token_type_ids\[3\] is -1"),
+        ({"token_type_ids": [0] * 6}, "6 token_type_ids for 7 input_ids"),
+        ({"position_ids": [0, 0, 12, 0, 0, 0, 0]}, r"position_ids\[2\] is 12 - .* 0 to 11"),
+        ({"position_ids": [0, 0, -5, 0, 0, 0, 0]}, r"position_ids\[2\] is -5"),
+        ({"position_ids": [0] * 8}, "8 position_ids for 7 input_ids"),
+        ({"cu_seqlens": [0, 3, 3, 7]}, "sequence 1 is empty - drop it"),
+        ({"cu_seqlens": [0, 5, 3, 7]}, r"cu_seqlens\[2\] is 3 after 5 - offsets must increase"),
+        ({"cu_seqlens": [0, 5, -(2**31), 7]}, r"cu_seqlens\[2\] is -2147483648 after 5"),
+        ({"cu_seqlens": [0, 8, 7]}, r"cu_seqlens\[2\] is 7 after 8"),
+        ({"cu_seqlens": [1, 7]}, "cu_seqlens runs from 1 to 7"),
+        ({"cu_seqlens": [0, 6]}, "cu_seqlens runs from 0 to 6 - it must run from 0 to .* 7"),
+        ({"cu_seqlens": [0]}, "batch 0"),
+        ({"cu_seqlens": []}, "batch -1"),
+        ({"input_ids": [1] * 13, "cu_seqlens": [0, 13]}, "sequence 0 has 13 tokens .* at most 12"),
+        ({"positions": [0]}, "num_positions is 1 - this model computes all rows"),
+    ],
+)
+def test_bad_input(lib, change, match):
+    with pytest.raises(LibraryError, match=match) as caught:
+        lib.run(**{"input_ids": IDS, "cu_seqlens": OFFSETS, **change})
+    assert "\n" not in str(caught.value)
+    good = lib.run(IDS, OFFSETS)
+    np.testing.assert_array_equal(good, toy.expected(0, IDS, OFFSETS))
+
+
+@pytest.mark.parametrize(
+    ("positions", "match"),
+    [
+        (None, "num_positions is 0 - this model needs"),
+        ([], "num_positions is 0 - this model needs"),
+        ([7], r"positions\[0\] is 7 - allowed are 0 to 6"),
+        ([0, -1], r"positions\[1\] is -1"),
+    ],
+)
+def test_bad_positions(toy_library, positions, match):
+    pick = runtime.load(toy_library("pick_bad", rows="position"))
+    with pytest.raises(LibraryError, match=match):
+        pick.run(IDS, OFFSETS, positions=positions)
+
+
+def test_types_for_a_model_without(toy_library, toy_object, tmp_path):
+    plan = toy.plan()
+    # the toy's kernel reads types: give it positions in their place
+    step = plan.steps[0]
+    args = tuple("position_ids" if a == "token_type_ids" else a for a in step.args)
+    plan.steps[0] = type(step)(step.kernel, args, step.outputs)
+    plan.inputs = ("input_ids", "position_ids")
+    path = tmp_path / "libtypes.so"
+    library.build(plan, [toy_object], toy.model(type_vocab_size=2), path, target="x86-64")
+    lib = runtime.load(path)
+    places = np.zeros(7, np.int32)
+    ok = lib.run(IDS, OFFSETS, np.zeros(7, np.int32), places)
+    np.testing.assert_array_equal(ok, toy.expected(0, IDS, OFFSETS, places, places))
+    with pytest.raises(LibraryError, match=r"token_type_ids\[6\] is 1 - allowed are 0 to 0"):
+        lib.run(IDS, OFFSETS, [0, 0, 0, 0, 0, 0, 1], places)
+
+
+def test_bad_calls_in_c(toy_path, tmp_path):
+    source = f"""
+        {batch_c(IDS, OFFSETS)}
+        extern const intformer_api *intformer_get_toy(void);
+        static void try(const intformer_input *in, int32_t *out, size_t size) {{
+          char err[300];
+          printf("%d %s\\n", intformer_get_toy()->run(in, out, size, err, sizeof err), err);
+        }}
+        int main(void) {{
+          int32_t out[{7 * toy.CHANNELS}];
+          intformer_input bad = input;
+          char tiny[8];
+          try(NULL, out, 70);
+          bad.input_ids = NULL; try(&bad, out, 70);
+          bad = input; bad.cu_seqlens = NULL; try(&bad, out, 70);
+          bad = input; bad.num_tokens = -5; try(&bad, out, 70);
+          bad = input; bad.batch = 0; try(&bad, out, 70);
+          bad = input; bad.batch = 2147483647; try(&bad, out, 70);
+          bad = input; bad.num_positions = -1; try(&bad, out, 70);
+          try(&input, out, 69);
+          try(&input, NULL, 70);
+          printf("%zu %zu\\n", intformer_get_toy()->output_size(NULL),
+                 intformer_get_toy()->output_size(&input));
+          bad = input; bad.num_tokens = -5;
+          printf("%zu\\n", intformer_get_toy()->output_size(&bad));
+          printf("%d", intformer_get_toy()->run(NULL, out, 70, tiny, sizeof tiny));
+          printf(" %s\\n", tiny);
+          return 0;
+        }}
+    """
+    assert run_c(tmp_path, source, toy_path).splitlines() == [
+        "1 input, input_ids or cu_seqlens is NULL",
+        "1 input, input_ids or cu_seqlens is NULL",
+        "1 input, input_ids or cu_seqlens is NULL",
+        "1 num_tokens is -5 and batch 2 - a run needs at least one token and one sequence",
+        "1 num_tokens is 7 and batch 0 - a run needs at least one token and one sequence",
+        "1 num_tokens is 7, batch 2147483647, num_positions 0 - one run takes at most 134217720 "
+        "of each; split the batch",
+        "1 num_positions is -1 - this model computes all rows; pass 0",
+        "2 out has room for 69 numbers - output_size() says that 70 are needed",
+        "2 out has room for 0 numbers - output_size() says that 70 are needed",
+        "0 70",
+        "0",
+        "1 input, ",
+    ]
+
+
+def test_opener_refuses(toy_path, tmp_path):
+    data = toy_path.read_bytes()
+    flipped = bytearray(data)
+    flipped[9000] ^= 1
+    damaged = data[:-64] + b"more" + data[-64:]
+    files = {"cut": data[:5000], "short": b"x", "flipped": bytes(flipped), "grown": damaged}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    source = f"""
+        int main(void) {{
+          const char *names[] = {{"cut", "short", "flipped", "grown", "none"}};
+          char path[4096], err[5000];
+          for (int i = 0; i < 5; i++) {{
+            snprintf(path, sizeof path, "{tmp_path}/%s", names[i]);
+            if (intformer_open(path, err, sizeof err) || !strstr(err, path)) return 1;
+            *strstr(err, " - ") = 0;
+            puts(err);
+          }}
+          return intformer_open("{tmp_path}/none", NULL, 0) != NULL;
+        }}
+    """
+    assert run_c(tmp_path, source, OPENER).splitlines() == [
+        "not an intformer library, or cut short (no footer)",
+        "not an intformer library, or cut short (no footer)",
+        "library is altered: wrong CRC",
+        "library is damaged: its length is not the one in its footer",
+        "cannot open library",
+    ]
+
+
+def test_opener_loads_a_replaced_file_anew(toy_library, tmp_path):
+    ids, offsets = toy.batch(5, (3, 2))
+    paths = [toy_library("same_name", seed=seed) for seed in (1, 2)]
+    source = f"""
+        {batch_c(ids, offsets)}
+        {PRINT}
+        int main(void) {{
+          char err[300];
+          const char *files[] = {{"{paths[0]}", "{paths[1]}"}};
+          for (int i = 0; i < 2; i++) {{
+            if (rename(files[i], "model.so")) return 1;
+            const intformer_api *api = intformer_open("model.so", err, sizeof err);
+            if (!api) {{ puts(err); return 2; }}
+            print(api);
+          }}
+          return 0;
+        }}
+    """
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        got = numbers(run_c(tmp_path, source, OPENER))
+    finally:
+        os.chdir(here)
+    want = [toy.expected(seed, ids, offsets) for seed in (1, 2)]
+    np.testing.assert_array_equal(got, np.concatenate(want))
+
+
+def test_a_kernel_that_fails_is_named(toy_object, tmp_path):
+    plan = toy.plan()
+    step = plan.steps[2]
+    plan.steps[2] = type(step)("broken", step.args, step.outputs)
+    path = library.build(
+        plan, [toy_object], toy.model(), tmp_path / "libbroken.so", target="x86-64"
+    )
+    with pytest.raises(LibraryError, match=r"kernel broken of step 2 failed .*: ValueError: .*32"):
+        runtime.load(path).run(IDS, OFFSETS)
