@@ -53,6 +53,14 @@ def numerators(d: np.ndarray, mult: int, shift: int) -> np.ndarray:
     return (((p * TOP) >> (z >> Z_BITS)) + (1 << 15)) >> 16
 
 
+def mean_of_values(e: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """sum E v / sum E in Q15, int64 [L, head_dim], from E [L, L] and v float64 [L, head_dim]."""
+    acc = (e.astype(np.float64) @ v).astype(np.int64)  # exact: below 2^20 * L
+    check_fits(acc, "int32", NAME, "context accumulator")
+    rec = reciprocal(e.sum(1, keepdims=True), REC_BITS)
+    return (acc * rec) >> (REC_BITS - T_BITS)
+
+
 def scores(qkv: np.ndarray, span: slice, head: int, heads: int, head_dim: int) -> tuple:
     """q . k as int64 [L, L] and v as float64 [L, head_dim] of one sequence and head."""
     width = heads * head_dim
@@ -91,10 +99,7 @@ def reference(
         for head in range(heads):
             s, v = scores(qkv, span, head, heads, head_dim)
             e = numerators(s.max(1, keepdims=True) - s, mult, shift)
-            acc = (e.astype(np.float64) @ v).astype(np.int64)  # exact: below 2^20 * L
-            check_fits(acc, "int32", NAME, "context accumulator")
-            rec = reciprocal(e.sum(1, keepdims=True), REC_BITS)
-            t[span, head * head_dim : (head + 1) * head_dim] = (acc * rec) >> (REC_BITS - T_BITS)
+            t[span, head * head_dim : (head + 1) * head_dim] = mean_of_values(e, v)
     return clamp(dyadic(t, ctx_mult, ctx_shift), -LIMIT8, LIMIT8, "int8")
 
 
@@ -160,4 +165,21 @@ def tables(
     }
 
 
-OP = IntOp(NAME, reference, bounds, source="own; arXiv 2103.09301")
+def kernel(attrs: dict, isa):
+    """PrimFunc over physical buffers, see attention_tir.build."""
+    from intformer.relay_ops import attention_tir
+
+    return attention_tir.build(
+        attrs,
+        isa,
+        {
+            "recipe": "native",
+            "constants": (C3, C2, C1, Z_BITS, Z_MAX, TOP),
+            "lo": -LIMIT8,
+            "hi": LIMIT8,
+            "sum_bits": REC_BITS,
+        },
+    )
+
+
+OP = IntOp(NAME, reference, bounds, kernel=kernel, source="own; arXiv 2103.09301")

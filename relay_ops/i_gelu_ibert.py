@@ -42,10 +42,15 @@ def reference(
     shift is 33..93 (see fixedpoint.split_dyadic).
     """
     _check_tables(b, c, one, shift)
+    return clamp(split_dyadic(product(acc, b, c, one), mult, shift, SPLIT), lo, hi, "int8")
+
+
+def product(acc: np.ndarray, b: np.ndarray, c: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """x (z + one) as int64, before QuantAct; its scale is `product_scale`."""
     x = acc.astype(np.int64)
     u = np.minimum(np.abs(x), -b.astype(np.int64)) + b
     z = (np.sign(x) * (u * u + c)) >> CONST
-    return clamp(split_dyadic(x * (z + one), mult, shift, SPLIT), lo, hi, "int8")
+    return x * (z + one)
 
 
 def _check_tables(b: np.ndarray, c: np.ndarray, one: np.ndarray, shift: np.ndarray) -> None:
@@ -85,6 +90,16 @@ def bounds(
     return Interval(-product, product).dyadic(mult, shift).clamp(lo, hi)
 
 
+def _erf_scale(scale: np.ndarray) -> np.ndarray:
+    s = scale / np.float32(K)
+    return s * s * np.float32(A) * np.float32(2**CONST)
+
+
+def product_scale(scale: np.ndarray) -> np.ndarray:
+    """Real units (negative) per LSB of `product`, from the accumulator's scale; float32."""
+    return scale * _erf_scale(scale) / np.float32(2)
+
+
 def tables(scale_acc: np.ndarray, scale_out: float) -> dict[str, np.ndarray]:
     """b, c, one, mult, shift of `reference` from the accumulator's float32 scales [C].
 
@@ -102,12 +117,10 @@ def tables(scale_acc: np.ndarray, scale_out: float) -> dict[str, np.ndarray]:
     s = scale / f32(K)
     b = np.floor(f32(1) / s * f32(B))
     c = np.floor(f32(1) / (s * s) * f32(1 / A))
-    erf_scale = s * s * f32(A) * f32(2**CONST)
+    erf_scale = _erf_scale(scale)
     one = np.floor_divide(f32(1), erf_scale)
-    product_scale = scale * erf_scale / f32(2)
-    mult, shift = make_split_dyadic(
-        product_scale.astype(np.float64) / np.float64(f32(scale_out)), SPLIT
-    )
+    ratio = product_scale(scale).astype(np.float64) / np.float64(f32(scale_out))
+    mult, shift = make_split_dyadic(ratio, SPLIT)
     return {
         "b": b.astype(np.int32),
         "c": c.astype(np.int64),
@@ -117,4 +130,41 @@ def tables(scale_acc: np.ndarray, scale_out: float) -> dict[str, np.ndarray]:
     }
 
 
-OP = IntOp(NAME, reference, bounds, source="transformers ibert IntGELU + QuantAct(8)")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W]; the product with mult in two words (split_dyadic)."""
+    from tvm import te, tirx
+
+    from intformer.relay_ops import expr
+
+    acc, b, c, one, mult, shift = args
+
+    def const(value):
+        return tirx.const(value, "int64")
+
+    def gated(i, r, j):
+        x = acc[i, r, j].astype("int64")
+        low = b[j].astype("int64")
+        u = te.min(te.max(x, const(0) - x), const(0) - low) + low
+        q = u * u + c[j]
+        signed = tirx.Select(x > const(0), q, tirx.Select(x < const(0), const(0) - q, const(0)))
+        return x * ((signed >> const(CONST)) + one[j].astype("int64"))
+
+    x = te.compute(acc.shape, gated, name="gelu_gated")
+
+    def words(i, r, j):
+        m = mult[j].astype("int64")
+        low = (x[i, r, j] & const((1 << SPLIT) - 1)) * m
+        high = (x[i, r, j] >> const(SPLIT)) * m + (low >> const(SPLIT))
+        sticky = tirx.Select((low & const((1 << SPLIT) - 1)) > const(0), const(1), const(0))
+        return high * const(2) + sticky
+
+    p = te.compute(acc.shape, words, name="gelu_product")
+
+    def out(i, r, j):
+        y = expr.round_shift(p[i, r, j], shift[j].astype("int64") - const(SPLIT - 1))
+        return expr.store(expr.clamp(y, attrs["lo"], attrs["hi"]), attrs)
+
+    return [te.compute(acc.shape, out, name="i_gelu_ibert")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="transformers ibert IntGELU + QuantAct(8)")

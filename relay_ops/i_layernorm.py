@@ -166,6 +166,11 @@ def _round_half_away(x: np.ndarray) -> np.ndarray:
     return (np.sign(x) * np.floor(np.abs(x) + 0.5)).astype(np.int64)
 
 
+def min_scale(n: int, eps: float) -> float:
+    """Smallest input scale for which eps still fits: below it eps exceeds 2^61."""
+    return math.sqrt(eps * n * n * 2 ** fraction_bits(n) / (EPS_LIMIT - 1))
+
+
 def tables(
     scale_in: float,
     gamma: np.ndarray,
@@ -191,4 +196,53 @@ def tables(
     }
 
 
-OP = IntOp(NAME, reference, bounds, source="own; arXiv 2101.01321 section 3.6")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expressions over [b, 8, W]; n is attrs["channels"], the padding columns hold 0."""
+    from tvm import te, tirx
+
+    from intformer.relay_ops import expr
+
+    x, eps, *affine = args
+    n = attrs["channels"]
+    f = fraction_bits(n)
+
+    def const(value):
+        return tirx.const(value, "int64")
+
+    rows = x.shape[:2]
+    s1 = expr.row_sum(lambda *i: x[i], x.shape, "int32", "ln_sum")
+    s2 = expr.row_sum(lambda *i: expr.product(x[i], x[i]), x.shape, "int64", "ln_squares")
+
+    def variance(i, r):
+        total = s1[i, r].astype("int64")
+        v = ((s2[i, r] * const(n) - total * total) << const(f)) + eps[0]
+        return te.max(v, const(1))
+
+    v = te.compute(rows, variance, name="ln_variance")
+    bits = expr.bit_length(v, "ln_bits")
+    k = te.compute(rows, lambda i, r: (const(62) - bits[i, r]) >> const(1), name="ln_k")
+    scaled = te.compute(rows, lambda i, r: v[i, r] << (k[i, r] + k[i, r]), name="ln_scaled")
+    root = expr.isqrt(scaled, 31, "ln_root")
+    factor = expr.reciprocal(root, 61, 29, "ln_factor")
+
+    def normalised(i, r, c):
+        d = x[i, r, c] * tirx.const(n, "int32") - s1[i, r]
+        shift = const(61 - Y_BITS - f // 2) - k[i, r]
+        return (expr.product(d, factor[i, r]) >> shift).astype("int32")
+
+    y = te.compute(x.shape, normalised, name="ln_normalised")
+
+    def output(which: int, limit: int):
+        mult, bias, shift = affine[3 * which : 3 * which + 3]
+
+        def out(i, r, c):
+            p = expr.product(y[i, r, c], mult[c]) + bias[c]
+            q = expr.round_shift(p, shift[c].astype("int64"))
+            return expr.store(expr.clamp(q, -limit, limit), attrs, which)
+
+        return te.compute(x.shape, out, name=f"i_layernorm_{which}")
+
+    return [output(0, LIMIT8), output(1, LIMIT16)]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="own; arXiv 2101.01321 section 3.6")

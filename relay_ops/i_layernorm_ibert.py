@@ -40,16 +40,21 @@ def reference(
     bias      int32 [C] floor((beta / gamma) / (sqrt(n) / 2^30)); mult, shift int32 [C] signed
     prescale  int32 [1], the checkpoint's `shift` buffer
     """
-    x = x.astype(np.int64)
-    n, p = x.shape[1], int(prescale[0])
-    _check_domain(n, int(np.abs(x).max(initial=0)), p)
     _check_affine(bias, mult, shift)
-    y = x - round_divide(x.sum(1, keepdims=True), n)
-    scaled = y >> p
-    std = isqrt((scaled * scaled).sum(1, keepdims=True)) << p
-    factor = np.where(std == 0, 0, 2**31 // np.maximum(std, 1))
-    z = ((y * factor) >> 1) + bias
+    z = normalise(x, int(prescale[0])) + bias
     return clamp(round_shift(z * mult, shift), lo, hi, "int8")
+
+
+def normalise(x: np.ndarray, prescale: int) -> np.ndarray:
+    """(x - mean) / std in units of sqrt(n) / 2^30, int64 [r, n]."""
+    x = x.astype(np.int64)
+    n = x.shape[1]
+    _check_domain(n, int(np.abs(x).max(initial=0)), prescale)
+    y = x - round_divide(x.sum(1, keepdims=True), n)
+    scaled = y >> prescale
+    std = isqrt((scaled * scaled).sum(1, keepdims=True)) << prescale
+    factor = np.where(std == 0, 0, 2**31 // np.maximum(std, 1))
+    return (y * factor) >> 1
 
 
 def _check_domain(n: int, peak: int, prescale: int) -> None:
@@ -117,4 +122,53 @@ def tables(gamma: np.ndarray, beta: np.ndarray, scale_out: float) -> dict[str, n
     return {"bias": bias, "mult": mult, "shift": shift}
 
 
-OP = IntOp(NAME, reference, bounds, source="transformers ibert IntLayerNorm + QuantAct(8)")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expressions over [b, 8, W]; n is attrs["channels"], the padding columns hold 0."""
+    from tvm import te, tirx
+
+    from intformer.relay_ops import expr
+
+    x, bias, mult, shift, prescale = args
+    n = attrs["channels"]
+
+    def const(value):
+        return tirx.const(value, "int64")
+
+    rows = x.shape[:2]
+    s1 = expr.row_sum(lambda *i: x[i], x.shape, "int64", "ln_sum")
+    floor = te.compute(rows, lambda i, r: te.floordiv(s1[i, r], const(n)), name="ln_floor")
+
+    def rounded(i, r):  # fixedpoint.round_divide
+        twice = (s1[i, r] - floor[i, r] * const(n)) * const(2)
+        odd = floor[i, r] & const(1)
+        up = tirx.Select(twice > const(n), const(1), tirx.Select(twice < const(n), const(0), odd))
+        return (floor[i, r] + up).astype("int32")
+
+    mean = te.compute(rows, rounded, name="ln_mean")
+    inside = te.compute(
+        x.shape,
+        lambda i, r, c: tirx.Select(c < n, x[i, r, c] - mean[i, r], tirx.const(0, "int32")),
+        name="ln_centred",
+    )
+    p = prescale[0]
+    s2 = expr.row_sum(
+        lambda *i: expr.product(inside[i] >> p, inside[i] >> p), x.shape, "int64", "ln_squares"
+    )
+    root = expr.isqrt(s2, 31, "ln_root")
+    std = te.compute(rows, lambda i, r: root[i, r] << p.astype("int64"), name="ln_std")
+    positive = te.compute(rows, lambda i, r: te.max(std[i, r], const(1)), name="ln_positive")
+    factor = expr.reciprocal(positive, 31, 0, "ln_factor")
+
+    def out(i, r, c):
+        # floor(2^31 / std) is one more than floor((2^31 - 1) / std) where std is a power of two
+        d = std[i, r]
+        whole = tirx.Select((d & (d - const(1))) > const(0), const(0), const(1))
+        f = tirx.Select(d > const(0), factor[i, r] + whole, const(0))
+        z = ((inside[i, r, c].astype("int64") * f) >> const(1)) + bias[c].astype("int64")
+        y = expr.round_shift(z * mult[c].astype("int64"), shift[c].astype("int64"))
+        return expr.store(expr.clamp(y, attrs["lo"], attrs["hi"]), attrs)
+
+    return [te.compute(x.shape, out, name="i_layernorm_ibert")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="transformers ibert IntLayerNorm + QuantAct(8)")

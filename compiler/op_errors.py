@@ -1,0 +1,233 @@
+"""Each op's error against float, over exhaustive or dense sweeps of its domain.
+
+`intformer ops` prints it; tests hold every row to its bound. Bounds: DESIGN section 2a for the
+native recipe, the published figures for ibert (arXiv 2101.01321, table 1).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from intformer.relay_ops import (
+    attention,
+    attention_ibert,
+    i_gelu,
+    i_gelu_ibert,
+    i_layernorm,
+    i_layernorm_ibert,
+    i_tanh,
+    mean_pool,
+)
+from intformer.relay_ops.fixedpoint import dyadic, make_dyadic
+
+SEED = 0
+INT8_MAX, INT16_MAX = 127, 2**15 - 1
+
+
+@dataclass(frozen=True)
+class OpError:
+    """One line of the table.
+
+    domain   what was swept
+    measure  what `error` is and its unit; for dB, more is better
+    ok       error within bound
+    """
+
+    op: str
+    recipe: str
+    domain: str
+    measure: str
+    error: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bound holds."""
+        return self.error >= self.bound if "dB" in self.measure else self.error <= self.bound
+
+
+def rows() -> Iterator[OpError]:
+    """Yield the table, line by line, a few seconds each at most."""
+    yield from exp_rows()
+    yield from attention_rows()
+    yield from gelu_rows()
+    yield from tanh_rows()
+    yield from layernorm_rows()
+    yield from linear_rows()
+
+
+# -- softmax ---------------------------------------------------------------------------------------
+
+
+def exp_rows() -> Iterator[OpError]:
+    """i-exp of both recipes, before the numerators are rounded."""
+    f = np.arange(2**16)  # every z below one halving; the rest is a shift
+    value = attention.exp2_fraction(f >> 1) / 65536
+    # a floored z stands for anything in [z, z + 1)
+    error = max(np.abs(value / 2.0 ** -((f + end) / 65536) - 1).max() for end in (0, 1))
+    yield OpError("i-exp", "native", "all 65536 z", "max relative", float(error), 1.9e-4)
+
+    worst = 0.0
+    for scale in (1e-4, 1e-3):
+        p = attention_ibert.tables(scale, 1e30, 1.0, 1.0, 1)["p"]
+        x0, b, c = (int(v) for v in p[:3])
+        x = -np.arange(int(10 / scale))
+        q = x // x0
+        r = x - x0 * q
+        value = ((r + b) * r + c) * attention_ibert.A * scale**2 * 2.0**-q
+        worst = max(worst, float(np.abs(value - np.exp(x * scale)).max()))
+    yield OpError(
+        "i-exp", "ibert", "x in [-10, 0], scale 1e-4, 1e-3", "max absolute", worst, 1.95e-3
+    )
+
+
+def context(sigma: float, keys: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return (integer, float) context rows [64, 64] in units of v, before output rounding."""
+    unit = 2.0**-10  # real units per LSB of the scores
+    s = np.rint(rng.normal(size=(64, keys)) * sigma / unit).astype(np.int64)
+    v = np.clip(np.rint(rng.normal(size=(keys, 64)) * 40), -INT8_MAX, INT8_MAX)
+    d = s.max(1, keepdims=True) - s
+    exact = np.exp(-d * unit)
+    mult, shift = attention.tables(unit, 1.0, 1.0, 1, np.ones(1))["exp"]
+    return attention.mean_of_values(
+        attention.numerators(d, int(mult), int(shift)), v
+    ) / 2**attention.T_BITS, (exact / exact.sum(1, keepdims=True)) @ v
+
+
+def attention_rows() -> Iterator[OpError]:
+    """The native context against float softmax; a constant V."""
+    worst, where = math.inf, ""
+    for keys in (1, 2, 3, 16, 128, 512):
+        for sigma in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0):
+            ours, true = context(sigma, keys, np.random.default_rng(SEED))
+            noise = np.square(ours - true).sum() + 1e-12
+            decibels = float(10 * np.log10(np.square(true).sum() / noise))
+            if decibels < worst:
+                worst, where = decibels, f"sigma {sigma:g}, {keys} keys"
+    domain = f"Gaussian logits, sigma 0..16, 1..512 keys (worst: {where})"
+    yield OpError("attention", "native", domain, "context, dB", worst, 35.0)
+
+    worst = 0.0
+    for keys in (1, 2, 3, 64, 512):
+        for sigma in (0.0, 0.5, 2.0, 8.0):
+            rng = np.random.default_rng(SEED)
+            d = np.rint(np.abs(rng.normal(size=(64, keys))) * sigma * 1024).astype(np.int64)
+            d -= d.min(1, keepdims=True)
+            mult, shift = attention.tables(2.0**-10, 1.0, 1.0, 1, np.ones(1))["exp"]
+            e = attention.numerators(d, int(mult), int(shift))
+            for v in (-INT8_MAX, -1, 1, INT8_MAX):
+                mean = attention.mean_of_values(e, np.full((keys, 1), float(v)))
+                worst = max(worst, float(np.abs(mean / 2**attention.T_BITS - v).max()))
+    yield OpError("attention", "native", "constant V", "max, LSB of V", worst, 1.0)
+
+
+# -- GELU and tanh ---------------------------------------------------------------------------------
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x * Phi(x) in float64."""
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def tanh_gelu(x: np.ndarray) -> np.ndarray:
+    """gelu_new and gelu_pytorch_tanh in float64."""
+    return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_rows() -> Iterator[OpError]:
+    """Both native forms over their whole domain; ibert's on [-4, 4], the published sweep."""
+    x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1)
+    for form, true in (("erf", gelu), ("tanh", tanh_gelu)):
+        error = np.abs(i_gelu.reference(x, form=form) - true(x * i_gelu.SCALE) / i_gelu.SCALE)
+        domain = f"{form} form, all {len(x)} x"
+        worst = float(error.max()) * i_gelu.SCALE
+        yield OpError("i-GELU", "native", domain, "max absolute", worst, 1.8e-3)
+
+    scale = np.float32(1e-4)
+    table = i_gelu_ibert.tables(np.array([scale]), 1.0)
+    acc = np.arange(-40000, 40001)[:, None]
+    value = i_gelu_ibert.product(acc, table["b"], table["c"], table["one"])
+    error = (value * i_gelu_ibert.product_scale(scale)).ravel() - gelu(acc.ravel() * float(scale))
+    rms, peak = float(np.sqrt(np.square(error).mean())), float(np.abs(error).max())
+    yield OpError("i-GELU", "ibert", "[-4, 4], scale 1e-4", "L2 (rms)", rms, 8.25e-3)
+    yield OpError("i-GELU", "ibert", "[-4, 4], scale 1e-4", "L-inf", peak, 1.85e-2)
+
+
+def tanh_rows() -> Iterator[OpError]:
+    """i-tanh: 16 real units either way, then constant."""
+    x = np.arange(-(2**16), 2**16 + 1)
+    error = i_tanh.reference(x) * i_tanh.OUTPUT_SCALE - np.tanh(x * i_tanh.INPUT_SCALE)
+    worst = float(np.abs(error).max())
+    yield OpError("i-tanh", "both", "all x in [-16, 16]", "max absolute", worst, 1e-3)
+
+
+# -- LayerNorm -------------------------------------------------------------------------------------
+
+
+def layernorm_inputs(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of every size and shape: Gaussian, 1 LSB to full scale; one-hot, constant, extremes."""
+    sizes = 2.0 ** rng.uniform(0, 16, (64, 1))
+    x = rng.normal(size=(64, n)) * sizes + rng.normal(size=(64, 1)) * sizes
+    one_hot = np.eye(8, n) * np.array([[1, -1, 2, 3, 1000, -(2**17), 2**17, 5]]).T
+    flat = np.full((2, n), 7) + np.eye(2, n)
+    ends = np.where(rng.random((4, n)) < 0.5, -(2**17), 2**17)
+    rows = np.concatenate([x, one_hot, flat, np.full((2, n), -3), ends])
+    return np.clip(np.rint(rows), -(2**17), 2**17).astype(np.int32)
+
+
+def layernorm_error(n: int, scale: float, eps: float, rng: np.random.Generator) -> float:
+    """Largest gap, in LSB of the int8 output, between the op and float LayerNorm."""
+    x = layernorm_inputs(n, rng)
+    gamma, beta = rng.normal(size=n), rng.normal(size=n)
+    gamma[0] = 0.0
+    real = x.astype(np.float64) * scale
+    mean, var = real.mean(1, keepdims=True), real.var(1, keepdims=True)
+    true = (real - mean) / np.sqrt(var + eps) * gamma + beta
+    out_scale = np.abs(true).max() / INT8_MAX
+    table = i_layernorm.tables(scale, gamma, beta, eps, out_scale, out_scale / 256)
+    out8, _ = i_layernorm.reference(x, *table.values())
+    return float(np.abs(out8 - true / out_scale).max())
+
+
+def layernorm_rows() -> Iterator[OpError]:
+    """Native LayerNorm after gamma and beta; ibert's before its own int8 rounding."""
+    rng = np.random.default_rng(SEED)
+    worst = 0.0
+    for n in (2, 26, 312, 768, 1024, 4096):
+        for eps in (1e-12, 1e-7, 1e-5):
+            for scale in (2e-5, 1e-3, 0.1):
+                if i_layernorm.min_scale(n, eps) <= scale:
+                    worst = max(worst, layernorm_error(n, scale, eps, rng))
+    domain = "eps 1e-12..1e-5, 2..4096 channels, gamma and beta of either sign"
+    yield OpError("i-LayerNorm", "native", domain, "max, LSB of int8", worst, 0.51)
+
+    n = 768
+    x = np.rint(rng.normal(size=(64, n)) * 2.0 ** rng.uniform(10, 18, (64, 1))).astype(np.int32)
+    true = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+    ours = i_layernorm_ibert.normalise(x, 6) * math.sqrt(n) / 2**30
+    worst = float(np.abs(ours - true).max())
+    yield OpError(
+        "i-LayerNorm", "ibert", "Gaussian rows, saved shift 6", "max absolute", worst, 0.1
+    )
+
+
+# -- the linear ops --------------------------------------------------------------------------------
+
+
+def linear_rows() -> Iterator[OpError]:
+    """Requantize and mean pooling: nothing but their one rounding."""
+    rng = np.random.default_rng(SEED)
+    acc = rng.integers(-(2**24), 2**24, 200_000)
+    ratio = 1e-4
+    error = np.abs(dyadic(acc, *make_dyadic(ratio)) - acc * ratio).max()
+    yield OpError("requantize", "both", "200000 accumulators", "max, LSB", float(error), 0.501)
+
+    lengths = np.array([1, 2, 3, 127, 512])
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    x = rng.integers(-INT16_MAX, INT16_MAX + 1, (offsets[-1], 64)).astype(np.int16)
+    bits = mean_pool.MIN_FRACTION_BITS
+    true = np.add.reduceat(x.astype(np.float64), offsets[:-1], axis=0) / lengths[:, None]
+    error = np.abs(mean_pool.reference(x, offsets, fraction_bits=bits) - true * 2**bits).max()
+    yield OpError("mean-pool", "both", "1..512 tokens, k = 8", "max, LSB", float(error), 0.5)
