@@ -161,4 +161,24 @@ def tables(
     return {"p": np.array(p, np.int64), "ctx_mult": ctx_mult, "ctx_shift": ctx_shift}
 
 
-OP = IntOp(NAME, reference, bounds, source="transformers ibert IntSoftmax + QuantAct(8)")
+def kernel(attrs: dict, isa):
+    """PrimFunc over physical buffers, see attention_tir.build."""
+    from intformer.relay_ops import attention_tir
+
+    return attention_tir.build(
+        attrs,
+        isa,
+        {
+            "recipe": "ibert",
+            "constants": (CONST, SPLIT, MAX_SHIFT, EXP_LIMIT),
+            "inverse_bits": INVERSE_BITS,
+            "lo": LOW8,
+            "hi": HIGH8,
+            "sum_bits": 32,
+        },
+    )
+
+
+OP = IntOp(
+    NAME, reference, bounds, kernel=kernel, source="transformers ibert IntSoftmax + QuantAct(8)"
+)

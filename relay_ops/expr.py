@@ -1,33 +1,29 @@
-"""The fixed-point primitives of fixedpoint.py as TIR expressions, integers only.
+"""The fixed-point primitives of fixedpoint.py as TIR and tensor expressions, integers only.
 
-Every function works on scalars and on vectors (lanes are taken from the operand), and holds no
-division and no float: a quotient is worked out bit by bit.
+The expression functions work on scalars and on vectors (lanes are taken from the operand). There is
+no float here and no division by anything but a constant: a quotient or a root is a sequential
+reduction over its bits.
 """
 
-from collections.abc import Callable
-
-from tvm import tirx
+from tvm import te, tirx
 from tvm.script import tirx as T
 
 
-def like(value: int, x, dtype: str | None = None):
-    """Return `value` as a constant with the lanes of x, in x's element type or `dtype`."""
-    kind = x.ty.dtype if hasattr(x, "ty") else x.dtype
-    element, _, lanes = str(kind).partition("x")
-    scalar = tirx.const(value, dtype or element)
-    return T.broadcast(scalar, int(lanes)) if lanes else scalar
+def _lanes(x) -> str:
+    return str(x.ty.dtype if hasattr(x, "ty") else x.dtype).partition("x")[2]
 
 
 def as_type(x, dtype: str):
     """Cast to the element type `dtype`, keeping the lanes of x."""
-    _, _, lanes = str(x.ty.dtype if hasattr(x, "ty") else x.dtype).partition("x")
+    lanes = _lanes(x)
     return T.cast(x, f"{dtype}x{lanes}" if lanes else dtype)
 
 
-def let(value, body: Callable):
-    """Return body(name) with `name` bound to value: the way to use a value twice."""
-    name = tirx.Var("t", value.ty if hasattr(value, "ty") else value.dtype)
-    return tirx.Let(name, value, body(name))
+def like(value: int, x):
+    """Return `value` as a constant of the type of x."""
+    element = str(x.ty.dtype if hasattr(x, "ty") else x.dtype).partition("x")[0]
+    scalar, lanes = tirx.const(value, element), _lanes(x)
+    return T.broadcast(scalar, int(lanes)) if lanes else scalar
 
 
 def clamp(x, lo: int, hi: int):
@@ -36,12 +32,17 @@ def clamp(x, lo: int, hi: int):
 
 
 def wrapping_add(a, b):
-    """Return a + b of two int32 known not to overflow.
+    """Return a + b of two int32 whose sum is known to fit.
 
     Written in uint32 so that LLVM keeps the sum in 32 bits: a widened sum would turn the 32 x 32
     bit product that follows (vpmuldq, one instruction) into a 64 x 64 bit one (vpmullq, three).
     """
     return as_type(as_type(a, "uint32") + as_type(b, "uint32"), "int32")
+
+
+def product(x, mult):
+    """Return x * mult as int64, of two 32-bit numbers."""
+    return as_type(x, "int64") * as_type(mult, "int64")
 
 
 def round_shift(p, shift):
@@ -51,66 +52,81 @@ def round_shift(p, shift):
     return (p + half_less_one + ((p >> shift) & one)) >> shift
 
 
-def dyadic(x, mult, shift):
-    """Return x * mult / 2^shift, rounded half to even, as int32: fixedpoint.dyadic.
+def store(x, attrs: dict, output: int = 0):
+    """Cast a logical int32 or int64 value to the physical type of output `output`."""
+    zero_point, dtype = attrs["zero_points_out"][output], attrs["dtypes_out"][output]
+    return as_type(x + like(zero_point, x) if zero_point else x, dtype)
 
-    x, mult, shift int32; the range analysis has shown that the result fits int32.
+
+def load(tensor: te.Tensor, attrs: dict, argument: int = 0):
+    """Return index -> int32 expression of the logical value behind a physical tensor."""
+    zero_point = attrs["zero_points_in"][argument]
+
+    def read(*index):
+        x = tensor[index].astype("int32")
+        return x - zero_point if zero_point else x
+
+    return read
+
+
+def reciprocal(d: te.Tensor, bits: int, skip: int, name: str) -> te.Tensor:
+    """Return floor((2^bits - 1) / d), elementwise, by restoring division: fixedpoint.reciprocal.
+
+    d     int32 or int64, d > 2^skip - 1: the first `skip` numerator bits give no quotient bit
+    name  block name; the step over the bits is the block's reduction
     """
-    p = as_type(x, "int64") * as_type(mult, "int64")
-    return as_type(round_shift(p, as_type(shift, "int64")), "int32")
+
+    def step(state, divisor):
+        remainder = state[0] + state[0] + tirx.const(1, d.dtype)
+        bit = T.Select(remainder >= divisor[0], tirx.const(1, d.dtype), tirx.const(0, d.dtype))
+        return remainder - bit * divisor[0], state[1] + state[1] + bit
+
+    reducer = te.comm_reducer(
+        step, lambda *_: (tirx.const((1 << skip) - 1, d.dtype), tirx.const(0, d.dtype))
+    )
+    k = te.reduce_axis((0, bits - skip), "bit")
+    zero = tirx.const(0, d.dtype)
+    return te.compute(d.shape, lambda *i: reducer((d[i], zero), axis=k), name=name)[1]
 
 
-def reciprocal(numerator_bits: int, d, floor_bits: int = 0):
-    """Return floor(2^numerator_bits / d), d > 0, by restoring division.
+def isqrt(v: te.Tensor, bits: int, name: str) -> te.Tensor:
+    """Return floor(sqrt(v)), elementwise, bit by bit; v int64, 0 <= v < 2^(2 bits)."""
 
-    floor_bits  d >= 2^floor_bits is known: the quotient's leading zeros are skipped
-    The remainder stays below 2 * d, so d < 2^30 suffices for int32, d < 2^62 for int64.
-    """
-    remainder, quotient = like(1 << max(floor_bits - 1, 0), d), like(0, d)
-    steps = numerator_bits - max(floor_bits - 1, 0)
+    def step(state, source):
+        trial = state[0] | source[0]
+        return T.Select(trial * trial <= source[1], trial, state[0]), source[1]
 
-    def step(k: int, r, q):
-        if k == 0:
-            return q
-        return let(
-            r + r,
-            lambda r2: let(
-                T.Select(r2 >= d, like(1, d), like(0, d)),
-                lambda bit: let(
-                    r2 - bit * d, lambda r3: let(q + q + bit, lambda q2: step(k - 1, r3, q2))
-                ),
-            ),
-        )
-
-    if floor_bits <= 1:  # the first numerator bit may already reach d = 1
-        first = T.Select(remainder >= d, like(1, d), like(0, d))
-        return let(first, lambda bit: let(remainder - bit * d, lambda r: step(steps, r, bit)))
-    return step(steps, remainder, quotient)
+    reducer = te.comm_reducer(step, lambda *_: (tirx.const(0, "int64"), tirx.const(0, "int64")))
+    k = te.reduce_axis((0, bits), "bit")
+    one, top = tirx.const(1, "int64"), tirx.const(bits - 1, "int64")
+    return te.compute(
+        v.shape,
+        lambda *i: reducer((one << (top - k.var.astype("int64")), v[i]), axis=k),
+        name=name,
+    )[0]
 
 
-def isqrt(v, result_bits: int):
-    """Return floor(sqrt(v)), v int64 >= 0, known to be below 2^(2 * result_bits)."""
-
-    def step(k: int, root):
-        if k < 0:
-            return root
-        return let(
-            root | like(1 << k, root),
-            lambda trial: let(T.Select(trial * trial <= v, trial, root), lambda r: step(k - 1, r)),
-        )
-
-    return step(result_bits - 1, like(0, v))
+def bit_length(v: te.Tensor, name: str) -> te.Tensor:
+    """Return the number of bits of v, elementwise; int64, v >= 0."""
+    k = te.reduce_axis((0, 63), "bit")
+    zero, one = tirx.const(0, "int64"), tirx.const(1, "int64")
+    return te.compute(
+        v.shape,
+        lambda *i: te.sum(T.Select((v[i] >> k.var.astype("int64")) > zero, one, zero), axis=k),
+        name=name,
+    )
 
 
-def bit_length(v):
-    """Return the number of bits of v, int64 > 0, as int64."""
-
-    def step(k: int, x, n):
-        if k == 0:
-            return n + like(1, v)
-        return let(
-            T.Select(x >= like(1 << k, v), like(k, v), like(0, v)),
-            lambda s: let(x >> s, lambda y: let(n + s, lambda m: step(k // 2, y, m))),
-        )
-
-    return step(32, v, like(0, v))
+def row_sum(value, shape: tuple, dtype: str, name: str, lanes: int = 16) -> te.Tensor:
+    """Return the sum over the last axis of value(i, r, c), in `lanes` partial sums first."""
+    blocks, rows, width = shape
+    c = te.reduce_axis((0, width // lanes), "chunk")
+    partial = te.compute(
+        (blocks, rows, lanes),
+        lambda i, r, lane: te.sum(value(i, r, c * lanes + lane).astype(dtype), axis=c),
+        name=f"{name}_partial",
+    )
+    lane = te.reduce_axis((0, lanes), "lane")
+    return te.compute(
+        (blocks, rows), lambda i, r: te.sum(partial[i, r, lane], axis=lane), name=name
+    )

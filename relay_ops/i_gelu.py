@@ -50,4 +50,32 @@ def bounds(x: Interval, *, form: str) -> Interval:
     return Interval(np.maximum(x.low, 0) - int(g.max()), np.maximum(x.high, 0) - int(g.min()))
 
 
-OP = IntOp(NAME, reference, bounds, source="own; Hendrycks and Gimpel, arXiv 1606.08415")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W], int32 throughout."""
+    from tvm import te, tirx
+
+    (x,) = args
+
+    def const(value):
+        return tirx.const(value, "int32")
+
+    v = te.compute(
+        x.shape,
+        lambda i, r, c: (
+            const(EDGE) - te.min(te.max(x[i, r, c], const(0) - x[i, r, c]), const(EDGE))
+        ),
+        name="gelu_v",
+    )
+
+    def out(*index):
+        h, *rest = (const(value) for value in COEFFICIENTS[attrs["form"]])
+        for c, shift in zip(rest, SHIFTS, strict=True):
+            h = (h * v[index] + c) >> const(shift)
+        square = (v[index] * v[index]) >> const(13)
+        tail = (h * square + const(1 << 17)) >> const(18)
+        return te.max(x[index], const(0)) - tail
+
+    return [te.compute(x.shape, out, name="i_gelu")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="own; Hendrycks and Gimpel, arXiv 1606.08415")

@@ -18,4 +18,13 @@ def bounds(x: Interval) -> Interval:
     return Interval(np.maximum(x.low, 0), np.maximum(x.high, 0))
 
 
-OP = IntOp(NAME, reference, bounds, source="max(x, 0)")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W]."""
+    from tvm import te, tirx
+
+    (x,) = args
+    zero = tirx.const(0, "int32")
+    return [te.compute(x.shape, lambda i, r, c: te.max(x[i, r, c], zero), name="relu")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="max(x, 0)")

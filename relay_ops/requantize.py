@@ -30,7 +30,31 @@ def bounds(
     low, high = LIMITS[dtype]
     if lo < low or hi > high or lo > hi:
         raise RangeError(f"clamp {lo}..{hi} does not fit {dtype}", where=NAME)
-    return x.fits("int32", NAME, "input").dyadic(mult, shift).clamp(lo, hi)
+    return (
+        x.fits("int32", NAME, "input")
+        .dyadic(mult, shift)
+        .fits("int32", NAME, "result")
+        .clamp(lo, hi)
+    )
 
 
-OP = IntOp(NAME, reference, bounds, source="transformers ibert FixedPointMul")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W]; int32 holds the unclamped result (see bounds)."""
+    from tvm import te
+
+    from intformer.relay_ops import expr
+
+    x, mult, shift = args
+    read = expr.load(x, attrs)
+    p = te.compute(
+        x.shape, lambda i, r, c: expr.product(read(i, r, c), mult[c]), name="requantize_product"
+    )
+
+    def out(i, r, c):
+        y = expr.round_shift(p[i, r, c], shift[c].astype("int64")).astype("int32")
+        return expr.store(expr.clamp(y, attrs["lo"], attrs["hi"]), attrs)
+
+    return [te.compute(x.shape, out, name="requantize")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="transformers ibert FixedPointMul")

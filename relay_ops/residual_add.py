@@ -32,4 +32,22 @@ def bounds(
     return (a + b).fits("int32", NAME, "sum").clamp(lo, hi)
 
 
-OP = IntOp(NAME, reference, bounds, source="transformers ibert FixedPointMul with identity")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W]."""
+    from tvm import te
+
+    from intformer.relay_ops import expr
+
+    a, b, mult, shift = args
+    read_a, read_b = expr.load(a, attrs, 0), expr.load(b, attrs, 1)
+
+    def out(i, r, c):
+        share = expr.round_shift(
+            expr.product(read_b(i, r, c), mult[0]), shift[0].astype("int64")
+        ).astype("int32")
+        return expr.clamp(read_a(i, r, c) + share, attrs["lo"], attrs["hi"])
+
+    return [te.compute(a.shape, out, name="residual_add")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="transformers ibert FixedPointMul with identity")

@@ -22,4 +22,20 @@ def bounds(x: Interval, index: Interval, *, rows: str) -> Interval:
     return x
 
 
-OP = IntOp(NAME, reference, bounds, source="first-token pooling; masked positions")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression: x [b, 8, W] -> [rows / 8, 8, W]; rows past the last one are 0."""
+    from tvm import te, tirx
+
+    x, index = args
+    count = index.shape[0] - (1 if attrs["rows"] == "sequence" else 0)
+    zero = tirx.const(attrs["zero_points_out"][0], x.dtype)
+
+    def out(i, r, c):
+        row = i * 8 + r
+        source = index[row]
+        return tirx.if_then_else(row < count, x[source // 8, source % 8, c], zero)
+
+    return [te.compute((attrs["blocks"], 8, attrs["width"]), out, name="take_rows")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="first-token pooling; masked positions")

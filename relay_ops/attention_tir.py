@@ -1,0 +1,324 @@
+"""The attention kernel of both recipes: no score matrix reaches memory beyond eight rows.
+
+One task is one head of one sequence. It packs K and V for the chip's dot products, then takes eight
+query rows at a time: scores (int32), numerators (int16), context. K is the unsigned operand
+(k + 128): that adds 128 * sum(q) to every score of a row, which the subtraction of the row maximum
+takes away again. Numerators and V are int16 for the second product. The chip enters through `isa`
+alone (see schedules/isa.py):
+
+    lanes  int32 lanes of one vector, L     depth  int8 products summed per lane, D
+    dot    (int32 x L, uint8 x (L D), int8 x (L D)) -> int32 x L
+    dot16  (int32 x L, int16 x 2 L, int16 x 2 L) -> int32 x L
+    score_tiles  key vectors per score tile    context_rows  rows per context tile
+"""
+
+from tvm.script import tirx as T
+
+from intformer.relay_ops import expr
+
+ROWS = 8  # query rows handled together
+MASKED = -(2**30)  # score of a column past the sequence: its numerator is 0
+
+
+def native_numerator(d, params, constants):
+    """E in 0..4095 of d = rowmax - score >= 0 (int32 vector): attention.numerators."""
+    c3, c2, c1, z_bits, z_max, top = constants
+    z64 = (expr.as_type(d, "int64") * like64(params[0], d)) >> like64(params[1], d)
+    z = expr.as_type(T.min(z64, expr.like(z_max, z64)), "int32")
+    f = (z & expr.like((1 << z_bits) - 1, z)) >> expr.like(1, z)
+    a = (f * expr.like(c3, z) + expr.like(c2, z)) >> expr.like(17, z)
+    b = (f * a + expr.like(c1, z)) >> expr.like(16, z)
+    p = (f * b + expr.like((1 << 30) + (1 << 13), z)) >> expr.like(14, z)
+    floor = (p * expr.like(top, z)) >> (z >> expr.like(z_bits, z))
+    return (floor + expr.like(1 << 15, z)) >> expr.like(16, z)
+
+
+def like64(scalar, x):
+    """Return an int64 scalar expression with the lanes of x."""
+    lanes = str(x.ty.dtype if hasattr(x, "ty") else x.dtype).partition("x")[2]
+    wide = T.cast(scalar, "int64")
+    return T.broadcast(wide, int(lanes)) if lanes else wide
+
+
+def ibert_clipped(d, params, const):
+    """-max(x, 30 x0) as int64 for d = -x >= 0."""
+    wide = expr.as_type(d, "int64")
+    return T.min(wide, like64(T.int64(0) - params[0], d) * expr.like(const, wide))
+
+
+def ibert_polynomial(x, q, params):
+    """max((r + b) r + c, 0) for r = -x + |x0| q, x = clipped -score (int64 vectors)."""
+    r = like64(T.int64(0) - params[0], x) * q - x
+    poly = (r + like64(params[1], x)) * r + like64(params[2], x)
+    return T.max(poly, expr.like(0, poly))
+
+
+def ibert_quantized(poly, q, params, constants):
+    """E of QuantAct(16), 0..32767 as int32: attention_ibert.numerators."""
+    const, split, max_shift, limit = constants
+    mask = expr.like((1 << split) - 1, poly)
+    bits, m = expr.like(split, poly), like64(params[3], poly)
+    low = (poly & mask) * m
+    high = (poly >> bits) * m + (low >> bits)
+    sticky = T.Select((low & mask) > expr.like(0, poly), expr.like(1, poly), expr.like(0, poly))
+    shift = T.min(
+        like64(params[4] - T.int64(const), poly) + q, expr.like(max_shift, poly)
+    ) - expr.like(split - 1, poly)
+    e = expr.round_shift(high * expr.like(2, poly) + sticky, shift)
+    return expr.as_type(T.min(e, expr.like(limit, e)), "int32")
+
+
+def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
+    """Return the kernel (qkv, cu_seqlens, params, ctx_mult, ctx_shift, out).
+
+    attrs     heads, head_dim (padded to a multiple of 16), max_length, zero_points_out
+    isa       see the module docstring
+    numerics  "native" or "ibert" with the constants of that op: a dict
+    """
+    heads, dim = attrs["heads"], attrs["head_dim"]
+    lanes, depth, tiles = isa.lanes, isa.depth, isa.score_tiles
+    width, steps, spans = heads * dim, dim // depth, dim // lanes
+    group = tiles * lanes
+    limit = -(-attrs["max_length"] // group) * group
+    limit = -(-limit // 16) * 16
+    part = max(1, min(ROWS, isa.context_tiles // spans))  # rows of one context tile
+    word, pairs = f"int{8 * depth}", f"int16x{2 * lanes}"
+    flip = {2: T.int16(-0x7F80), 4: T.int32(-0x7F7F7F80)}[depth]  # 0x80 in every byte
+    s8 = f"int8x{lanes * depth}"
+    zero_point, out_type = attrs["zero_points_out"][0], attrs["dtypes_out"][0]
+    native = numerics["recipe"] == "native"
+    param_type, param_count = ("int32", 2) if native else ("int64", 6)
+    lo, hi = numerics["lo"], numerics["hi"]
+    sum_bits = numerics["sum_bits"]
+
+    def vector(value):
+        return T.broadcast(T.int32(value), lanes)
+
+    def v_pair(x, row, last, column):
+        first = expr.as_type(x[row, T.ramp(column, 1, lanes)], "int32")
+        second = expr.as_type(x[T.min(row + 1, last), T.ramp(column, 1, lanes)], "int32")
+        return (first & vector(0xFFFF)) | (second << vector(16))
+
+    def numerator(d, params):
+        return native_numerator(d, params, numerics["constants"])
+
+    def polynomial(x, q, params):
+        return ibert_polynomial(x, q, params)
+
+    def quantized(poly, q, params):
+        return ibert_quantized(poly, q, params, numerics["constants"])
+
+    def clipped(d, params):
+        return ibert_clipped(d, params, numerics["constants"][0])
+
+    def quotient(x, params):
+        return (x * like64(params[5], x)) >> expr.like(numerics["inverse_bits"], x)
+
+    def probability(e, factor):
+        wide = (expr.as_type(e, "int64") * like64(factor, e)) >> like64(T.int64(24), e)
+        return T.min(wide, expr.like(255, wide))
+
+    def context(acc, factor):
+        if not native:
+            return expr.as_type(acc, "int64")
+        return (expr.as_type(acc, "int64") * like64(factor, acc)) >> like64(T.int64(17), acc)
+
+    def output(t, mult, shift):
+        p = t * expr.as_type(mult, "int64")
+        y = expr.round_shift(p, expr.as_type(shift, "int64"))
+        y = expr.clamp(y, lo, hi) + expr.like(zero_point, y)
+        return expr.as_type(y, out_type)
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        qkv_: T.handle,
+        cu_: T.handle,
+        params_: T.handle,
+        mult_: T.handle,
+        shift_: T.handle,
+        out_: T.handle,
+    ):
+        blocks = T.int32()
+        offsets = T.int32()
+        qkv = T.match_buffer(qkv_, (blocks, ROWS, 3 * width), "int8")
+        cu = T.match_buffer(cu_, (offsets,), "int32")
+        params = T.match_buffer(params_, (param_count,), param_type)
+        mult = T.match_buffer(mult_, (width,), "int32")
+        shift = T.match_buffer(shift_, (width,), "int32")
+        out = T.match_buffer(out_, (blocks, ROWS, width), out_type)
+        x = T.decl_buffer((blocks * ROWS, 3 * width), "int8", data=qkv.data)
+        xw = T.decl_buffer((blocks * ROWS, 3 * width // depth), word, data=qkv.data)
+        y = T.decl_buffer((blocks * ROWS, width), out_type, data=out.data)
+        for t in T.serial(cu[offsets - 1], blocks * ROWS):
+            for c in T.serial(width // lanes):
+                y[t, T.ramp(c * lanes, 1, lanes)] = T.broadcast(T.cast(zero_point, out_type), lanes)
+        for task in T.parallel((offsets - 1) * heads):
+            b: T.let = task // heads
+            h: T.let = task % heads
+            start: T.let = cu[b]
+            length: T.let = cu[b + 1] - cu[b]
+            last: T.let = cu[b + 1] - 1
+            kp = T.alloc_buffer((limit * steps,), word)
+            k8 = T.decl_buffer((limit * dim,), "uint8", data=kp.data)
+            vp = T.alloc_buffer((limit // 2 * dim,), "int32")
+            v16 = T.decl_buffer((limit * dim,), "int16", data=vp.data)
+            scores = T.alloc_buffer((ROWS, limit), "int32")
+            probs = T.alloc_buffer((ROWS, limit), "int16")
+            pw = T.decl_buffer((ROWS, limit // 2), "int32", data=probs.data)
+            # pack K as [keys / L, dim / D, L, D], unsigned, and V as [keys / 2, dim / L, L, 2]
+            for j in T.serial(length):
+                for k in T.serial(steps):
+                    kp[(j // lanes * steps + k) * lanes + j % lanes] = (
+                        xw[start + j, (width + h * dim) // depth + k] ^ flip
+                    )
+            for j in T.serial((length + 1) // 2):
+                for s in T.serial(spans):
+                    vp[T.ramp((j * spans + s) * lanes, 1, lanes)] = v_pair(
+                        x, start + j * 2, last, 2 * width + h * dim + s * lanes
+                    )
+            groups: T.let = (length + group - 1) // group
+            columns: T.let = groups * group
+            for block in T.serial((length + ROWS - 1) // ROWS):
+                acc = T.alloc_buffer((ROWS * tiles * lanes,), "int32", scope="local")
+                for g in T.serial(groups):
+                    for i in T.unroll(ROWS * tiles):
+                        acc[T.ramp(i * lanes, 1, lanes)] = vector(0)
+                    for k in T.serial(steps):
+                        for i in T.unroll(ROWS):
+                            for u in T.unroll(tiles):
+                                acc[T.ramp((i * tiles + u) * lanes, 1, lanes)] = isa.dot(
+                                    acc[T.ramp((i * tiles + u) * lanes, 1, lanes)],
+                                    k8[
+                                        T.ramp(
+                                            ((g * tiles + u) * steps + k) * lanes * depth,
+                                            1,
+                                            lanes * depth,
+                                        )
+                                    ],
+                                    T.reinterpret(
+                                        T.broadcast(
+                                            xw[
+                                                T.min(start + block * ROWS + i, last),
+                                                h * dim // depth + k,
+                                            ],
+                                            lanes,
+                                        ),
+                                        dtype=s8,
+                                    ),
+                                )
+                    for i in T.unroll(ROWS):
+                        for u in T.unroll(tiles):
+                            scores[i, T.ramp((g * tiles + u) * lanes, 1, lanes)] = acc[
+                                T.ramp((i * tiles + u) * lanes, 1, lanes)
+                            ]
+                total = T.alloc_buffer((ROWS,), "int32", scope="local")
+                for i in T.serial(ROWS):
+                    for j in T.serial(length, columns):
+                        scores[i, j] = MASKED
+                    v = T.alloc_buffer((lanes,), "int32", scope="local")
+                    v[T.ramp(0, 1, lanes)] = vector(MASKED)
+                    for j in T.serial(columns // lanes):
+                        v[T.ramp(0, 1, lanes)] = T.max(
+                            v[T.ramp(0, 1, lanes)], scores[i, T.ramp(j * lanes, 1, lanes)]
+                        )
+                    top = T.alloc_buffer((1,), "int32", scope="local")
+                    top[0] = MASKED
+                    for j in T.serial(lanes):
+                        top[0] = T.max(top[0], v[j])
+                    v[T.ramp(0, 1, lanes)] = vector(0)
+                    e = T.alloc_buffer((lanes,), "int32", scope="local")
+                    for j in T.serial(columns // lanes):
+                        if native:
+                            e[T.ramp(0, 1, lanes)] = numerator(
+                                T.broadcast(top[0], lanes) - scores[i, T.ramp(j * lanes, 1, lanes)],
+                                params,
+                            )
+                            probs[i, T.ramp(j * lanes, 1, lanes)] = expr.as_type(
+                                e[T.ramp(0, 1, lanes)], "int16"
+                            )
+                        else:
+                            q = T.alloc_buffer((2 * lanes,), "int64", scope="local")
+                            q[T.ramp(0, 1, lanes)] = clipped(
+                                T.broadcast(top[0], lanes) - scores[i, T.ramp(j * lanes, 1, lanes)],
+                                params,
+                            )
+                            q[T.ramp(lanes, 1, lanes)] = quotient(q[T.ramp(0, 1, lanes)], params)
+                            q[T.ramp(0, 1, lanes)] = polynomial(
+                                q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
+                            )
+                            e[T.ramp(0, 1, lanes)] = quantized(
+                                q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
+                            )
+                            scores[i, T.ramp(j * lanes, 1, lanes)] = e[T.ramp(0, 1, lanes)]
+                        v[T.ramp(0, 1, lanes)] = v[T.ramp(0, 1, lanes)] + e[T.ramp(0, 1, lanes)]
+                    if not native:  # columns past the sequence are not masked by their score
+                        for j in T.serial(length, columns):
+                            scores[i, j] = 0
+                    total[i] = 0
+                    if native:
+                        for j in T.serial(lanes):
+                            total[i] = total[i] + v[j]
+                    else:
+                        for j in T.serial(length):
+                            total[i] = total[i] + scores[i, j]
+                # factor = floor((2^bits - 1) / total), bit by bit, for the eight rows at once
+                rest = T.alloc_buffer((ROWS,), "int64", scope="local")
+                factor = T.alloc_buffer((ROWS,), "int64", scope="local")
+                for i in T.vectorized(ROWS):
+                    rest[i] = T.int64(0)
+                    factor[i] = T.int64(0)
+                for _bit in T.serial(sum_bits):
+                    for i in T.vectorized(ROWS):
+                        rest[i] = rest[i] + rest[i] + T.int64(1)
+                    for i in T.vectorized(ROWS):
+                        factor[i] = (
+                            factor[i]
+                            + factor[i]
+                            + T.Select(rest[i] >= T.cast(total[i], "int64"), T.int64(1), T.int64(0))
+                        )
+                    for i in T.vectorized(ROWS):
+                        rest[i] = T.Select(
+                            rest[i] >= T.cast(total[i], "int64"),
+                            rest[i] - T.cast(total[i], "int64"),
+                            rest[i],
+                        )
+                if not native:
+                    # floor(2^32 / total): one more where total is a power of two; 0 for a 0 row
+                    for i in T.vectorized(ROWS):
+                        factor[i] = T.Select(
+                            total[i] > 0,
+                            factor[i]
+                            + T.Select((total[i] & (total[i] - 1)) > 0, T.int64(0), T.int64(1)),
+                            T.int64(0),
+                        )
+                    for i in T.serial(ROWS):
+                        for j in T.serial(columns // lanes):
+                            probs[i, T.ramp(j * lanes, 1, lanes)] = expr.as_type(
+                                probability(scores[i, T.ramp(j * lanes, 1, lanes)], factor[i]),
+                                "int16",
+                            )
+                ctx = T.alloc_buffer((ROWS * dim,), "int32", scope="local")
+                for r in T.unroll(ROWS // part):
+                    for i in T.unroll(part * spans):
+                        ctx[T.ramp((r * part * spans + i) * lanes, 1, lanes)] = vector(0)
+                    for j in T.serial((length + 1) // 2):
+                        for i in T.unroll(part):
+                            for s in T.unroll(spans):
+                                ctx[T.ramp(((r * part + i) * spans + s) * lanes, 1, lanes)] = (
+                                    isa.dot16(
+                                        ctx[T.ramp(((r * part + i) * spans + s) * lanes, 1, lanes)],
+                                        T.reinterpret(
+                                            T.broadcast(pw[r * part + i, j], lanes), dtype=pairs
+                                        ),
+                                        v16[T.ramp((j * spans + s) * lanes * 2, 1, lanes * 2)],
+                                    )
+                                )
+                for i in T.serial(T.min(ROWS, length - block * ROWS)):
+                    for s in T.serial(spans):
+                        y[start + block * ROWS + i, T.ramp(h * dim + s * lanes, 1, lanes)] = output(
+                            context(ctx[T.ramp((i * spans + s) * lanes, 1, lanes)], factor[i]),
+                            mult[T.ramp(h * dim + s * lanes, 1, lanes)],
+                            shift[T.ramp(h * dim + s * lanes, 1, lanes)],
+                        )
+
+    return kernel
