@@ -138,7 +138,7 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 
 def gelu_rows() -> Iterator[OpError]:
     """Both native forms over their whole domain; ibert's on [-4, 4], the published sweep."""
-    x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1)
+    x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1, dtype=np.int32)[:, None]
     for form, true in (("erf", gelu), ("tanh", tanh_gelu)):
         error = np.abs(i_gelu.reference(x, form=form) - true(x * i_gelu.SCALE) / i_gelu.SCALE)
         domain = f"{form} form, all {len(x)} x"

@@ -21,6 +21,7 @@ from intformer.relay_ops.fixedpoint import (
     check_fits,
     clamp,
     dyadic,
+    in_blocks,
     make_dyadic,
     reciprocal,
 )
@@ -54,7 +55,7 @@ def numerators(d: np.ndarray, mult: int, shift: int) -> np.ndarray:
 
 
 def mean_of_values(e: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """sum E v / sum E in Q15, int64 [L, head_dim], from E [L, L] and v float64 [L, head_dim]."""
+    """sum E v / sum E in Q15, int64 [r, head_dim], from E [r, L] and v float64 [L, head_dim]."""
     acc = (e.astype(np.float64) @ v).astype(np.int64)  # exact: below 2^20 * L
     check_fits(acc, "int32", NAME, "context accumulator")
     rec = reciprocal(e.sum(1, keepdims=True), REC_BITS)
@@ -98,8 +99,12 @@ def reference(
         span = slice(int(start), int(stop))
         for head in range(heads):
             s, v = scores(qkv, span, head, heads, head_dim)
-            e = numerators(s.max(1, keepdims=True) - s, mult, shift)
-            t[span, head * head_dim : (head + 1) * head_dim] = mean_of_values(e, v)
+            t[span, head * head_dim : (head + 1) * head_dim] = in_blocks(
+                lambda row, v=v: mean_of_values(
+                    numerators(row.max(1, keepdims=True) - row, mult, shift), v
+                ),
+                s,
+            )
     return clamp(dyadic(t, ctx_mult, ctx_shift), -LIMIT8, LIMIT8, "int8")
 
 

@@ -18,6 +18,7 @@ from intformer.relay_ops.attention import score_bounds, scores
 from intformer.relay_ops.fixedpoint import (
     clamp,
     dyadic,
+    in_blocks,
     make_dyadic,
     make_split_dyadic,
     split_dyadic,
@@ -93,7 +94,9 @@ def reference(
         span = slice(int(start), int(stop))
         for head in range(heads):
             s, v = scores(qkv, span, head, heads, head_dim)
-            prob = probabilities(numerators(s - s.max(1, keepdims=True), p))
+            prob = in_blocks(
+                lambda row: probabilities(numerators(row - row.max(1, keepdims=True), p)), s
+            )
             context = (prob.astype(np.float64) @ v).astype(np.int64)  # exact: below 2^15
             acc[span, head * head_dim : (head + 1) * head_dim] = context
     return clamp(dyadic(acc, ctx_mult, ctx_shift), LOW8, HIGH8, "int8")

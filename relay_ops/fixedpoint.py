@@ -5,6 +5,8 @@ batch_frexp (transformers, models/ibert/quant_modules.py), normalised so that a 
 |mult| < 2^31 and a shift of 1..62.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from intformer.errors import RangeError
@@ -17,6 +19,7 @@ LIMITS = {"int8": INT8, "int16": INT16, "int32": INT32, "int64": INT64}
 
 MULT_BITS = 31  # an int32 holds the sign and 31 bits
 MAX_SHIFT = 62  # the rounding constant 2^(shift - 1) must leave room in int64
+BLOCK = 2**14  # elements at a time
 ZERO_RATIO = 2.0**-40  # ratios below this are 0: |x| < 2^31 times it is below 2^-9
 
 
@@ -27,6 +30,14 @@ def check_fits(x: np.ndarray, dtype: str, op: str, what: str) -> np.ndarray:
         worst = max(int(x.max()), -int(x.min()), key=abs)
         raise RangeError(f"{what} reaches {worst}, which does not fit {dtype}", where=op)
     return x
+
+
+def in_blocks(function: Callable, x: np.ndarray) -> np.ndarray:
+    """Return function(x), x [r, C], by blocks of rows whose temporaries stay in the cache."""
+    rows = max(1, BLOCK // max(1, x.shape[1]))
+    if len(x) <= rows:
+        return function(x)
+    return np.concatenate([function(x[i : i + rows]) for i in range(0, len(x), rows)])
 
 
 def _normalised(ratio, shifts: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ were searched over all 14336 points. Every factor of a product fits int16.
 import numpy as np
 
 from intformer.errors import RangeError
+from intformer.relay_ops.fixedpoint import in_blocks
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
@@ -26,10 +27,10 @@ SHIFTS = (14, 14, 12, 11)  # results in Q10, Q10, Q12, Q15 (v is Q14)
 
 
 def tail(t: np.ndarray, form: str) -> np.ndarray:
-    """g(t) in Q12 for t >= 0 in Q12, int64."""
-    v = EDGE - np.minimum(t, EDGE)  # Q14 of v, because v has the 1/4
+    """g(t) in Q12 for t >= 0 in Q12, int32."""
+    v = EDGE - np.minimum(t.astype(np.int32), EDGE)  # Q14 of v, because v has the 1/4
     c6, *rest = COEFFICIENTS[form]
-    h = c6
+    h = np.int32(c6)
     for c, shift in zip(rest, SHIFTS, strict=True):
         h = (h * v + c) >> shift
     return (h * ((v * v) >> 13) + (1 << 17)) >> 18
@@ -37,10 +38,9 @@ def tail(t: np.ndarray, form: str) -> np.ndarray:
 
 def reference(x: np.ndarray, *, form: str) -> np.ndarray:
     """x int32 [r, C] in Q12, |x| < 2^18 -> int32 [r, C] in Q12. form "erf" | "tanh"."""
-    x = x.astype(np.int64)
     if x.size and max(-int(x.min()), int(x.max())) > LIMIT:
         raise RangeError(f"|x| reaches {np.abs(x).max()}, above {LIMIT}", where=NAME)
-    return (np.maximum(x, 0) - tail(np.abs(x), form)).astype(np.int32)
+    return in_blocks(lambda rows: np.maximum(rows, 0) - tail(np.abs(rows), form), x)
 
 
 def bounds(x: Interval, *, form: str) -> Interval:

@@ -9,7 +9,7 @@ transformers, models/ibert/quant_modules.py IntGELU (shared ANCHORS section 1.3)
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.fixedpoint import clamp, make_split_dyadic, split_dyadic
+from intformer.relay_ops.fixedpoint import clamp, in_blocks, make_split_dyadic, split_dyadic
 from intformer.relay_ops.interval import Interval, exact
 from intformer.relay_ops.op import IntOp
 
@@ -42,7 +42,11 @@ def reference(
     shift is 33..93 (see fixedpoint.split_dyadic).
     """
     _check_tables(b, c, one, shift)
-    return clamp(split_dyadic(product(acc, b, c, one), mult, shift, SPLIT), lo, hi, "int8")
+
+    def rows(x: np.ndarray) -> np.ndarray:
+        return clamp(split_dyadic(product(x, b, c, one), mult, shift, SPLIT), lo, hi, "int8")
+
+    return in_blocks(rows, acc)
 
 
 def product(acc: np.ndarray, b: np.ndarray, c: np.ndarray, one: np.ndarray) -> np.ndarray:

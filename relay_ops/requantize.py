@@ -6,7 +6,7 @@ Source: I-BERT QuantAct / FixedPointMul (transformers, models/ibert/quant_module
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.fixedpoint import LIMITS, clamp, dyadic
+from intformer.relay_ops.fixedpoint import LIMITS, clamp, dyadic, in_blocks
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
@@ -20,7 +20,7 @@ def reference(
 
     The product is exact in int64: |x * mult| < 2^62.
     """
-    return clamp(dyadic(x, mult, shift), lo, hi, dtype)
+    return in_blocks(lambda rows: clamp(dyadic(rows, mult, shift), lo, hi, dtype), x)
 
 
 def bounds(
