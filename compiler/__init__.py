@@ -14,7 +14,7 @@ PUBLIC = {  # name -> module that has it
     "compile": "intformer.pipeline",
     "load": "intformer.runtime",
     "verify": "intformer.compare",
-    "evaluate": "intformer.evaluate",
+    "evaluate": "intformer.accuracy",
     "TARGETS": "intformer.targets",
     "IntformerError": "intformer.errors",
 }
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from intformer.accuracy import evaluate
     from intformer.compare import verify
     from intformer.errors import IntformerError
-    from intformer.evaluate import evaluate
     from intformer.frontend import import_model
     from intformer.pipeline import compile
     from intformer.runtime import load

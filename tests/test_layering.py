@@ -25,7 +25,7 @@ LAYERS = [
     ("passes",),
     ("library",),
     ("pipeline",),
-    ("compare", "evaluate", "bench"),
+    ("compare", "float_model", "accuracy", "bench"),
     ("cli",),
     ("__main__",),
 ]

@@ -1,5 +1,6 @@
 """The base install (numpy and tokenizers) is enough to import, load and run."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -58,5 +59,7 @@ def test_public_names():
     import intformer
 
     assert set(intformer.__all__) == set(intformer.PUBLIC)
+    for name in intformer.PUBLIC:  # a module of that name would hide the object
+        assert importlib.util.find_spec(f"intformer.{name}") is None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = intformer.nothing

@@ -1,0 +1,347 @@
+"""Race a library against PyTorch FP32, on the same inputs, in one run.
+
+The contestants take short turns in round robin, so that a machine that drifts drifts for all. Every
+turn starts with a call that is not counted (it refills the caches), and medians are reported. The
+library is verified in the same run: a wrong answer has no speed.
+"""
+
+import ctypes
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from intformer.compare import given, random_batch, real_batches, verify
+from intformer.errors import IntformerError
+from intformer.frontend.calibration import read_texts
+from intformer.library import SOURCES, compiler
+from intformer.model import IntModel
+from intformer.runtime import Library, load
+
+ROUNDS = 8
+PAUSE = 0.05  # seconds before a turn: thread pools that spin after work fall asleep
+BUCKETS = (4, 8)  # sequences in one padded batch after sorting by length
+PEAK_TRIES = 20
+
+
+@dataclass
+class Row:
+    """One line of a race: milliseconds per batch, and how many times our speed it is."""
+
+    name: str
+    median: float
+    p10: float
+    p90: float
+    runs: int
+    ratio: float = 1.0  # its median / ours
+
+
+@dataclass
+class OpTime:
+    """Time of all calls of one kernel in one run of the batch.
+
+    share  of the whole run
+    gops   multiply-adds, counted twice, per second and 1e9; None where it multiplies no matrices
+    roof   gops over the measured VNNI peak of the threads used; None without one
+    """
+
+    kernel: str
+    calls: int
+    milliseconds: float
+    share: float
+    gops: float | None = None
+    roof: float | None = None
+
+
+@dataclass
+class Race:
+    """What was raced, where and how fast."""
+
+    title: str
+    machine: dict
+    rows: list[Row]
+    ops: list[OpTime] = field(default_factory=list)
+    verified: bool | None = None
+
+    def to_json(self) -> dict:
+        """Return everything as plain data."""
+        return asdict(self)
+
+
+def run(
+    library: str | Path | None = None,
+    source: str | Path | None = None,
+    *,
+    shape: str | None = None,
+    target: str = "host",
+    batch: int = 1,
+    tokens: int = 128,
+    data: str | Path | None = None,
+    limit: int = 32,
+    against: Sequence[str | Path] = (),
+    threads: int = 1,
+    seconds: float = 10,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Race:
+    """Race a library, verify it on the raced inputs, and time its kernels.
+
+    library        to race; None with a shape
+    source         Hugging Face directory of the FP32 model; None races no PyTorch
+    shape, target  compile random weights of this shape for this target, and race those
+    batch, tokens  random inputs: sequences, and tokens in each
+    data, limit    real inputs instead: the first rows of a TSV, in one batch
+    against        more libraries for the same inputs
+    threads        of every contestant
+    seconds        spent on each contestant
+    """
+    if (library is None) == (shape is None):
+        raise IntformerError("a race needs a library, or a shape", hint="LIB, or --shape NAME")
+    with tempfile.TemporaryDirectory() as folder:
+        if shape is not None:
+            library, source = compile_shape(shape, target, Path(folder), progress)
+        ours = load(library)
+        inputs = raced_inputs(ours, batch, tokens, data, limit)
+        contestants = {}
+        for path in [ours.path, *against]:
+            contestant = load(path)
+            contestant.set_threads(threads)
+            taken = given(contestant, inputs)
+            name = f"{path} ({contestant.metadata['recipe']})" if shape is None else shape
+            contestants[name] = lambda run=contestant.run, taken=taken: run(**taken)
+        if source is not None:
+            contestants |= torch_ways(source, ours.metadata, inputs, threads)
+        progress(f"racing {len(contestants)} contestants, {seconds} s each")
+        rows = race(contestants, seconds)
+        progress("timing kernels")
+        ours.set_threads(threads)
+        ops = op_times(ours, inputs, threads)
+        report = verify(ours, batches=[inputs], progress=progress)
+        lengths = np.diff(inputs["cu_seqlens"])
+        title = f"{len(lengths)} sequences, {lengths.sum()} tokens, {lengths.min()} to "
+        title += f"{lengths.max()} each; {ours.metadata['target']}, {threads} thread(s)"
+        return Race(title, machine(threads), rows, ops, report.ok)
+
+
+def compile_shape(
+    shape: str, target: str, folder: Path, progress: Callable[[str], None]
+) -> tuple[Path, Path]:
+    """Compile random weights of a shape; return the library and the model directory."""
+    from intformer.frontend import import_model
+    from intformer.frontend.shapes import random_model, random_sequences
+    from intformer.pipeline import compile
+    from intformer.targets import host_target
+
+    progress(f"making random weights of shape {shape}")
+    source = random_model(shape, folder / "model")
+    model = import_model(source, calibrate=random_sequences(shape), method="minmax")
+    path = folder / f"{shape}.so"
+    target = host_target() if target == "host" else target
+    compile(model, path, target=target, progress=progress)
+    return path, source
+
+
+def raced_inputs(
+    library: Library, batch: int, tokens: int, data: str | Path | None, limit: int
+) -> dict[str, np.ndarray]:
+    """Return one batch: random ids without special tokens, or the first texts of a TSV."""
+    meta = library.metadata
+    if data is not None:
+        (inputs,) = real_batches(library, read_texts(data)[:limit], size=2 * limit)
+        return inputs
+    if tokens > meta["max_length"]:
+        raise IntformerError(f"{tokens} tokens in a sequence; the limit is {meta['max_length']}")
+    return random_batch(meta, [tokens] * batch, np.random.default_rng(0))
+
+
+def machine(threads: int) -> dict:
+    """Return what a reader needs to judge a figure."""
+    import torch
+    import transformers
+
+    import intformer
+
+    return {
+        "cpu": cpu_name(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "intformer": intformer.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def cpu_name() -> str:
+    """Return the CPU's own name, with family and model: virtual machines hide the name."""
+    fields = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        return platform.processor() or platform.machine()
+    numbers = "/".join(fields.get(k, "?") for k in ("cpu family", "model", "stepping"))
+    return f"{fields.get('model name', platform.machine())} (family/model/stepping {numbers})"
+
+
+def race(contestants: dict[str, Callable[[], object]], seconds: float) -> list[Row]:
+    """Time every contestant for about `seconds` in all; the first is ours.
+
+    A turn is at least three calls.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in contestants.values():
+        run()
+        run()
+    for _ in range(ROUNDS):
+        for name, run in contestants.items():
+            time.sleep(PAUSE)
+            run()
+            end, calls = time.perf_counter() + seconds / ROUNDS, 0
+            while calls < 3 or time.perf_counter() < end:
+                start = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - start))
+                calls += 1
+    rows = []
+    for name, spent in times.items():
+        p10, p90 = np.percentile(spent, [10, 90])
+        rows.append(Row(name, statistics.median(spent), float(p10), float(p90), len(spent)))
+    for row in rows:
+        row.ratio = row.median / rows[0].median
+    return rows
+
+
+def torch_ways(
+    source: str | Path, metadata: dict, batch: dict[str, np.ndarray], threads: int
+) -> dict[str, Callable[[], object]]:
+    """Return the ways PyTorch can run a batch of sequences: padded, in buckets, one by one.
+
+    One sequence, or sequences of one length, can be run one way only.
+    """
+    import torch
+
+    from intformer.float_model import FloatModel
+
+    torch.set_num_threads(threads)
+    model = FloatModel(source, metadata)
+    ids, types, offsets = batch["input_ids"], batch.get("token_type_ids"), batch["cu_seqlens"]
+    lengths = np.diff(offsets)
+
+    def way(groups: list[np.ndarray]) -> Callable[[], object]:
+        padded = []
+        for group in groups:
+            at = [np.arange(offsets[i], offsets[i + 1]) for i in group]
+            flat, cut = np.concatenate(at), np.cumsum([0, *(len(a) for a in at)])
+            padded.append(model.pad_batch(ids[flat], None if types is None else types[flat], cut))
+
+        def run() -> None:
+            for inputs in padded:
+                model.forward(inputs)
+
+        return run
+
+    everything = np.arange(len(lengths))
+    if len(set(lengths.tolist())) == 1:
+        return {"PyTorch FP32": way([everything])}
+    order = np.argsort(lengths, kind="stable")
+    ways = {"PyTorch FP32, padded": way([everything])}
+    for size in BUCKETS:
+        groups = [order[i : i + size] for i in range(0, len(order), size)]
+        ways[f"PyTorch FP32, sorted into buckets of {size}"] = way(groups)
+    return {**ways, "PyTorch FP32, one by one": way([everything[i : i + 1] for i in everything])}
+
+
+def op_times(library: Library, batch: dict, threads: int, runs: int = 20) -> list[OpTime]:
+    """Return the time of each kernel, slowest first, from time stamps between the steps.
+
+    batch  one batch, as IntModel.run takes it
+    """
+    steps, taken = library.plan["steps"], given(library, batch)
+    spent = np.zeros((runs, len(steps)))
+    for run in range(runs):
+        stamp = [time.perf_counter()]
+
+        def observer(step: int, _name: str, _data, run=run, stamp=stamp) -> None:
+            now = time.perf_counter()
+            spent[run, step] += now - stamp[0]
+            stamp[0] = time.perf_counter()
+
+        library.run(**taken, observer=observer)
+    seconds = np.median(spent, axis=0)
+    work = macs(library, batch)
+    peak = vnni_peak()
+    kernels: dict[str, OpTime] = {}
+    done: dict[str, int] = {}
+    for step, took in zip(steps, seconds.tolist(), strict=True):
+        name = step["kernel"]
+        op = kernels.setdefault(name, OpTime(name, 0, 0.0, 0.0))
+        op.calls += 1
+        op.milliseconds += 1e3 * took
+        done[name] = done.get(name, 0) + sum(work.get(buffer, 0) for buffer in step["outputs"])
+    total = sum(op.milliseconds for op in kernels.values())
+    for name, op in kernels.items():
+        op.share = op.milliseconds / total
+        if done[name]:
+            op.gops = 2e-6 * done[name] / op.milliseconds
+            op.roof = op.gops / (2e-9 * peak * threads) if peak else None
+    return sorted(kernels.values(), key=lambda op: -op.milliseconds)
+
+
+def macs(library: Library, batch: dict[str, np.ndarray]) -> dict[str, int]:
+    """Return the multiply-adds of every matrix product, by the observed buffer that ends it.
+
+    A fused kernel shows only its last value, so the work of a value that is not shown counts for
+    the values made from it.
+    """
+    graph = library.graph()
+    model = IntModel.from_json(graph, {}, {})
+    constants = library.json("tensors.json")
+    shown = {name for step in library.plan["steps"] for name in step["outputs"]}
+    lengths = np.diff(batch["cu_seqlens"]).astype(np.int64)
+    rows = {
+        "token": int(lengths.sum()),
+        "sequence": len(lengths),
+        "position": len(batch.get("positions", ())),
+    }
+    pending: dict[str, int] = {}
+    found: dict[str, int] = {}
+    for node in model.nodes:
+        work = sum(pending.pop(name, 0) for name in node.inputs)
+        out = node.outputs[0]
+        if node.op == "matmul":
+            width, depth = constants[node.inputs[1]]["shape"]
+            work += rows[model.values[out].rows] * width * depth
+        elif node.op.startswith("attention"):
+            hidden = node.attrs["heads"] * node.attrs["head_dim"]
+            work += 2 * int((lengths**2).sum()) * hidden
+        if work:
+            (found if out in shown else pending)[out] = work
+    return found
+
+
+def vnni_peak() -> float | None:
+    """Return the multiply-adds per second of one core's VNNI, measured; None without VNNI."""
+    try:
+        if "avx512_vnni" not in Path("/proc/cpuinfo").read_text().split():
+            return None
+    except OSError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        built = os.path.join(folder, "peak.so")
+        subprocess.run(
+            [*compiler(), "-O2", "-shared", "-fPIC", str(SOURCES / "vnni_peak.c"), "-o", built],
+            check=True,
+        )
+        measure = ctypes.CDLL(built).intformer_vnni_peak
+        measure.restype = ctypes.c_double
+        return measure(PEAK_TRIES)

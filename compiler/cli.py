@@ -1,0 +1,512 @@
+"""The command `intformer`: parses, calls the Python API, prints.
+
+Every verb returns its result as plain data and as lines of text; --json prints the data. Heavy
+imports happen inside the verb that needs them.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import intformer
+from intformer import knobs
+from intformer.errors import IntformerError
+
+EXTRAS = {  # module -> extra that brings it
+    name: "compiler"
+    for name in ("tvm", "tvm_ffi", "torch", "transformers", "safetensors", "rich", "iced_x86")
+}
+HEADS = (
+    *("features", "sentence-embedding", "sequence-classification", "token-classification"),
+    *("question-answering", "masked-lm"),
+)
+Result = tuple[object, Iterable[str]]  # plain data, and the same as text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0 fine, 1 a fault named on stderr, 2 wrong usage."""
+    args = parser().parse_args(argv)
+    try:
+        data, lines = args.verb(args)
+        print(json.dumps(data, indent=2) if args.json else "\n".join(lines), flush=True)
+        return 0 if not isinstance(data, dict) or data.get("ok", True) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        sys.stderr.close()
+        return 1
+    except (IntformerError, ModuleNotFoundError, OSError) as error:
+        fault = as_fault(error)
+        if knobs.debug():
+            traceback.print_exc()
+        print(f"error: {one_line(str(fault))}", file=sys.stderr)
+        if args.json:
+            about = {"what": fault.what, "where": fault.where, "hint": fault.hint}
+            print(json.dumps({"ok": False, "error": about}, indent=2))
+        return 1
+
+
+def as_fault(error: Exception) -> IntformerError:
+    """Return an error as what, where and hint; raise it again if it is none of ours."""
+    if isinstance(error, IntformerError):
+        return error
+    if isinstance(error, OSError):
+        what = error.strerror or str(error)
+        return IntformerError(what.lower(), where=str(error.filename or ""))
+    extra = EXTRAS.get((error.name or "").split(".")[0])
+    if extra is None:
+        raise error
+    return IntformerError(
+        f"{error.name} is not installed", hint=f"pip install 'intformer[{extra}]'"
+    )
+
+
+def one_line(text: str) -> str:
+    """Return a text with line breaks and runs of spaces made one space."""
+    return " ".join(text.split())
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return aligned columns; numbers to the right, the rest to the left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
+
+    def numeric(text: str) -> bool:
+        return text[:1].isdigit() or text[:1] in "-+" or not text
+
+    right = [bool(cells) and all(numeric(row[i]) for row in cells) for i in range(len(header))]
+    return [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in [header, *cells]
+    ]
+
+
+class Progress:
+    """Says on stderr what has started, with the seconds so far, where a person is watching."""
+
+    def __init__(self):
+        """Start the clock."""
+        self.start = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        """Show one line."""
+        if sys.stderr.isatty():
+            print(f"[{time.monotonic() - self.start:5.1f}s] {what}", file=sys.stderr)
+
+
+# ---- verbs ----
+
+
+def compile_verb(args: argparse.Namespace) -> Result:
+    """Checkpoint to library."""
+    from intformer.frontend import import_model
+    from intformer.pipeline import compile
+    from intformer.targets import host_target
+
+    progress = Progress()
+    progress(f"reading {args.source}")
+    model = import_model(
+        args.source,
+        recipe=args.recipe,
+        mode=args.mode,
+        head=args.head,
+        calibrate=args.calibrate,
+        method=args.method,
+        tokenizer=args.tokenizer,
+    )
+    target = host_target() if args.target == "host" else args.target
+    library = compile(
+        model,
+        args.output,
+        target=target,
+        name=args.name,
+        dump_ir=args.dump_ir,
+        progress=progress,
+    )
+    about = library.metadata
+    data = {
+        "ok": True,
+        "library": str(args.output),
+        "bytes": args.output.stat().st_size,
+        "seconds": round(time.monotonic() - progress.start, 1),
+        **{key: about.get(key) for key in ("name", "target", "recipe", "mode", "head")},
+        "calibration": about.get("calibration"),
+        "warnings": about.get("warnings", []),
+    }
+    lines = [
+        f"{args.output}: {data['bytes'] / 1e6:.1f} MB, {about['head']}, recipe {about['recipe']}, "
+        f"target {about['target']}, {data['seconds']} s",
+        *calibration_lines(about),
+        *(f"warning: {warning}" for warning in data["warnings"]),
+        f"next: intformer verify {args.output}",
+    ]
+    return data, lines
+
+
+def calibration_lines(about: dict) -> list[str]:
+    """Return what calibration chose, in a line; nothing where scales came from the checkpoint."""
+    calibration = about.get("calibration")
+    if not calibration:
+        return []
+    best = calibration["held_out_snr_db"][calibration["method"]]
+    return [
+        f"calibrated by {calibration['method']} on {calibration['sequences']} sequences "
+        f"({calibration['tokens']} tokens): {best} dB on {calibration['held_out_sequences']} "
+        "held-out sequences"
+    ]
+
+
+def run_verb(args: argparse.Namespace) -> Result:
+    """Texts to answers."""
+    from intformer.edge import predict
+    from intformer.runtime import load
+
+    texts, pairs = args.text, args.pair
+    if texts is None:
+        rows = read_lines(args.file).splitlines()
+        fields = [row.split("\t") for row in rows if row.strip()]
+        paired = bool(fields) and len(fields[0]) > 1
+        if any(len(row) != 1 + paired for row in fields):
+            raise IntformerError(
+                "some lines have a tab, some none", where=args.file, hint="one text or two a line"
+            )
+        texts = [row[0] for row in fields]
+        pairs = [row[1] for row in fields] if paired else None
+    if not texts:
+        raise IntformerError("no texts", where=args.file, hint="--text TEXT, or a line each")
+    library = load(args.library)
+    options = {"top_k": args.top_k} if library.metadata["head"] == "masked-lm" else {}
+    answers = list(predict(library, texts, pairs, batch=args.batch, **options))
+    rows = list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
+    data = [
+        {"texts": list(row), "answer": plain(answer)}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    lines = [
+        f"{shown(answer)}\t{' | '.join(row)}" for row, answer in zip(rows, answers, strict=True)
+    ]
+    return data, lines
+
+
+def read_lines(name: str) -> str:
+    """Return the text of a file, or of stdin for "-"."""
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise IntformerError(f"not UTF-8: {error.reason}", where=name) from error
+
+
+def plain(answer: object) -> object:
+    """Return an answer without NumPy in it."""
+    return answer.tolist() if hasattr(answer, "tolist") else answer
+
+
+def shown(answer: object) -> str:
+    """Return an answer in a few words."""
+    if hasattr(answer, "tolist"):
+        flat = answer.reshape(-1)
+        more = ", ..." if flat.size > 4 else ""
+        return f"[{', '.join(f'{x:+.4f}' for x in flat[:4])}{more}] {list(answer.shape)}"
+    if isinstance(answer, dict):
+        return f"{answer.get('label', answer.get('answer'))} {answer['score']:.4f}"
+    parts = [part[0] if isinstance(part, list) else part for part in answer]
+    return " ".join(
+        f"{p['token']}/{p['label']}" if "label" in p else f"{p['token']} {p['score']:.4f}"
+        for p in parts
+    )
+
+
+def eval_verb(args: argparse.Namespace) -> Result:
+    """Accuracy on labelled data."""
+    from intformer.accuracy import evaluate
+
+    result = evaluate(
+        args.library,
+        args.task,
+        args.data,
+        args.source,
+        limit=args.limit,
+        batch=args.batch,
+        progress=Progress(),
+    )
+    columns = ["metric", "integer", *(["FP32", "difference"] if result.float else [])]
+    rows = []
+    for name, value in result.integer.items():
+        beside = [f"{result.float[name]:.4f}", f"{value - result.float[name]:+.4f}"]
+        rows.append([name, f"{value:.4f}", *(beside if result.float else [])])
+    lines = [f"{args.task}: {result.rows} rows, {result.tokens} tokens", *table(columns, rows)]
+    if result.changed is not None:
+        lines.append(f"predictions changed: {result.changed} of {result.rows}")
+    return result.to_json(), lines
+
+
+def verify_verb(args: argparse.Namespace) -> Result:
+    """Proof that a library is integer-only and exact."""
+    from intformer.compare import verify
+    from intformer.frontend.calibration import read_texts
+
+    report = verify(
+        args.library,
+        args.source,
+        calibrate=args.calibrate,
+        texts=read_texts(args.texts)[: args.limit] if args.texts else (),
+        cases=args.cases,
+        seed=args.seed,
+        progress=Progress(),
+    )
+    lines = []
+    for check in report.checks:
+        lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
+        lines += [f"        {where}: {what}" for where, what in check.findings[:10]]
+        if len(check.findings) > 10:
+            lines.append(f"        and {len(check.findings) - 10} more (--json shows all)")
+    lines.append("verified" if report.ok else "NOT verified")
+    return report.to_json(), lines
+
+
+def inspect_verb(args: argparse.Namespace) -> Result:
+    """What a library says of itself."""
+    from intformer.runtime import load
+
+    library = load(args.library)
+    graph = library.graph()
+    about = {key: value for key, value in library.metadata.items() if key != "labels"}
+    kernels: dict[str, int] = {}
+    for step in library.plan["steps"]:
+        kernels[step["kernel"]] = kernels.get(step["kernel"], 0) + 1
+    ops: dict[str, int] = {}
+    for node in graph["nodes"]:
+        ops[node["op"]] = ops.get(node["op"], 0) + 1
+    data = {
+        "library": str(args.library),
+        "bytes": Path(args.library).stat().st_size,
+        "metadata": library.metadata,
+        "ops": ops,
+        "kernels": kernels,
+        "values": graph["values"],
+    }
+    lines = [f"{args.library}: {data['bytes'] / 1e6:.1f} MB"]
+    lines += table(["key", "value"], [(key, short(value)) for key, value in about.items()])
+    lines += ["", *table(["op", "count"], ops.items())]
+    lines += ["", *table(["kernel", "steps"], kernels.items())]
+    values = graph["values"].items() if args.values else ()
+    if args.values:
+        rows = [(n, v["dtype"], v["rows"], short(v["scale"]), v["origin"]) for n, v in values]
+        lines += ["", *table(["value", "dtype", "rows", "scale", "origin of the scale"], rows)]
+    else:
+        lines += ["", "scales and their origins: --values"]
+    return data, lines
+
+
+def short(value: object) -> str:
+    """Return a value in at most a line."""
+    if isinstance(value, list) and len(value) > 4 and all(isinstance(v, float) for v in value):
+        return f"{min(value):.4g} .. {max(value):.4g}, {len(value)} channels"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def targets_verb(args: argparse.Namespace) -> Result:
+    """Chips we compile for."""
+    from intformer.targets import TARGETS, host_lacks
+
+    data = {
+        name: {
+            "description": target.description,
+            "cpu_features": list(target.cpu_features),
+            "missing_here": host_lacks(target),
+        }
+        for name, target in TARGETS.items()
+    }
+    rows = [
+        (
+            name,
+            about["description"],
+            "runs here"
+            if not about["missing_here"]
+            else f"needs {' '.join(about['missing_here'])}",
+        )
+        for name, about in data.items()
+    ]
+    return data, table(["target", "what", "this machine"], rows)
+
+
+def ops_verb(args: argparse.Namespace) -> Result:
+    """Error of every integer op against float."""
+    from dataclasses import asdict
+
+    from intformer import op_errors
+
+    progress, rows = Progress(), []
+    for row in op_errors.rows():
+        progress(f"{row.op}, {row.recipe}: {row.domain}")
+        rows.append(row)
+    data = {
+        "ok": all(row.ok for row in rows),
+        "rows": [{**asdict(row), "ok": row.ok} for row in rows],
+    }
+    header = ("op", "recipe", "swept", "measure", "error", "bound", "")
+    lines = [
+        (r.op, r.recipe, r.domain, r.measure, f"{r.error:.3g}", f"{r.bound:.3g}", verdict(r.ok))
+        for r in rows
+    ]
+    return data, table(header, lines)
+
+
+def verdict(ok: bool) -> str:
+    """Return a word for the last column of a table."""
+    return "ok" if ok else "FAIL"
+
+
+def bench_verb(args: argparse.Namespace) -> Result:
+    """Speed, beside PyTorch."""
+    from intformer import bench
+
+    races = bench.run(
+        args.library,
+        args.source,
+        shape=args.shape,
+        target=args.target,
+        batch=args.batch,
+        tokens=args.tokens,
+        data=args.data,
+        limit=args.limit,
+        against=args.against,
+        threads=args.threads,
+        seconds=args.seconds,
+        progress=Progress(),
+    )
+    return races.to_json(), bench_lines(races)
+
+
+def bench_lines(race) -> list[str]:
+    """Return the tables of a race."""
+    rows = [
+        (row.name, f"{row.median:.2f}", f"{row.p10:.2f}", f"{row.p90:.2f}", f"{row.ratio:.2f}x")
+        for row in race.rows
+    ]
+    lines = [
+        race.title,
+        "; ".join(f"{key} {value}" for key, value in race.machine.items()),
+        "",
+        *table(["contestant", "median ms", "p10", "p90", "ours is faster by"], rows),
+    ]
+    if race.ops:
+        ops = [
+            (
+                op.kernel,
+                op.calls,
+                f"{op.milliseconds:.3f}",
+                f"{100 * op.share:.1f} %",
+                f"{op.gops:.0f}" if op.gops else "",
+                f"{100 * op.roof:.0f} %" if op.roof else "",
+            )
+            for op in race.ops
+        ]
+        header = ["kernel", "calls", "ms", "share", "GOP/s", "of VNNI roof"]
+        lines += ["", *table(header, ops)]
+    if race.verified is not None:
+        lines += ["", f"raced library: {'verified' if race.verified else 'NOT verified'}"]
+    return lines
+
+
+# ---- arguments ----
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def output_file(text: str) -> Path:
+    """Parse the path of a library to write."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"output cannot be a directory: {text}")
+    return Path(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    top = argparse.ArgumentParser(
+        prog="intformer", description="Transformer encoders as integer-only shared libraries."
+    )
+    top.add_argument("--version", action="version", version=f"intformer {intformer.__version__}")
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function, description: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=description, description=description)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        sub.set_defaults(verb=function)
+        return sub
+
+    sub = verb("compile", compile_verb, "make a library from a Hugging Face model directory")
+    sub.add_argument("source", help="directory with config.json and weights")
+    sub.add_argument("-o", "--output", type=output_file, required=True, help="library to write")
+    sub.add_argument("--target", default="host", help="see `targets` (default: host, this CPU)")
+    sub.add_argument("--calibrate", metavar="FILE", help="text: a sentence per line, or a TSV")
+    sub.add_argument("--recipe", choices=("native", "ibert"), help="(default: what SRC calls for)")
+    sub.add_argument("--mode", choices=("hf_compat", "fixed"), help="scales of an IBert checkpoint")
+    sub.add_argument("--head", choices=HEADS, help="(default: what the directory says)")
+    sub.add_argument(
+        "--method",
+        choices=("ema", "minmax", "percentile", "mse"),
+        help="of calibration (default: the best on held-out text)",
+    )
+    sub.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json to carry instead")
+    sub.add_argument("--name", help="of intformer_get_NAME() (default: from the file name)")
+    sub.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module of each phase")
+
+    sub = verb("run", run_verb, "answer texts: --text, a file, or lines on stdin")
+    sub.add_argument("library")
+    sub.add_argument("--text", action="append", help="a text; may be repeated")
+    sub.add_argument("--pair", action="append", help="second text (document) of each --text")
+    sub.add_argument("--file", default="-", help="a text a line, two with a tab (default: stdin)")
+    sub.add_argument("--batch", type=positive, default=32, help="texts a batch (default: 32)")
+    sub.add_argument("--top-k", type=positive, default=5, help="masked LM (default: 5)")
+
+    sub = verb("eval", eval_verb, "accuracy on labelled data, beside the FP32 source")
+    sub.add_argument("library")
+    sub.add_argument("--task", required=True, help="sst2, stsb, mrpc, rte, cola, qnli, mnli, ...")
+    sub.add_argument("--data", required=True, metavar="TSV", help="idx label sentence[1 sentence2]")
+    sub.add_argument("--source", metavar="SRC", help="directory of the FP32 model")
+    sub.add_argument("--limit", type=positive, help="rows to take (default: all)")
+    sub.add_argument("--batch", type=positive, default=32, help="texts a batch (default: 32)")
+
+    sub = verb("bench", bench_verb, "race PyTorch FP32; times per kernel")
+    sub.add_argument("library", nargs="?", help="a library; or use --shape")
+    sub.add_argument("--source", metavar="SRC", help="directory of the FP32 model to race")
+    sub.add_argument("--shape", help="compile and race random weights: bert-base, minilm-l6, ...")
+    sub.add_argument("--target", default="host", help="for --shape (default: host)")
+    sub.add_argument("--batch", type=positive, default=1, help="sequences (default: 1)")
+    sub.add_argument("--tokens", type=positive, default=128, help="in each (default: 128)")
+    sub.add_argument("--data", metavar="TSV", help="real inputs instead: the first --limit rows")
+    sub.add_argument("--limit", type=positive, default=32, help="rows of --data (default: 32)")
+    sub.add_argument("--against", action="append", default=[], metavar="LIB", help="race it too")
+    sub.add_argument("--threads", type=positive, default=1, help="of everybody (default: 1)")
+    sub.add_argument("--seconds", type=positive, default=10, help="a contestant (default: 10)")
+
+    sub = verb("verify", verify_verb, "prove that a library is integer-only and exact")
+    sub.add_argument("library")
+    sub.add_argument("--source", metavar="SRC", help="import this again and compare the integers")
+    sub.add_argument("--calibrate", metavar="FILE", help="calibration text of that import")
+    sub.add_argument("--texts", metavar="FILE", help="real inputs to run as well")
+    sub.add_argument("--limit", type=positive, default=64, help="texts to take (default: 64)")
+    sub.add_argument("--cases", type=positive, default=2, help="random batches (default: 2)")
+    sub.add_argument("--seed", type=int, default=0, help="of the random batches (default: 0)")
+
+    sub = verb("inspect", inspect_verb, "show what a library says of itself")
+    sub.add_argument("library")
+    sub.add_argument("--values", action="store_true", help="list every scale and its origin")
+
+    verb("targets", targets_verb, "list targets and what this machine lacks for them")
+    verb("ops", ops_verb, "error of every integer op against float")
+    return top

@@ -1,0 +1,94 @@
+"""The FP32 model a library was made from, run by PyTorch and transformers: what we compare with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from intformer.errors import CheckpointError
+
+AUTO_CLASSES = {  # head -> transformers class that computes its outputs
+    "features": "AutoModel",
+    "sentence-embedding": "AutoModel",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "masked-lm": "AutoModelForMaskedLM",
+}
+
+
+class FloatModel:
+    """A Hugging Face model directory, ready to run in float32 without gradients."""
+
+    def __init__(self, source: str | Path, metadata: dict):
+        """Load the class that fits the head in a library's metadata."""
+        import torch
+        import transformers
+
+        self.head, self.pad = metadata["head"], metadata["pad_token_id"] or 0
+        self.pooling = metadata.get("pooling")
+        auto = getattr(transformers, AUTO_CLASSES[self.head])
+        transformers.logging.set_verbosity_error()
+        if not Path(source).is_dir():
+            raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
+        try:
+            self.model = auto.from_pretrained(str(source), dtype=torch.float32).eval()
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"transformers cannot load it: {str(error).splitlines()[0]}", where=str(source)
+            ) from error
+
+    def pad_batch(self, ids: np.ndarray, types: np.ndarray | None, cu_seqlens: np.ndarray) -> dict:
+        """Return the padded tensors of packed tokens: ids, mask, types, int64 [batch, longest]."""
+        import torch
+
+        lengths = np.diff(cu_seqlens)
+        shape = (len(lengths), int(lengths.max()))
+        real = np.arange(shape[1]) < lengths[:, None]
+        batch = {"input_ids": np.full(shape, self.pad), "attention_mask": real.astype(np.int64)}
+        batch["input_ids"][real] = ids
+        if types is not None and types.any():
+            batch["token_type_ids"] = np.zeros(shape, np.int64)
+            batch["token_type_ids"][real] = types
+        return {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items()}
+
+    def forward(self, batch: dict) -> np.ndarray:
+        """Return what the head computes for a padded batch: float32 [batch, tokens or 1, channels].
+
+        Sentence embeddings are mean-pooled over real tokens, as the library's are, and not
+        normalised.
+        """
+        import torch
+
+        with torch.inference_mode():
+            out = self.model(**batch)
+            if self.head == "question-answering":
+                return torch.stack((out.start_logits, out.end_logits), -1).numpy()
+            if self.head in ("features", "sentence-embedding"):
+                hidden = out.last_hidden_state
+                if self.head == "features":
+                    return hidden.numpy()
+                if self.pooling == "cls":
+                    return hidden[:, :1].numpy()
+                mask = batch["attention_mask"].unsqueeze(-1)
+                return ((hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).numpy()
+            logits = out.logits.numpy()
+            return logits[:, None] if logits.ndim == 2 else logits
+
+    def rows(self, ids, types, cu_seqlens, *, batch: int = 32, progress: Callable = iter):
+        """Return one row per sequence or per token, float32, for packed tokens.
+
+        The sequences are sorted by length and run in padded batches; the result is in their order.
+        """
+        lengths = np.diff(cu_seqlens)
+        order = np.argsort(lengths, kind="stable")
+        results: dict[int, np.ndarray] = {}
+        for start in progress(range(0, len(order), batch)):
+            chosen = order[start : start + batch]
+            at = [np.arange(cu_seqlens[i], cu_seqlens[i + 1]) for i in chosen]
+            offsets = np.cumsum([0, *(len(a) for a in at)])
+            flat = np.concatenate(at)
+            padded = self.pad_batch(ids[flat], None if types is None else types[flat], offsets)
+            for i, row in zip(chosen, self.forward(padded), strict=True):
+                results[int(i)] = row if len(row) == 1 else row[: lengths[i]]
+        return np.concatenate([results[i] for i in range(len(lengths))])

