@@ -233,7 +233,7 @@ class Edge:
         return (output * np.asarray(self.metadata["output_scale"])).astype(np.float32)
 
     def decode(self, packed: Packed, output: np.ndarray, **options) -> list:
-        """Return one answer per text (per sequence where no text was encoded).
+        """Return one answer per text (per sequence where `packed` comes from arrays).
 
         output   what Library.run returned for `packed`, int32 [rows, channels]
         options  top_k (masked LM, default 5); max_answer (question answering, default 30 tokens)
@@ -253,7 +253,12 @@ class Edge:
             "question-answering": self._answers,
             "masked-lm": self._fillings,
         }
-        return decoders[self.metadata["head"]](packed, self.real(output), **options)
+        head = self.metadata["head"]
+        if head in ("token-classification", "question-answering") and not packed.encodings:
+            raise IntformerError(
+                f"decoding {head} needs the text", hint="pack with Edge.encode, not from arrays"
+            )
+        return decoders[head](packed, self.real(output), **options)
 
     def _embeddings(self, packed: Packed, rows: np.ndarray) -> list[np.ndarray]:
         return list(l2_normalised(rows))

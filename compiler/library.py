@@ -375,6 +375,7 @@ def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> st
 
 
 _BLOB_S = """\
+# {build_id}: zig caches objects by the text of their source and does not look into .incbin
 .section .rodata.intformer_blob,"a",@progbits
 .balign 4096
 .globl intformer_blob
@@ -391,7 +392,9 @@ intformer_blob:
 
 
 def _call(command: list[str], folder: Path, what: str) -> None:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    # zig: what it keeps of our sources goes away with the folder
+    env = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         fault = next((line for line in lines if "error" in line or "undefined" in line), None)
@@ -408,7 +411,6 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     cc = compiler()
     for file in SOURCES.iterdir():
         shutil.copyfile(file, folder / file.name)
-    (folder / "blob.s").write_text(_BLOB_S)
     kernels = []
     for number, path in enumerate(job.objects):
         kernels.append(f"kernels{number}.o")
@@ -422,6 +424,7 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
         inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in RUNTIME))]
         build_id = _digest(inputs, json.dumps([job.name, job.features, job.limits]))
         (folder / "plan.c").write_text(_plan_c(job, index, build_id))
+        (folder / "blob.s").write_text(_BLOB_S.format(build_id=build_id.hex()))
         _call([*cc, *CFLAGS, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
         _call([*cc, "-c", "blob.s", "-o", "blob.o"], folder, "assembling")
         script = [f"-Wl,--version-script=exports.map,-soname,{file_name}", "-o", file_name]

@@ -1,0 +1,337 @@
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from intformer import edge
+from intformer.edge import Edge, pack
+from intformer.errors import IntformerError, LibraryError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*"abcdefghijklmnopqrstuvwxyz", "the", "cat", "sat", "##s", "##at", ",", "."]
+VOCAB = {word: i for i, word in enumerate(SPECIAL + WORDS)}
+PAD, CLS, SEP, MASK = (VOCAB[t] for t in ("[PAD]", "[CLS]", "[SEP]", "[MASK]"))
+META = {
+    "head": "features",
+    "position_rule": "column",
+    "pad_token_id": PAD,
+    "vocab_size": len(VOCAB),
+    "type_vocab_size": 2,
+    "max_length": 16,
+    "output_scale": 0.5,
+    "labels": [],
+}
+
+
+def files() -> dict[str, bytes]:
+    """A small WordPiece tokenizer, saved as BERT's are: with padding switched on."""
+    tokenizer = Tokenizer(models.WordPiece(VOCAB, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", SEP), ("[CLS]", CLS))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.enable_padding(length=64)
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps({"mask_token": "[MASK]"}).encode(),
+    }
+
+
+def make(head="features", **meta) -> Edge:
+    return Edge({**META, "head": head, **meta}, files())
+
+
+# ---- padded arrays ----
+
+ROWS = {  # ids and mask with pad id 1, and the positions of the kept tokens by either rule
+    "right-padded": ([5, 6, 7, 1, 1], [1, 1, 1, 0, 0], [0, 1, 2], [2, 3, 4]),
+    "left-padded": ([1, 1, 5, 6, 7], [0, 0, 1, 1, 1], [2, 3, 4], [2, 3, 4]),
+    "hole": ([5, 6, 7, 8, 9], [1, 0, 1, 0, 1], [0, 2, 4], [2, 4, 6]),
+    "pad id in the text": ([5, 1, 7, 1, 9], [1, 1, 1, 1, 1], [0, 1, 2, 3, 4], [2, 1, 3, 1, 4]),
+    "one token": ([5, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0], [2]),
+}
+
+
+@pytest.mark.parametrize("rule", ["column", "padding"])
+@pytest.mark.parametrize("names", [[name] for name in ROWS] + [list(ROWS)])
+def test_pack(rule, names):
+    ids, mask, column, padding = zip(*(ROWS[name] for name in names), strict=True)
+    ids, mask = np.array(ids), np.array(mask)
+    types = ids % 2
+    meta = {"position_rule": rule, "pad_token_id": 1}
+    packed = pack(meta, ids, mask, types, wanted=ids == 7)
+    kept = mask.astype(bool)
+    np.testing.assert_array_equal(packed.input_ids, ids[kept])
+    np.testing.assert_array_equal(packed.token_type_ids, types[kept])
+    np.testing.assert_array_equal(np.diff(packed.cu_seqlens), kept.sum(1))
+    want = column if rule == "column" else padding
+    np.testing.assert_array_equal(packed.position_ids, np.concatenate(want))
+    np.testing.assert_array_equal(packed.positions, np.flatnonzero(packed.input_ids == 7))
+    assert {a.dtype for a in packed.inputs().values()} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize("lengths", [(1, 2, 3, 5, 511, 512), (512, 1), (1,)])
+def test_pack_of_mixed_lengths(lengths):
+    ids = np.random.default_rng(0).integers(5, 99, (len(lengths), max(lengths)))
+    mask = np.arange(ids.shape[1]) < np.array(lengths)[:, None]
+    ids[~mask] = 1
+    for rule, first in (("column", 0), ("padding", 2)):
+        packed = pack({"position_rule": rule, "pad_token_id": 1}, ids, mask)
+        np.testing.assert_array_equal(np.diff(packed.cu_seqlens), lengths)
+        want = np.concatenate([np.arange(length) + first for length in lengths])
+        np.testing.assert_array_equal(packed.position_ids, want)
+        assert packed.positions is None
+
+
+def test_positions_are_transformers_own():
+    torch = pytest.importorskip("torch")
+    roberta = pytest.importorskip("transformers.models.roberta.modeling_roberta")
+    ids = np.array([row[0] for row in ROWS.values()])
+    create = roberta.RobertaEmbeddings.create_position_ids_from_input_ids
+    want = create(torch.from_numpy(ids), 1).numpy()
+    np.testing.assert_array_equal(edge.hf_positions(ids, "padding", 1), want)
+
+
+def test_given_positions_win():
+    ids = np.array([[5, 6, 7]])
+    packed = pack(META, ids, position_ids=np.array([[4, 4, 9]]))
+    assert packed.position_ids.tolist() == [4, 4, 9]
+    assert packed.token_type_ids.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"input_ids": [1, 2]}, r"input_ids is int64 \[2\], not \[batch, seq\]"),
+        ({"input_ids": [[0.5]]}, "input_ids is float64"),
+        ({"attention_mask": [[1, 1]]}, r"attention_mask is \[1, 2\], input_ids \[2, 3\]"),
+        ({"token_type_ids": [[1, 1]]}, "token_type_ids is"),
+        ({"position_ids": [[1, 1]]}, "position_ids is"),
+        ({"attention_mask": [[1, 1, 1], [0, 0, 0]]}, "sequence 1 is empty: all its tokens"),
+    ],
+)
+def test_pack_refuses(arrays, match):
+    with pytest.raises(IntformerError, match=match):
+        pack(META, **{"input_ids": [[1, 2, 3], [4, 5, 6]], **arrays})
+
+
+# ---- text ----
+
+
+def test_encode_packs_without_padding():
+    packed = make().encode(["the cats", "a", ""])
+    the, cat, s, a = (VOCAB[t] for t in ("the", "cat", "##s", "a"))
+    assert packed.input_ids.tolist() == [CLS, the, cat, s, SEP, CLS, a, SEP, CLS, SEP]
+    assert packed.cu_seqlens.tolist() == [0, 5, 8, 10]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1]
+    assert packed.text_of == [0, 1, 2]
+    assert packed.positions is None
+
+
+def test_encode_equals_padding_and_packing():
+    """Text straight to packed tokens, or padded first: the same numbers, also with a pad id."""
+    for rule in ("column", "padding"):
+        one = make(position_rule=rule)
+        packed = one.encode(["the cat [PAD] sat", "a b c d e f"])
+        ids = np.full((2, 8), PAD)
+        mask = np.zeros((2, 8), int)
+        for i, (start, end) in enumerate(
+            zip(packed.cu_seqlens, packed.cu_seqlens[1:], strict=False)
+        ):
+            ids[i, : end - start] = packed.input_ids[start:end]
+            mask[i, : end - start] = 1
+        again = pack(one.metadata, ids, mask)
+        for name, array in again.inputs().items():
+            np.testing.assert_array_equal(array, packed.inputs()[name], err_msg=name)
+
+
+def test_pairs_and_types():
+    packed = make().encode(["a b"], ["c"])
+    assert packed.token_type_ids.tolist() == [0, 0, 0, 0, 1, 1]
+    packed = make(type_vocab_size=1).encode(["a b"], ["c"])
+    assert packed.token_type_ids.tolist() == [0] * 6
+
+
+def test_truncation():
+    assert make().encode(["a " * 40]).cu_seqlens.tolist() == [0, 16]
+    assert make(truncate_length=8).encode(["a " * 40]).cu_seqlens.tolist() == [0, 8]
+
+
+@pytest.mark.parametrize(
+    ("head", "arguments", "match"),
+    [
+        ("features", ("text",), "a single text - pass a list"),
+        ("features", ([],), "no texts"),
+        ("features", (["a"], ["b", "c"]), "1 texts and 2 pairs"),
+        ("question-answering", (["a"],), "needs a document"),
+        ("question-answering", (["a " * 30], ["b"]), "cannot tokenize.*must leave room"),
+        ("sentence-embedding", (["a"], ["b"]), "embed them one by one"),
+        ("masked-lm", (["the cat"],), r"no mask token in the text - write \[MASK\]"),
+    ],
+)
+def test_encode_refuses(head, arguments, match):
+    with pytest.raises(IntformerError, match=match):
+        make(head).encode(*arguments)
+
+
+def test_no_tokenizer():
+    with pytest.raises(LibraryError, match="carries no tokenizer"):
+        Edge(META, {})
+    with pytest.raises(LibraryError, match=r"cannot read tokenizer.json"):
+        Edge(META, {"tokenizer.json": b"{}"})
+
+
+# ---- answers ----
+
+
+def test_embeddings_have_length_one():
+    one = make("sentence-embedding")
+    packed = one.encode(["a", "b", "c"])
+    out = np.array([[300, 400], [0, 0], [-7, 0]], np.int32)
+    got = np.stack(one.decode(packed, out))
+    np.testing.assert_allclose(got, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+    assert got.dtype == np.float32
+
+
+def test_features_are_split_by_sequence():
+    one = make(output_scale=[1.0, 0.25])
+    packed = one.encode(["a", "b c"])
+    out = np.arange(14, dtype=np.int32).reshape(7, 2)
+    first, second = one.decode(packed, out)
+    assert first.tolist() == [[0, 0.25], [2, 0.75], [4, 1.25]]
+    assert len(second) == 4
+
+
+def test_classes():
+    one = make("sequence-classification", labels=["no", "yes", "maybe"])
+    packed = one.encode(["a", "b"])
+    got = one.decode(packed, np.array([[0, 4, 2], [9, 0, 0]], np.int32))
+    want = np.exp([0, 2, 1]) / np.exp([0, 2, 1]).sum()
+    assert [g["label"] for g in got] == ["yes", "no"]
+    assert got[0]["scores"] == pytest.approx(dict(zip(one.metadata["labels"], want, strict=True)))
+    assert got[0]["score"] == pytest.approx(want[1])
+
+
+def test_regression_and_many_labels():
+    one = make("sequence-classification", labels=["LABEL_0"])
+    (got,) = one.decode(one.encode(["a"]), np.array([[5]], np.int32))
+    assert got == {"label": "LABEL_0", "score": 2.5, "scores": {"LABEL_0": 2.5}}
+    many = make(
+        "sequence-classification", labels=["x", "y"], problem_type="multi_label_classification"
+    )
+    (got,) = many.decode(many.encode(["a"]), np.array([[0, 200]], np.int32))
+    assert got["scores"] == pytest.approx({"x": 0.5, "y": 1.0})
+    assert got["label"] == "y"
+
+
+def test_token_labels_leave_out_special_tokens():
+    one = make("token-classification", labels=["O", "ANIMAL"])
+    packed = one.encode(["The cats", "a"])
+    rows = np.zeros((8, 2), np.int32)
+    rows[[2, 3], 1] = 8  # cat, ##s
+    first, second = one.decode(packed, rows)
+    assert [(t["token"], t["label"], t["start"], t["end"]) for t in first] == [
+        ("the", "O", 0, 3),
+        ("cat", "ANIMAL", 4, 7),
+        ("##s", "ANIMAL", 7, 8),
+    ]
+    assert first[1]["score"] == pytest.approx(1 / (1 + np.exp(-4)))
+    assert [t["token"] for t in second] == ["a"]
+
+
+def answer(document: str, start: str, end: str, question="the", **options) -> dict:
+    """Answer with logits that are high at single words of a document."""
+    one = make("question-answering", max_length=10)
+    stride = {"doc_stride": options.pop("doc_stride", 2)}
+    packed = one.encode([question], [document], **stride)
+    rows = np.zeros((packed.input_ids.size, 2), np.int32)
+    rows[packed.input_ids == VOCAB[start], 0] = 40
+    rows[packed.input_ids == VOCAB[end], 1] = 40
+    (got,) = one.decode(packed, rows, **options)
+    assert document[got["start"] : got["end"]] == got["answer"]
+    return got
+
+
+def test_answer_in_a_short_document():
+    got = answer("a cat sat", "cat", "sat")
+    assert got["answer"] == "cat sat"
+    assert got["score"] > 0.99
+
+
+def test_answer_in_a_long_document():
+    """Six windows of six tokens; the answer lies in the overlap of two, and counts once."""
+    document = "a b c d e f g h i j k l m n o p q r s t u v"
+    got = answer(document, "i", "j")
+    assert got["answer"] == "i j"
+    assert got["score"] > 0.99
+    assert answer(document, "v", "v")["answer"] == "v"
+
+
+def test_answers_are_within_the_document():
+    """The question holds the best words too, and an end before the start is no answer."""
+    got = answer("a b", "the", "the", question="the")
+    assert got["answer"] in ("a", "b", "a b")
+    got = answer("a cat sat b", "sat", "cat")
+    assert got["answer"] in ("cat", "sat", "a cat", "sat b")
+    assert answer("a b c d", "a", "d", max_answer=2)["answer"] != "a b c d"
+
+
+@pytest.mark.parametrize("head", ["question-answering", "token-classification"])
+def test_answers_that_need_the_text(head):
+    one = make(head, labels=["x", "y"])
+    with pytest.raises(IntformerError, match="needs the text"):
+        one.decode(pack(META, [[5, 6]]), np.zeros((2, 2), np.int32))
+
+
+def test_answers_to_several_questions():
+    one = make("question-answering", max_length=10)
+    documents = ["a b c d e f g h i j k l", "x y z"]
+    packed = one.encode(["the", "cat"], documents, doc_stride=1)
+    assert len(packed.cu_seqlens) - 1 == len(packed.text_of) > 2
+    rows = np.zeros((packed.input_ids.size, 2), np.int32)
+    for word in ("k", "y"):
+        rows[packed.input_ids == VOCAB[word]] = 60
+    assert [a["answer"] for a in one.decode(packed, rows)] == ["k", "y"]
+
+
+def test_fillings():
+    one = make("masked-lm")
+    packed = one.encode(["the [MASK] sat", "a", "[MASK] [MASK]"])
+    assert packed.input_ids[packed.positions].tolist() == [MASK] * 3
+    rows = np.zeros((3, len(VOCAB)), np.int32)
+    rows[0, VOCAB["cat"]] = 20
+    rows[1, [VOCAB["b"], VOCAB["c"]]] = 10, 8
+    first, second, third = one.decode(packed, rows, top_k=2)
+    assert [len(first), len(second), len(third)] == [1, 0, 2]
+    assert first[0][0]["token"] == "cat"
+    assert first[0][0]["id"] == VOCAB["cat"]
+    assert first[0][0]["score"] > 0.99
+    assert [guess["token"] for guess in third[0]] == ["b", "c"]
+    assert third[1][0]["score"] == pytest.approx(1 / len(VOCAB))
+
+
+@pytest.mark.parametrize("config", [b"{}", b'{"mask_token": {"content": "[MASK]"}}'])
+def test_mask_token(config):
+    assert Edge(META, {**files(), "tokenizer_config.json": config}).mask_id == MASK
+
+
+def test_predict_does_not_depend_on_the_batch():
+    class Model:
+        def __init__(self):
+            self.metadata = {**META, "head": "sequence-classification", "labels": ["x", "y"]}
+            self.calls = 0
+
+        def files(self):
+            return files()
+
+        def run(self, input_ids, cu_seqlens, **_):
+            self.calls += 1
+            sums = np.add.reduceat(input_ids, cu_seqlens[:-1])
+            return np.stack([sums, sums // 2], 1).astype(np.int32)
+
+    texts = ["the cat", "a", "sat", "b c d e"]
+    model = Model()
+    results = [list(edge.predict(model, texts, batch=batch)) for batch in (1, 3, 32)]
+    assert results[0] == results[1] == results[2]
+    assert model.calls == 4 + 2 + 1
