@@ -45,10 +45,18 @@ def product(x, mult):
     return as_type(x, "int64") * as_type(mult, "int64")
 
 
+def power_of_two(n):
+    """Return 2^n, n int64 in 0..62, by a right shift.
+
+    Below AVX2 LLVM turns a left shift of lanes by different amounts into float arithmetic.
+    """
+    return like(1 << 62, n) >> (like(62, n) - n)
+
+
 def round_shift(p, shift):
     """Return p / 2^shift rounded half to even. p int64, shift int64 in 1..62."""
     one = like(1, p)
-    half_less_one = (one << (shift - one)) - one
+    half_less_one = power_of_two(shift - one) - one
     return (p + half_less_one + ((p >> shift) & one)) >> shift
 
 
@@ -98,10 +106,10 @@ def isqrt(v: te.Tensor, bits: int, name: str) -> te.Tensor:
 
     reducer = te.comm_reducer(step, lambda *_: (tirx.const(0, "int64"), tirx.const(0, "int64")))
     k = te.reduce_axis((0, bits), "bit")
-    one, top = tirx.const(1, "int64"), tirx.const(bits - 1, "int64")
+    top = tirx.const(bits - 1, "int64")
     return te.compute(
         v.shape,
-        lambda *i: reducer((one << (top - k.var.astype("int64")), v[i]), axis=k),
+        lambda *i: reducer((power_of_two(top - k.var.astype("int64")), v[i]), axis=k),
         name=name,
     )[0]
 

@@ -221,7 +221,9 @@ def define(args: list, attrs: dict) -> list:
     v = te.compute(rows, variance, name="ln_variance")
     bits = expr.bit_length(v, "ln_bits")
     k = te.compute(rows, lambda i, r: (const(62) - bits[i, r]) >> const(1), name="ln_k")
-    scaled = te.compute(rows, lambda i, r: v[i, r] << (k[i, r] + k[i, r]), name="ln_scaled")
+    scaled = te.compute(
+        rows, lambda i, r: v[i, r] * expr.power_of_two(k[i, r] + k[i, r]), name="ln_scaled"
+    )
     root = expr.isqrt(scaled, 31, "ln_root")
     factor = expr.reciprocal(root, 61, 29, "ln_factor")
 

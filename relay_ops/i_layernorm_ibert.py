@@ -155,7 +155,9 @@ def define(args: list, attrs: dict) -> list:
         lambda *i: expr.product(inside[i] >> p, inside[i] >> p), x.shape, "int64", "ln_squares"
     )
     root = expr.isqrt(s2, 31, "ln_root")
-    std = te.compute(rows, lambda i, r: root[i, r] << p.astype("int64"), name="ln_std")
+    std = te.compute(
+        rows, lambda i, r: root[i, r] * expr.power_of_two(p.astype("int64")), name="ln_std"
+    )
     positive = te.compute(rows, lambda i, r: te.max(std[i, r], const(1)), name="ln_positive")
     factor = expr.reciprocal(positive, 31, 0, "ln_factor")
 

@@ -26,14 +26,18 @@ def define(args: list, attrs: dict) -> list:
     """Tensor expression: x [b, 8, W] -> [rows / 8, 8, W]; rows past the last one are 0."""
     from tvm import te, tirx
 
+    from intformer.relay_ops import expr
+
     x, index = args
+    read = expr.load(x, attrs)
     count = index.shape[0] - (1 if attrs["rows"] == "sequence" else 0)
-    zero = tirx.const(attrs["zero_points_out"][0], x.dtype)
 
     def out(i, r, c):
         row = i * 8 + r
-        source = index[row]
-        return tirx.if_then_else(row < count, x[source // 8, source % 8, c], zero)
+        value = tirx.if_then_else(
+            row < count, read(index[row] // 8, index[row] % 8, c), tirx.const(0, "int32")
+        )
+        return expr.store(value, attrs)
 
     return [te.compute((attrs["blocks"], 8, attrs["width"]), out, name="take_rows")]
 

@@ -1,0 +1,80 @@
+"""Constants as the kernels read them, and back: every packing is invertible.
+
+A constant of a plan is one tensor of the IntModel in a layout that a spec describes, JSON-able:
+
+    {"tensor": name, "kind": "raw"}                    as it is
+    {"tensor": name, "kind": "channels", "width": W, "map": groups, "fill": v}
+                                                       [..., C] spread over [..., W]
+    {"tensor": name, "kind": "weight", "rows": C, "columns": K, "lanes": L, "depth": D, ...}
+                                                       [N, K] as [N' / L, K' / D, L, D]
+    {"tensor": name, "kind": "bias", "weight": name, ...}
+                                                       less 128 * the row sums of the weight
+A channel map is (groups, size, padded): channel g * size + j sits in column g * padded + j.
+"""
+
+import numpy as np
+
+ZERO_POINT = 128  # of int8 values that a matmul reads as uint8
+
+
+def columns(channel_map: tuple[int, int, int]) -> np.ndarray:
+    """Return the physical column of every logical channel, int64 [groups * size]."""
+    groups, size, padded = channel_map
+    return (np.arange(groups)[:, None] * padded + np.arange(size)).ravel()
+
+
+def spread(array: np.ndarray, axis: int, channel_map, width: int, fill: int = 0) -> np.ndarray:
+    """Return the array with one axis moved from logical channels to physical columns."""
+    shape = list(array.shape)
+    shape[axis] = width
+    out = np.full(shape, fill, array.dtype)
+    index = [slice(None)] * array.ndim
+    index[axis] = columns(channel_map)
+    out[tuple(index)] = array
+    return out
+
+
+def pack(spec: dict, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the constant that a spec describes."""
+    array = tensors[spec["tensor"]]
+    if spec["kind"] == "channels":
+        return spread(array, -1, spec["map"], spec["width"], spec["fill"])
+    if spec["kind"] == "weight":
+        array = spread(array, 1, spec["map_in"], spec["width_in"])
+        array = spread(array, 0, spec["map_out"], spec["width_out"])
+        n, k, lanes, depth = *array.shape, spec["lanes"], spec["depth"]
+        blocked = array.reshape(n // lanes, lanes, k // depth, depth)
+        return np.ascontiguousarray(blocked.transpose(0, 2, 1, 3))
+    if spec["kind"] == "bias":
+        # sums wrap as the kernel's accumulator does; the total fits int32 (range analysis)
+        total = array.astype(np.int64) - _share(spec, tensors)
+        return spread(total.astype(np.int32), 0, spec["map"], spec["width"])
+    return array
+
+
+def unpack(packing: dict[str, dict], constants: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the IntModel's tensors: the inverse of pack over all constants."""
+    tensors: dict[str, np.ndarray] = {}
+    biases = []
+    for name, spec in packing.items():
+        array = constants[name]
+        if spec["kind"] == "bias":
+            biases.append((array, spec))
+        elif spec["kind"] == "weight":
+            n, k, lanes, depth = array.shape
+            array = array.transpose(0, 2, 1, 3).reshape(n * lanes, k * depth)
+            tensors[spec["tensor"]] = np.ascontiguousarray(
+                array[np.ix_(columns(spec["map_out"]), columns(spec["map_in"]))]
+            )
+        elif spec["kind"] == "channels":
+            tensors[spec["tensor"]] = np.ascontiguousarray(array[..., columns(spec["map"])])
+        else:
+            tensors[spec["tensor"]] = array
+    for array, spec in biases:
+        logical = array[columns(spec["map"])].astype(np.int64) + _share(spec, tensors)
+        tensors[spec["tensor"]] = logical.astype(np.int32)
+    return tensors
+
+
+def _share(spec: dict, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    return ZERO_POINT * tensors[spec["weight"]].sum(1, dtype=np.int64)

@@ -1,0 +1,62 @@
+"""Fusion: chains of ops that become one kernel, as Relax patterns.
+
+    matmul + what is elementwise behind it (bias, requantize, GELU, ReLU, tanh)
+    residual add + LayerNorm (+ requantize)
+Attention is one op from the start: its scores never leave the kernel.
+"""
+
+import tvm
+from tvm import relax
+from tvm.relax.dpl import is_op, wildcard
+
+from intformer.passes.to_relax import PREFIX
+
+ARGUMENTS = {  # op -> number of arguments, the fused one first
+    "matmul": 3,
+    "add_bias": 2,
+    "requantize": 3,
+    "relu": 1,
+    "i_gelu": 1,
+    "i_gelu_ibert": 6,
+    "i_tanh": 1,
+    "residual_add": 4,
+    "i_layernorm": 8,
+    "i_layernorm_ibert": 5,
+}
+R = "requantize"
+CHAINS = {  # longest first: the first that fits is taken
+    "dense_gelu": [
+        ("matmul", R, "i_gelu", R),
+        ("matmul", "i_gelu_ibert", R),
+        ("matmul", "i_gelu_ibert"),
+    ],
+    "dense_tanh": [("matmul", R, "i_tanh", R)],
+    "dense_relu": [("matmul", "relu", R)],
+    "dense": [
+        ("matmul", R, "add_bias", R),
+        ("matmul", R, R),
+        ("matmul", "add_bias", R),
+        ("matmul", R),
+        ("matmul",),
+    ],
+    "add_layernorm": [
+        ("residual_add", "i_layernorm"),
+        ("residual_add", "i_layernorm_ibert", R),
+        ("residual_add", "i_layernorm_ibert"),
+    ],
+    "layernorm": [("i_layernorm",), ("i_layernorm_ibert", R), ("i_layernorm_ibert",)],
+}
+
+
+def fuse(module: tvm.IRModule) -> tvm.IRModule:
+    """Group the chains into private functions with the attribute "Composite"."""
+    patterns = [(name, _pattern(chain)) for name, chains in CHAINS.items() for chain in chains]
+    return relax.transform.FuseOpsByPattern(patterns, bind_constants=False)(module)
+
+
+def _pattern(chain: tuple[str, ...]):
+    value = wildcard()
+    for op in chain:
+        rest = [wildcard() for _ in range(ARGUMENTS[op] - 1)]
+        value = is_op(f"{PREFIX}{op}")(value, *rest)
+    return value

@@ -1,0 +1,146 @@
+"""First pass: where every value and constant lives, before any kernel is written.
+
+Values get a Buffer: eight-row blocks, channels padded to whole vectors (inside every head for
+attention), uint8 with zero point 128 where a matmul reads them. Constants get a packing spec.
+"""
+
+from dataclasses import dataclass, field
+
+from intformer.model import INPUTS, IntModel, Node
+from intformer.packing import ZERO_POINT, columns
+from intformer.plan import Buffer
+
+VECTOR = 16  # channels are padded to a multiple of this on every target
+ATTENTION = ("attention", "attention_ibert")
+PADDING = {  # (op, argument) -> shift in padding columns, where 0 would be outside its range
+    ("requantize", 2): 1,
+    ("i_layernorm", 4): 1,
+    ("i_layernorm", 7): 1,
+    ("i_layernorm_ibert", 3): 1,
+    ("attention", 4): 1,
+    ("attention_ibert", 4): 1,
+    ("i_gelu_ibert", 5): 33,
+}
+
+
+@dataclass
+class Layout:
+    """Physical form of a model on one chip.
+
+    buffers  value name -> Buffer
+    maps     value name -> (groups, size, padded) channel map
+    names    (node index, argument index) -> name of the constant, for arguments that are tensors
+    packing  constant name -> packing spec
+    """
+
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    names: dict[tuple[int, int], str] = field(default_factory=dict)
+    packing: dict[str, dict] = field(default_factory=dict)
+
+
+def plan_layout(model: IntModel, isa) -> Layout:
+    """Return the layout of a model for a chip's vector shape (isa.lanes, isa.depth)."""
+    layout = Layout(maps=_channel_maps(model))
+    unsigned = {node.inputs[0] for node in model.nodes if node.op == "matmul"}
+    for name, value in model.values.items():
+        groups, size, padded = layout.maps[name]
+        is_operand = name in unsigned and value.dtype == "int8"
+        layout.buffers[name] = Buffer(
+            name=name,
+            dtype="uint8" if is_operand else value.dtype,
+            rows=value.rows,
+            width=_round_up(groups * padded),
+            channels=value.channels,
+            zero_point=ZERO_POINT if is_operand else 0,
+            channel_map=None if size == padded or groups == 1 else columns((groups, size, padded)),
+        )
+    tied = {node.inputs[1] for node in model.nodes if node.op == "matmul"}
+    for index, node in enumerate(model.nodes):
+        for argument, name in enumerate(node.inputs):
+            if name in model.tensors:
+                spec = _spec(model, layout, isa, node, argument, tied)
+                layout.names[index, argument] = _intern(layout, name, spec)
+    return layout
+
+
+def _round_up(n: int) -> int:
+    return -(-n // VECTOR) * VECTOR
+
+
+def _channel_maps(model: IntModel) -> dict[str, tuple[int, int, int]]:
+    """Heads are padded where attention reads or writes them; all else is one run of channels."""
+    maps = {name: (1, v.channels, _round_up(v.channels)) for name, v in model.values.items()}
+    for node in model.nodes:
+        if node.op in ATTENTION:
+            heads, size = node.attrs["heads"], node.attrs["head_dim"]
+            maps[node.inputs[0]] = (3 * heads, size, _round_up(size))
+            maps[node.outputs[0]] = (heads, size, _round_up(size))
+    for node in reversed(model.nodes):  # what is elementwise keeps its consumer's map
+        if node.op in ("requantize", "relu", "add_bias"):
+            maps[node.inputs[0]] = maps[node.outputs[0]]
+    return maps
+
+
+def _spec(model: IntModel, layout: Layout, isa, node: Node, argument: int, tied: set) -> dict:
+    name = node.inputs[argument]
+    out = node.outputs[0]
+    if node.op == "matmul":
+        if argument == 1:
+            return _weight(layout, isa, name, node.inputs[0], out)
+        return {
+            "tensor": name,
+            "kind": "bias",
+            "weight": node.inputs[1],
+            "map": layout.maps[out],
+            "width": layout.buffers[out].width,
+        }
+    if node.op == "embed":
+        if model.tensors[name].ndim == 1:
+            return {"tensor": name, "kind": "raw"}
+        if name in tied:  # one copy, as the decoder's matmul reads it
+            user = next(n for n in model.nodes if n.op == "matmul" and n.inputs[1] == name)
+            return _weight(layout, isa, name, user.inputs[0], user.outputs[0])
+        return _channels(layout, name, out, 0)
+    if model.tensors[name].shape[-1] == model.values[out].channels and not (
+        node.op in ATTENTION and argument < 3
+    ):
+        return _channels(layout, name, out, PADDING.get((node.op, argument), 0))
+    return {"tensor": name, "kind": "raw"}
+
+
+def _weight(layout: Layout, isa, name: str, x: str, out: str) -> dict:
+    return {
+        "tensor": name,
+        "kind": "weight",
+        "map_in": layout.maps[x],
+        "width_in": layout.buffers[x].width,
+        "map_out": layout.maps[out],
+        "width_out": layout.buffers[out].width,
+        "lanes": isa.lanes,
+        "depth": isa.depth,
+    }
+
+
+def _channels(layout: Layout, name: str, out: str, fill: int) -> dict:
+    return {
+        "tensor": name,
+        "kind": "channels",
+        "map": layout.maps[out],
+        "width": layout.buffers[out].width,
+        "fill": fill,
+    }
+
+
+def _intern(layout: Layout, name: str, spec: dict) -> str:
+    """Return the constant of this spec, made once; a second layout of a tensor gets a suffix."""
+    for number in range(1, 100):
+        key = name if number == 1 else f"{name}#{number}"
+        if layout.packing.setdefault(key, spec) == spec:
+            return key
+    raise AssertionError(name)
+
+
+def rows_of(name: str, layout: Layout) -> str:
+    """Return what one row of a program input or value stands for."""
+    return INPUTS[name] if name in INPUTS else layout.buffers[name].rows

@@ -1,0 +1,129 @@
+"""compile(): the phases from a checkpoint to a shared library, in order. Read this file first."""
+
+import json
+import lzma
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from intformer import library, packing, ranges
+from intformer.errors import CompileError
+from intformer.model import IntModel
+from intformer.runtime import Library, load
+from intformer.targets import TargetSpec, get
+
+
+def compile(
+    source: str | Path | IntModel,
+    output: str | Path,
+    *,
+    target: str = "cascadelake",
+    recipe: str | None = None,
+    mode: str | None = None,
+    head: str | None = None,
+    calibrate: str | Path | Sequence | None = None,
+    name: str | None = None,
+    header: bool = False,
+    dump_ir: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Library:
+    """Compile a checkpoint (or an IntModel) to a shared library and open it.
+
+    source     Hugging Face directory, read by frontend.import_model with the options recipe, mode,
+               head and calibrate; or an IntModel
+    output     the .so to write; nothing is left there if compiling fails
+    target     a key of TARGETS
+    name       C identifier of the library (default: from the file name)
+    header     also write intformer.h and intformer_open.c beside the library
+    dump_ir    directory for the module after every phase, one text file each
+    progress   called with a line of text at every phase
+    Raises CheckpointError, RangeError or CompileError.
+    """
+    spec = get(target)
+    tell = progress or (lambda line: None)
+    dump = _dumper(Path(dump_ir) if dump_ir else None)
+    if isinstance(source, IntModel):
+        model = source
+    else:
+        from intformer.frontend import import_model
+
+        tell(f"reading {source}")
+        model = import_model(source, recipe=recipe, mode=mode, head=head, calibrate=calibrate)
+    dump("0-model.json", lambda: json.dumps(model.to_json(), indent=1))
+
+    tell("proving that no integer overflows")
+    ranges.check(model)
+
+    from intformer.passes.fuse import fuse
+    from intformer.passes.layout import plan_layout
+    from intformer.passes.lower import lower
+    from intformer.passes.to_relax import to_relax
+
+    tell("choosing layouts, packing weights")
+    isa = spec.isa()
+    layout = plan_layout(model, isa)
+    constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
+
+    tell("lowering to integer kernels")
+    module = to_relax(model, layout, constants)
+    dump("1-relax.py", module.script)
+    module = fuse(module)
+    dump("2-fused.py", module.script)
+    plain, scheduled, plan = lower(module, model, layout, constants, isa, spec.schedule())
+    dump("3-tir.py", plain.script)
+    dump("4-scheduled.py", scheduled.script)
+    _check_integers(scheduled, spec)
+
+    tell(f"generating code for {len(scheduled.functions)} kernels")
+    with tempfile.TemporaryDirectory() as folder:
+        objects = generate(scheduled, spec, Path(folder), dump)
+        tell("linking")
+        path = library.build(
+            plan,
+            objects,
+            model,
+            Path(output),
+            target=spec.name,
+            cpu_features=spec.features,
+            name=name,
+            tir=compress(scheduled),
+            metadata={"kernels": len(scheduled.functions), "steps": len(plan.steps)},
+            header=header,
+        )
+    return load(path)
+
+
+def generate(module, spec: TargetSpec, folder: Path, dump: Callable) -> list[Path]:
+    """Return the object files of the scheduled kernels."""
+    import tvm
+
+    built = tvm.compile(module, target=dict(spec.tvm)).mod
+    dump("5-kernels.s", lambda: built.inspect_source("s"))
+    path = folder / "kernels.o"
+    built.write_to_file(str(path), "o")
+    return [path]
+
+
+def compress(module) -> bytes:
+    """Return a module as the section tir.json.xz holds it."""
+    import tvm
+
+    return lzma.compress(tvm.ir.save_json(module).encode(), preset=1)
+
+
+def _check_integers(module, spec: TargetSpec) -> None:
+    from intformer import tir_check
+
+    for finding in tir_check.check(module, vector_shifts=spec.vector_shifts):
+        raise CompileError(f"kernel is not integer-only: {finding}", where=f"target {spec.name}")
+
+
+def _dumper(folder: Path | None) -> Callable[[str, Callable[[], str]], None]:
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def dump(name: str, text: Callable[[], str]) -> None:
+        if folder:
+            (folder / name).write_text(text())
+
+    return dump

@@ -1,0 +1,92 @@
+"""The chips a model can be compiled for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from intformer.errors import CompileError
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One chip family.
+
+    name      as in `--target`
+    title     what it is, for people
+    features  CPU features the code needs; a library refuses to run without them
+    tvm       TVM target description
+    isa       () -> Isa, its dot products (imports TVM)
+    schedule  () -> rule (PrimFunc, isa) -> Schedule
+    vector_shifts  lanes can be shifted by different amounts without float
+    """
+
+    name: str
+    title: str
+    features: tuple[str, ...]
+    tvm: Mapping[str, str]
+    isa: Callable
+    schedule: Callable
+    vector_shifts: bool
+
+
+# what LLVM takes for granted on a Cascade Lake, as far as the kernels can use it
+VNNI_FEATURES = (
+    *("sse4.1", "sse4.2", "popcnt", "movbe", "lzcnt", "bmi", "bmi2", "avx", "avx2"),
+    *("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"),
+)
+
+
+def _vnni():
+    from intformer.schedules.isa import VNNI
+
+    return VNNI
+
+
+def _sse2():
+    from intformer.schedules.isa import SSE2
+
+    return SSE2
+
+
+def _x86():
+    from intformer.schedules.x86 import schedule
+
+    return schedule
+
+
+TARGETS: dict[str, TargetSpec] = {
+    "cascadelake": TargetSpec(
+        name="cascadelake",
+        title="Xeon with AVX512-VNNI (Cascade Lake and newer)",
+        features=VNNI_FEATURES,
+        tvm={"kind": "llvm", "mcpu": "cascadelake"},
+        isa=_vnni,
+        schedule=_x86,
+        vector_shifts=True,
+    ),
+    "x86-64": TargetSpec(
+        name="x86-64",
+        title="any x86-64 CPU (SSE2)",
+        features=(),
+        tvm={"kind": "llvm", "mcpu": "x86-64"},
+        isa=_sse2,
+        schedule=_x86,
+        vector_shifts=False,
+    ),
+}
+
+
+def get(name: str) -> TargetSpec:
+    """Return the target called `name`; raise CompileError with the known ones otherwise."""
+    if name not in TARGETS:
+        raise CompileError(
+            f"target {name!r} is unknown", where="--target", hint=f"known: {', '.join(TARGETS)}"
+        )
+    return TARGETS[name]
+
+
+def host_target() -> str:
+    """Return the best target this CPU can run."""
+    from intformer.cpu_features import host_features
+
+    have = host_features()
+    return next(t.name for t in TARGETS.values() if have.issuperset(t.features))
