@@ -59,4 +59,34 @@ def _ends(w: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarra
     return positive @ lows + negative @ highs, positive @ highs + negative @ lows
 
 
-OP = IntOp(NAME, reference, bounds, source="arXiv 2101.01321 section 3.1")
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression: x uint8 [b, 8, K] (zero point 128), w packed [N / L, K / D, L, D] int8.
+
+    The bias holds the column sum's share of the zero point, so that the result is the logical one.
+    """
+    from tvm import te
+
+    from intformer.relay_ops.expr import wrapping_add
+
+    x, w, bias = args
+    blocks, rows, _ = x.shape
+    columns, depths, lanes, depth = (int(extent) for extent in w.shape)
+    ko, ki = te.reduce_axis((0, depths), "ko"), te.reduce_axis((0, depth), "ki")
+    acc = te.compute(
+        (blocks, rows, columns, lanes),
+        lambda i, r, jo, ji: te.sum(
+            x[i, r, ko * depth + ki].astype("int32") * w[jo, ko, ji, ki].astype("int32"),
+            axis=[ko, ki],
+        ),
+        name="matmul",
+    )
+    return [
+        te.compute(
+            (blocks, rows, columns * lanes),
+            lambda i, r, j: wrapping_add(acc[i, r, j // lanes, j % lanes], bias[j]),
+            name="add_bias",
+        )
+    ]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="arXiv 2101.01321 section 3.1")
