@@ -215,11 +215,12 @@ def _plan_json(plan: Plan) -> dict:
     }
 
 
+def _to_json(data: dict) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
 def _sections(job: _Job, about: dict) -> dict[str, bytes]:
     plan, model = job.plan, job.model
-
-    def to_json(data) -> bytes:
-        return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
     packing = {
         name: {
@@ -241,11 +242,11 @@ def _sections(job: _Job, about: dict) -> dict[str, bytes]:
         **{f"constants/{name}": _bytes(array) for name, array in plan.constants.items()},
         **{f"files/{name}": data for name, data in model.files.items()},
         "tir.json.xz": job.tir,
-        "plan.json": to_json(_plan_json(plan)),
-        "graph.json": to_json(model.to_json()),
-        "packing.json": to_json(packing),
-        "tensors.json": to_json(tensors),
-        "metadata.json": to_json(about),
+        "plan.json": _to_json(_plan_json(plan)),
+        "graph.json": _to_json(model.to_json()),
+        "packing.json": _to_json(packing),
+        "tensors.json": _to_json(tensors),
+        "metadata.json": _to_json(about),
     }
 
 
@@ -405,8 +406,8 @@ def _call(command: list[str], folder: Path, what: str) -> None:
 def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     """Compile and link in `folder`; return the finished file in it.
 
-    Linked twice: the glibc floor is read from a first library and written into the metadata of the
-    second.
+    Linked twice: the glibc floor is read from a first library, without the data, and written into
+    the metadata of the second.
     """
     cc = compiler()
     for file in SOURCES.iterdir():
@@ -419,8 +420,8 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     for source, made in zip(RUNTIME, fixed, strict=True):
         _call([*cc, *CFLAGS, "-c", f"{source}.c", "-o", made], folder, "compiling")
 
-    def link(about: dict) -> bytes:
-        index = _write_blob(folder / "blob", _sections(job, about))
+    def link(sections: dict[str, bytes]) -> bytes:
+        index = _write_blob(folder / "blob", sections)
         inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in RUNTIME))]
         build_id = _digest(inputs, json.dumps([job.name, job.features, job.limits]))
         (folder / "plan.c").write_text(_plan_c(job, index, build_id))
@@ -432,9 +433,11 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
         _call([*cc, *LDFLAGS, *script, *made, *LIBRARIES], folder, "linking")
         return build_id
 
-    link(about)
+    sections = _sections(job, about)
+    link(dict.fromkeys(sections, b""))
     glibc = _check_linked(folder / file_name)
-    build_id = link({**about, "glibc": f"{glibc[0]}.{glibc[1]}"})
+    sections["metadata.json"] = _to_json({**about, "glibc": f"{glibc[0]}.{glibc[1]}"})
+    build_id = link(sections)
     footer.append(folder / file_name, glibc, build_id)
     return folder / file_name
 
