@@ -1,0 +1,167 @@
+"""Each op on values worked out on paper, and the inputs it must refuse."""
+
+import numpy as np
+import pytest
+
+from intformer.errors import RangeError
+from intformer.relay_ops import OPS
+
+HALF = (np.array([2**30], np.int32), np.array([31], np.int32))  # times 1/2
+ONE = (np.array([2**30], np.int32), np.array([30], np.int32))
+
+
+def i8(*x):
+    return np.array(x, np.int8)
+
+
+def i32(*x):
+    return np.array(x, np.int32)
+
+
+def run(op, *args, **attrs):
+    return OPS[op].reference(*args, **attrs)
+
+
+def test_every_op_is_listed_under_its_name():
+    assert all(op.name == name and op.source for name, op in OPS.items())
+
+
+def test_embed_clamps_twice():
+    word, types, positions = i8([10, -20], [100, 100]), i8([5, 1]), i8([50, 3])
+    scale = (np.array([2**30, 2**30]), np.array([30, 31]))  # second word row: times 1/2
+    one = (np.array([2**30]), np.array([30]))
+    args = (i32(0, 1), i32(0, 0), i32(0, 0), word, *scale, types, *one, positions, *one)
+    # row 0: (10 + 5, -20 + 1) + (50, 3); row 1: (50 + 5 -> 52, 50 + 1) + (50, 3) -> 102, 54 -> 52
+    assert run("embed", *args, lo=-60, hi=52, types=1).tolist() == [[52, -16], [52, 52]]
+    assert run("embed", *args, lo=-60, hi=60, types=1).tolist() == [[60, -16], [60, 54]]
+
+
+def test_embed_without_types():
+    one = (np.array([2**30]), np.array([30]))
+    out = run("embed", i32(0), i32(0), i8([7]), *one, i8([-3]), *one, lo=-9, hi=9, types=0)
+    assert out.tolist() == [[4]]
+
+
+def test_embed_refuses_an_id_beyond_the_table():
+    one = (np.array([2**30]), np.array([30]))
+    with pytest.raises(RangeError, match="embed"):
+        run("embed", i32(1), i32(0), i8([7]), *one, i8([-3]), *one, lo=-9, hi=9, types=0)
+
+
+def test_matmul():
+    x, w = i8([1, 2, 3], [-1, 0, 1]), i8([1, 0, -1], [2, 2, 2])
+    # 1 - 3 + 10, 2 + 4 + 6 - 10; -1 - 1 + 10, -2 + 2 - 10
+    assert run("matmul", x, w, i32(10, -10)).tolist() == [[8, 2], [8, -10]]
+
+
+def test_matmul_is_exact_beyond_float32(rng):
+    x = rng.integers(-128, 128, (3, 5000)).astype(np.int8)
+    w = rng.integers(-128, 128, (4, 5000)).astype(np.int8)
+    x[0], w[0] = -128, -128  # 81 920 000, beyond 2^24
+    exact = x.astype(np.int64) @ w.astype(np.int64).T + 7
+    assert (run("matmul", x, w, np.full(4, 7, np.int32)) == exact).all()
+
+
+def test_matmul_refuses_to_wrap():
+    x, w = np.full((1, 4), 127, np.int8), np.full((1, 4), 127, np.int8)
+    assert run("matmul", x, w, i32(2**31 - 1 - 4 * 127**2))[0, 0] == 2**31 - 1
+    with pytest.raises(RangeError, match="matmul"):
+        run("matmul", x, w, i32(2**31 - 4 * 127**2))
+
+
+def test_requantize_rounds_half_to_even_and_clamps():
+    x = i32([-300, -5, -3, -1, 0, 1, 3, 5, 300]).T
+    out = run("requantize", x, *HALF, lo=-127, hi=127, dtype="int8")
+    assert out.ravel().tolist() == [-127, -2, -2, 0, 0, 0, 2, 2, 127]
+    assert out.dtype == np.int8
+
+
+def test_requantize_every_int8_through_every_nearby_ratio():
+    x = np.arange(-128, 128, dtype=np.int8)[:, None]
+    for mult in (-(2**30) - 1, -(2**30), 2**30 - 1, 2**30, 2**30 + 1):
+        for shift in (28, 30, 31, 33):
+            out = run("requantize", x, i32(mult), i32(shift), lo=-(2**15), hi=2**15, dtype="int32")
+            exact = [round(int(v) * mult / 2**shift) for v in x.ravel()]  # floats are exact
+            assert out.ravel().tolist() == exact
+
+
+def test_relu():
+    assert run("relu", i32([-(2**31), -1, 0, 2**31 - 1])).tolist() == [[0, 0, 0, 2**31 - 1]]
+
+
+def test_residual_add_every_int8_pair():
+    a, b = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128), indexing="ij")
+    out = run("residual_add", a.astype(np.int32), b.astype(np.int8), *HALF, lo=-150, hi=150)
+    assert (out == np.clip(a + np.rint(b / 2), -150, 150)).all()  # rint is half to even
+
+
+def test_residual_add_refuses_to_wrap():
+    with pytest.raises(RangeError, match="residual_add"):
+        run("residual_add", i32([2**31 - 1]), i8([1]), *ONE, lo=-9, hi=9)
+
+
+def test_take_rows():
+    x = i8([1], [2], [3], [4])
+    assert run("take_rows", x, i32(0, 1, 4), rows="sequence").ravel().tolist() == [1, 2]
+    assert run("take_rows", x, i32(3, 0, 3), rows="position").ravel().tolist() == [4, 1, 4]
+
+
+def test_mean_pool():
+    x = np.array([[100], [1], [2], [-7], [-8], [-8]], np.int16)
+    # 100; 3 / 2; -23 / 3 = -7.667, all times 256
+    out = run("mean_pool", x, i32(0, 1, 3, 6), fraction_bits=8)
+    assert out.ravel().tolist() == [25600, 384, -1963]
+
+
+def test_mean_pool_ties_go_to_even():
+    # sum * 256 / 512 = sum / 2
+    for total, mean in ((1, 0), (3, 2), (5, 2), (-1, 0), (-3, -2)):
+        x = np.zeros((512, 1), np.int16)
+        x[0] = total
+        assert run("mean_pool", x, i32(0, 512), fraction_bits=8)[0, 0] == mean
+
+
+def test_gelu_on_paper():
+    # 0; 4 is past the edge: x and 0; gelu(1) = 0.8413, gelu(-1) = -0.1587 within 1.8e-3
+    x = i32([0, 4 << 12, -4 << 12, 1 << 12, -1 << 12])
+    for form in ("erf", "tanh"):
+        out = run("i_gelu", x, form=form)[0]
+        assert out[:3].tolist() == [0, 4 << 12, 0]
+        assert abs(out[3] / 4096 - 0.8413) < 1.8e-3 and abs(out[4] / 4096 + 0.1587) < 1.8e-3
+
+
+def test_gelu_refuses_what_a_requantize_should_have_clamped():
+    with pytest.raises(RangeError, match="i_gelu"):
+        run("i_gelu", i32([2**18]), form="erf")
+
+
+def test_tanh_is_odd_and_legal_everywhere():
+    x = np.concatenate([np.arange(2**15), 2**31 - 1 - np.arange(3)]).astype(np.int32)[None]
+    assert (run("i_tanh", -x) == -run("i_tanh", x)).all()
+    assert run("i_tanh", i32([0, -(2**31), 2**31 - 1])).tolist() == [[0, -32762, 32762]]
+
+
+def test_add_bias():
+    assert run("add_bias", i32([1, 2]), i32(10, -10)).tolist() == [[11, -8]]
+    with pytest.raises(RangeError, match="add_bias"):
+        run("add_bias", i32([2**31 - 1]), i32(1))
+
+
+def test_layernorm_on_paper():
+    # x = -1, 1 (times 1000): mean 0, std 1000, y = -1, 1; gamma 2, beta 0.5, scale 1/8
+    from intformer.relay_ops import i_layernorm
+
+    gamma, beta = np.array([2.0, 2.0]), np.array([0.5, 0.5])
+    table = i_layernorm.tables(0.001, gamma, beta, 1e-12, 1 / 8, 1 / 1024)
+    out8, out16 = run("i_layernorm", i32([-1000, 1000]), *table.values())
+    assert out8.tolist() == [[-12, 20]] and out16.tolist() == [[-1536, 2560]]
+
+
+def test_attention_on_paper():
+    """Two keys, one 1 / 2 as likely as the other: (2 * 90 + 30) / 3 = 70; one head, one channel."""
+    from intformer.relay_ops import attention
+
+    table = attention.tables(1.0, np.log(2), 1.0, 1, np.ones(1))
+    qkv = i8([1, 1, 90], [1, 0, 30])  # q, k, v: scores 1 and 0 in units of ln 2
+    out = run("attention", qkv, i32(0, 2), *table.values(), heads=1, head_dim=1)
+    assert out.ravel().tolist() == [70, 70]
