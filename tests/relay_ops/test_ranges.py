@@ -1,0 +1,326 @@
+"""The range analysis: lemmas at their extremes, whole models inside their intervals, refusals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from intformer import ranges
+from intformer.errors import RangeError
+from intformer.model import IntModel, Node, Value
+from intformer.relay_ops import (
+    OPS,
+    attention,
+    attention_ibert,
+    i_gelu,
+    i_gelu_ibert,
+    i_layernorm,
+    i_layernorm_ibert,
+)
+from intformer.relay_ops.fixedpoint import make_dyadic
+from intformer.relay_ops.interval import Interval
+
+INT8 = Interval.of(-127, 127)
+HIDDEN, HEADS, FFN, VOCAB, LENGTH = 24, 3, 40, 30, 16
+
+
+def inside(array: np.ndarray, interval: Interval) -> bool:
+    return bool((array >= interval.low).all() and (array <= interval.high).all())
+
+
+# -- lemmas ----------------------------------------------------------------------------------------
+
+
+def test_matmul_interval_is_reached_in_every_channel(rng):
+    w = rng.integers(-127, 128, (9, 50)).astype(np.int8)
+    bias = rng.integers(-1000, 1000, 9).astype(np.int32)
+    low, high = rng.integers(-127, 0, 50), rng.integers(0, 128, 50)
+    interval = OPS["matmul"].bounds(Interval.of(low, high), w, bias)
+    for n in range(9):
+        for end, x in (("high", (w[n] > 0)), ("low", (w[n] < 0))):
+            x = np.where(x, high, low).astype(np.int8)[None]
+            assert OPS["matmul"].reference(x, w, bias)[0, n] == getattr(interval, end)[n]
+
+
+@pytest.mark.parametrize(
+    ("terms", "weight", "bias", "legal"),
+    [
+        (1024, 127, 0, True),
+        (4, 127, 2**31 - 1 - 4 * 127**2, True),
+        (4, 127, 2**31 - 4 * 127**2, False),
+        (4, -127, 2**31 - 1 - 4 * 127**2, False),  # fits signed; the folded bias does not
+        (66_000, 127, 0, True),  # 66000 * 255 * 127 < 2^31
+        (66_400, 127, 0, False),  # the unsigned form wraps though the signed one fits
+        (140_000, 127, 0, False),
+    ],
+)
+def test_matmul_covers_signed_and_unsigned_accumulators(terms, weight, bias, legal):
+    w = np.full((1, terms), weight, np.int8)
+    if legal:
+        OPS["matmul"].bounds(INT8, w, np.array([bias], np.int32))
+    else:
+        with pytest.raises(RangeError, match="accumulator"):
+            OPS["matmul"].bounds(INT8, w, np.array([bias], np.int32))
+
+
+def test_layernorm_interval_holds_where_the_lemma_is_tight():
+    """One deviating channel: |y| = sqrt(n - 1)."""
+    for n in (2, 26, 768):
+        gamma, beta = np.linspace(-2, 2, n), np.linspace(1, -1, n)
+        scale16 = 3 * np.sqrt(n) / 32767
+        table = i_layernorm.tables(1e-3, gamma, beta, 1e-12, scale16 * 256, scale16)
+        intervals = OPS["i_layernorm"].bounds(Interval.of(-(2**17), 2**17), *table.values())
+        x = np.concatenate([np.eye(n), -np.eye(n)]).astype(np.int32) * 2**17
+        outs = OPS["i_layernorm"].reference(x, *table.values())
+        assert all(inside(out, interval) for out, interval in zip(outs, intervals, strict=True))
+        # tight to one LSB of int16, unless the clamp cut it
+        assert np.abs(outs[1].max(0) - intervals[1].high).max() <= 1
+
+
+def test_ibert_layernorm_lemma_at_its_extremes():
+    """y F / 2 reaches 2^30 and stays within 2^31 whatever the saved shift floors away."""
+    for prescale in (0, 3, 6, 9):
+        n = 64
+        x = np.concatenate([np.eye(n), -np.eye(n)]).astype(np.int64)
+        for height in (1, 2**prescale, 2**prescale + 1, 2**21):
+            y = i_layernorm_ibert.normalise(x * height, prescale)
+            assert np.abs(y).max() <= 2**31
+
+
+def test_attention_interval_is_reached_by_a_constant_v(rng):
+    table = attention.tables(0.05, 0.05, 0.02, 8, np.full(8, 0.02))
+    qkv = rng.integers(-127, 128, (9, 24)).astype(np.int8)
+    bounds = Interval.of([-127] * 16 + [-90] * 8, [127] * 16 + [110] * 8)
+    out = OPS["attention"].bounds(bounds, Interval.of(1, 9), *table.values(), heads=1, head_dim=8)
+    for v, end in ((-90, out.low), (110, out.high)):
+        qkv[:, 16:] = v
+        y = attention.reference(qkv, np.array([0, 9]), *table.values(), heads=1, head_dim=8)
+        assert np.abs(y - end).max() <= 1 and inside(y, out)
+
+
+@pytest.mark.parametrize("op", ["attention", "attention_ibert"])
+def test_attention_refuses_rows_that_are_too_long(op):
+    table = (
+        attention.tables(0.05, 0.05, 0.02, 8, np.full(8, 0.02))
+        if op == "attention"
+        else attention_ibert.tables(1e-3, 1e15, 0.02, 0.02, 8)
+    )
+    shape = {"heads": 1, "head_dim": 8}
+    OPS[op].bounds(INT8, Interval.of(1, 4128), *table.values(), **shape)
+    with pytest.raises(RangeError, match=op):
+        OPS[op].bounds(INT8, Interval.of(1, 2**20), *table.values(), **shape)
+
+
+def test_attention_lemmas_sum_and_probabilities(rng):
+    """E <= sum E; 255 or 4095 at the maximum; sum of probabilities at most 256."""
+    p = attention_ibert.tables(1e-3, 2.79e6 * 2.0**30, 1.0, 1.0, 1)["p"]
+    for keys in (1, 2, 200):
+        for d in (np.zeros((1, keys), int), rng.integers(0, 9000, (5, keys))):
+            d = d - d.min(1, keepdims=True)
+            prob = attention_ibert.probabilities(attention_ibert.numerators(-d, p))
+            assert prob.sum(1).max() <= 256 and prob.min() >= 0 and prob.max() <= 255
+            e = attention.numerators(d, 2**30, 20)
+            assert (e.max(1) == attention.TOP).all()
+    nothing = attention_ibert.probabilities(np.zeros((1, 3), np.int64))
+    assert (nothing == 0).all()
+
+
+def test_gelu_interval_is_reached():
+    x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1, dtype=np.int32)[:, None]
+    for form in ("erf", "tanh"):
+        interval = OPS["i_gelu"].bounds(Interval.of(-i_gelu.LIMIT, i_gelu.LIMIT), form=form)
+        y = OPS["i_gelu"].reference(x, form=form)
+        assert inside(y, interval) and y.min() == interval.min
+        assert interval.max - y.max() <= 4
+    with pytest.raises(RangeError, match="i_gelu"):
+        OPS["i_gelu"].bounds(Interval.of(0, i_gelu.LIMIT + 1), form="erf")
+
+
+def test_ibert_gelu_interval_holds(rng):
+    scale = np.exp(rng.uniform(np.log(1e-5), np.log(1e-2), 30))
+    table = i_gelu_ibert.tables(scale, 0.02)
+    x = rng.integers(-(2**25), 2**25, (400, 30)).astype(np.int32)
+    x[:4] = np.array([[-(2**25)], [2**25], [0], [1]])
+    interval = OPS["i_gelu_ibert"].bounds(
+        Interval.of(-(2**25), 2**25), *table.values(), lo=-128, hi=127
+    )
+    assert inside(i_gelu_ibert.reference(x, *table.values(), lo=-128, hi=127), interval)
+
+
+def test_mean_pool_bounds():
+    bounds = OPS["mean_pool"].bounds
+    interval = bounds(Interval.of(-32767, 32767), Interval.of(1, 512), fraction_bits=12)
+    assert interval.max == 32767 << 12
+    for x, bits in ((Interval.of(0, 2**15), 17), (Interval.of(0, 2**15), 7)):
+        with pytest.raises(RangeError, match="mean_pool"):
+            bounds(x, Interval.of(1, 512), fraction_bits=bits)
+
+
+# -- whole models ----------------------------------------------------------------------------------
+
+
+class Builder:
+    """A one-layer encoder with random weights, in either recipe."""
+
+    def __init__(self, recipe: str, seed: int):
+        self.rng, self.recipe = np.random.default_rng(seed), recipe
+        self.nodes, self.tensors, self.values = [], {}, {}
+
+    def node(self, op, inputs, outputs, dtypes, channels, tensors=(), rows="token", **attrs):
+        names = [f"{outputs[0]}.{i}" for i in range(len(tensors))]
+        self.tensors |= dict(zip(names, tensors, strict=True))
+        for name, dtype in zip(outputs, dtypes, strict=True):
+            self.values[name] = Value(dtype, rows, channels, None, "test")
+        self.nodes.append(Node(op, (*inputs, *names), tuple(outputs), attrs))
+        return outputs[0]
+
+    def matmul(self, x, out, n, k):
+        w = self.rng.integers(-127, 128, (n, k)).astype(np.int8)
+        bias = self.rng.integers(-5000, 5000, n).astype(np.int32)
+        return self.node("matmul", [x], [out], ["int32"], n, [w, bias])
+
+    def requantize(self, x, out, n, dtype, ratio, limit):
+        mult, shift = make_dyadic(np.full(n, ratio))
+        return self.node(
+            "requantize", [x], [out], [dtype], n, [mult, shift], lo=-limit, hi=limit, dtype=dtype
+        )
+
+    def norm(self, x, out):
+        gamma = self.rng.uniform(0.5, 2, HIDDEN) * self.rng.choice([-1, 1], HIDDEN)
+        beta = self.rng.normal(size=HIDDEN) * 0.3
+        outs, dtypes = [out + "8", out + "16"], ["int8", "int16"]
+        if self.recipe == "native":
+            table = i_layernorm.tables(1e-3, gamma, beta, 1e-12, 4 / 127, 16 / 32767)
+            return self.node("i_layernorm", [x], outs, dtypes, HIDDEN, list(table.values()))
+        table = [*i_layernorm_ibert.tables(gamma, beta, 4 / 127).values(), np.array([0], np.int32)]
+        return self.node(
+            "i_layernorm_ibert", [x], outs[:1], dtypes[:1], HIDDEN, table, lo=-128, hi=127
+        )
+
+    def residual(self, a, b, out):
+        scale = make_dyadic(np.array([64.0]))
+        return self.node(
+            "residual_add", [a, b], [out], ["int32"], HIDDEN, scale, lo=-(2**17), hi=2**17
+        )
+
+    def model(self) -> IntModel:
+        rng, native = self.rng, self.recipe == "native"
+        tables = []
+        for count in (VOCAB, 2, LENGTH):
+            table = rng.integers(-127, 128, (count, HIDDEN)).astype(np.int8)
+            tables += [table, *make_dyadic(rng.uniform(10, 100, count))]
+        ids = ["input_ids", "token_type_ids", "position_ids"]
+        limit = {"lo": -(2**17) + 1, "hi": 2**17 - 1}
+        x = self.node("embed", ids, ["sum"], ["int32"], HIDDEN, tables, types=1, **limit)
+        x = self.norm(x, "embedded")
+        self.matmul(x, "qkv", 3 * HIDDEN, HIDDEN)
+        self.requantize("qkv", "qkv8", 3 * HIDDEN, "int8", 2e-3, 127)
+        shape = {"heads": HEADS, "head_dim": HIDDEN // HEADS}
+        if native:
+            table = attention.tables(0.05, 0.05, 0.05, HIDDEN // HEADS, np.full(HIDDEN, 0.03))
+        else:
+            table = attention_ibert.tables(1e-3, 2.79e6 * 2.0**30, 0.05, 0.03, HIDDEN)
+        op = "attention" if native else "attention_ibert"
+        tensors = list(table.values())
+        ends = ["qkv8", "cu_seqlens"]
+        self.node(op, ends, ["context"], ["int8"], HIDDEN, tensors, **shape)
+        self.matmul("context", "out", HIDDEN, HIDDEN)
+        self.requantize("out", "out32", HIDDEN, "int32", 0.5, 2**20)
+        self.residual("out32", "embedded16" if native else "embedded8", "attended")
+        x = self.norm("attended", "mid")
+        self.matmul(x, "up", FFN, HIDDEN)
+        if native:
+            self.requantize("up", "up12", FFN, "int32", 0.2, i_gelu.LIMIT)
+            self.node("i_gelu", ["up12"], ["gelu"], ["int32"], FFN, form="erf")
+            self.requantize("gelu", "gelu8", FFN, "int8", 1e-3, 127)
+        else:
+            table = list(i_gelu_ibert.tables(np.full(FFN, 5e-5), 0.05).values())
+            self.node("i_gelu_ibert", ["up"], ["gelu8"], ["int8"], FFN, table, lo=-128, hi=127)
+        self.matmul("gelu8", "down", HIDDEN, FFN)
+        self.requantize("down", "down32", HIDDEN, "int32", 0.5, 2**20)
+        self.residual("down32", x, "done")
+        self.norm("done", "last")
+        if native:
+            self.node(
+                "mean_pool",
+                ["last16", "cu_seqlens"],
+                ["pooled"],
+                ["int32"],
+                HIDDEN,
+                rows="sequence",
+                fraction_bits=8,
+            )
+        first = ["last8", "cu_seqlens"]
+        take = {"rows": "sequence"}
+        self.nodes.append(Node("take_rows", tuple(first), ("first",), take))
+        self.values["first"] = Value("int8", "sequence", HIDDEN, None, "test")
+        self.matmul("first", "dense", HIDDEN, HIDDEN)
+        self.requantize("dense", "dense12", HIDDEN, "int32", 0.3, 2**18)
+        self.node("i_tanh", ["dense12"], ["tanh"], ["int32"], HIDDEN)
+        self.requantize("tanh", "logits", HIDDEN, "int32", 4.0, 2**20)
+        meta = {"max_length": LENGTH, "recipe": self.recipe}
+        return IntModel(self.nodes, self.tensors, self.values, "logits", meta)
+
+
+@pytest.fixture(params=["native", "ibert"])
+def model(request):
+    return Builder(request.param, 1).model()
+
+
+def test_every_value_of_a_model_is_inside_its_interval(model, rng):
+    intervals = ranges.check(model)
+    assert intervals.keys() == model.values.keys()
+    for lengths in ((1,), (16, 1, 3), (2,) * 8):
+        n, offsets = sum(lengths), np.concatenate([[0], np.cumsum(lengths)])
+        seen = model.run(
+            {
+                "input_ids": rng.integers(0, VOCAB, n),
+                "token_type_ids": rng.integers(0, 2, n),
+                "position_ids": np.concatenate([np.arange(k) for k in lengths]),
+                "cu_seqlens": offsets,
+            }
+        )
+        for name, array in seen.items():
+            assert inside(array, intervals[name]), name
+            assert array.dtype == model.values[name].dtype, name
+            assert array.shape[1] == model.values[name].channels, name
+
+
+def test_the_model_survives_json_and_stays_in_range(model):
+    again = IntModel.from_json(model.to_json(), model.tensors, {})
+    assert ranges.check(again).keys() == model.values.keys()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "op"),
+    [
+        ("qkv.1", lambda b: np.full_like(b, 2**31 - 1), "matmul qkv"),
+        ("attended.0", lambda m: np.full_like(m, 2**31 - 1), "residual_add attended"),
+        ("up.1", lambda b: np.full_like(b, -(2**31)), "matmul up"),
+    ],
+)
+def test_an_overflowing_model_is_refused_by_name(model, tensor, change, op):
+    tensors = {**model.tensors, tensor: change(model.tensors[tensor])}
+    if tensor == "attended.0":
+        tensors["attended.1"] = np.array([1], np.int32)
+    with pytest.raises(RangeError) as error:
+        ranges.check(replace(model, tensors=tensors))
+    assert error.value.where == op
+
+
+def test_a_value_that_does_not_fit_its_declared_type_is_refused(model):
+    values = {**model.values, "dense": replace(model.values["dense"], dtype="int16")}
+    with pytest.raises(RangeError, match=r"dense.*int16"):
+        ranges.check(replace(model, values=values))
+
+
+def test_wrong_tables_are_refused():
+    model = Builder("ibert", 2).model()
+    p = model.tensors["context.0"].copy()
+    p[5] += 1  # the magic number of the division by x0
+    with pytest.raises(RangeError, match="attention_ibert context"):
+        ranges.check(replace(model, tensors={**model.tensors, "context.0": p}))
+    model = Builder("native", 2).model()
+    bias = np.full(HIDDEN, 2**63 - 1)
+    with pytest.raises(RangeError, match="i_layernorm mid8"):
+        ranges.check(replace(model, tensors={**model.tensors, "mid8.2": bias}))
