@@ -315,27 +315,23 @@ def short(value: object) -> str:
 
 def targets_verb(args: argparse.Namespace) -> Result:
     """Chips we compile for."""
-    from intformer.targets import TARGETS, host_lacks
+    from intformer.cpu_features import host_features
+    from intformer.targets import TARGETS
 
+    have = host_features()
     data = {
         name: {
-            "description": target.description,
-            "cpu_features": list(target.cpu_features),
-            "missing_here": host_lacks(target),
+            "title": target.title,
+            "cpu_features": list(target.features),
+            "missing_here": [feature for feature in target.features if feature not in have],
         }
         for name, target in TARGETS.items()
     }
-    rows = [
-        (
-            name,
-            about["description"],
-            "runs here"
-            if not about["missing_here"]
-            else f"needs {' '.join(about['missing_here'])}",
-        )
-        for name, about in data.items()
-    ]
-    return data, table(["target", "what", "this machine"], rows)
+    rows = []
+    for name, about in data.items():
+        missing = about["missing_here"]
+        rows.append((name, about["title"], f"lacks {' '.join(missing)}" if missing else "runs it"))
+    return data, table(["target", "what it is", "this machine"], rows)
 
 
 def ops_verb(args: argparse.Namespace) -> Result:

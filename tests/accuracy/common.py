@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import intformer
-from intformer.compare import first_difference, unpack
+from intformer.compare import carried_tensors, first_difference
 from intformer.errors import IntformerError
 from intformer.model import IntModel
 from intformer.runtime import Library
@@ -65,7 +65,7 @@ def say(text: str) -> None:
 
 def exact(library: Library, batches: Iterable[dict]) -> Bound:
     """Run library and NumPy reference on all batches, and count what is not bit-exact."""
-    model = IntModel.from_json(library.graph(), unpack(library), library.files())
+    model = IntModel.from_json(library.graph(), carried_tensors(library), library.files())
     equal, differing = 0, 0
     for number, batch in enumerate(batches):
         finding, compared = first_difference(library, model, batch)

@@ -1,0 +1,320 @@
+"""verify: proves from the library file alone that it is integer-only and computes its IntModel.
+
+Four checks, and a fifth with the source at hand:
+  tensor programs  no float, no division by a variable, no shift LLVM turns into float
+  machine code     every instruction is on the written list of integer work, and the CPU features
+                   used are the ones the library asks for
+  tensors          the packed constants, unpacked, have the SHA-256 recorded before packing
+  results          every observed value equals the NumPy reference, bit for bit
+  source           importing the checkpoint again gives the same integers
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from intformer import machine_code, tir_check
+from intformer.edge import Edge
+from intformer.finding import Finding
+from intformer.model import IntModel
+from intformer.packing import pack, unpack
+from intformer.runtime import Library, load
+
+LENGTHS = (1, 2, 3, 5)  # every random batch starts with these, and ends with the longest
+REAL_BATCH = 16  # texts in one batch of real inputs
+RANDOM_LENGTH = 64  # other random sequences are up to this long
+# CPUID features, as iced-x86 names them, that every x86-64 CPU has
+BASELINE = {
+    *(
+        "INTEL8086",
+        "INTEL8086_ONLY",
+        "INTEL186",
+        "INTEL286",
+        "INTEL386",
+        "INTEL486",
+        "X64",
+        "CPUID",
+    ),
+    *("CMOV", "CX8", "MMX", "FXSR", "SSE", "SSE2", "MULTIBYTENOP", "SYSCALL", "TSC", "CET_IBT"),
+    *("PAUSE", "XSAVE"),  # hints and what the CPU check itself reads
+}
+
+
+@dataclass
+class Check:
+    """One part of the proof.
+
+    name      what was checked
+    detail    how much: counts, lengths
+    findings  what is wrong; empty is good
+    """
+
+    name: str
+    detail: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing found."""
+        return not self.findings
+
+
+@dataclass
+class Report:
+    """All parts of the proof, in the order they ran."""
+
+    library: str
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every check passed."""
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict:
+        """Return the report as plain data."""
+        return {
+            "library": self.library,
+            "ok": self.ok,
+            "checks": [
+                {
+                    "name": check.name,
+                    "ok": check.ok,
+                    "detail": check.detail,
+                    "findings": [finding._asdict() for finding in check.findings],
+                }
+                for check in self.checks
+            ],
+        }
+
+
+def verify(
+    library: Library | str | Path,
+    source: str | Path | None = None,
+    *,
+    calibrate: str | Path | None = None,
+    texts: Sequence[tuple[str, ...]] = (),
+    batches: Sequence[dict[str, np.ndarray]] | None = None,
+    cases: int = 2,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Report:
+    """Check a compiled library; nothing but the file is needed.
+
+    source     the checkpoint it was made from: import again and compare the integers
+    calibrate  the calibration text of that import
+    texts      real inputs to run as well: (sentence,) or (sentence1, sentence2) each
+    batches    inputs to run in place of random ones
+    cases      random batches
+    progress   called with the name of each check when it starts
+    """
+    if not isinstance(library, Library):
+        library = load(library)
+    report = Report(str(library.path))
+
+    def add(name: str, check: Callable[[], Check]) -> None:
+        progress(name)
+        report.checks.append(check())
+
+    add("tensor programs", lambda: check_programs(library))
+    add("machine code", lambda: check_machine_code(library))
+    tensors = carried_tensors(library)
+    add("tensors", lambda: check_tensors(library, tensors))
+    model = IntModel.from_json(library.graph(), tensors, library.files())
+    kind = "random" if batches is None else "given"
+    batches = random_batches(model.meta, cases, seed) if batches is None else list(batches)
+    add("results", lambda: check_results(library, model, batches, kind))
+    if texts:
+        real = real_batches(library, texts)
+        add("results", lambda: check_results(library, model, real, "real"))
+    if source is not None:
+        add("source", lambda: check_source(model, source, calibrate))
+    return report
+
+
+def check_programs(library: Library) -> Check:
+    """Read the TIR that the library carries."""
+    module = tir_check.load(library.section("tir.json.xz"))
+    wide = "avx2" in library.metadata["cpu_features"]
+    findings = tir_check.check(module, vector_shifts=wide)
+    return Check("tensor programs", f"{len(module.functions)} functions", findings)
+
+
+def check_machine_code(library: Library) -> Check:
+    """Read every instruction of the library."""
+    code = machine_code.check(library.path)
+    asked = {spelling(name) for name in library.metadata["cpu_features"]} | {
+        spelling(name) for name in BASELINE
+    }
+    unasked = [name for name in sorted(code.features) if spelling(name) not in asked]
+    findings = code.findings + [
+        Finding("cpu features", f"code uses {name}, which the library does not ask for")
+        for name in unasked
+    ]
+    detail = f"{code.instructions} instructions, {len(code.mnemonics)} kinds"
+    return Check("machine code", detail, findings)
+
+
+def spelling(feature: str) -> str:
+    """Return a CPU feature's name without what LLVM and iced-x86 spell differently."""
+    return feature.lower().replace(".", "").replace("_", "")
+
+
+def carried_tensors(library: Library) -> dict[str, np.ndarray]:
+    """Return the IntModel's tensors, unpacked from the constants in the library."""
+    specs = {name: about["packing"] for name, about in library.packing.items()}
+    return unpack(specs, {name: library.tensor(name) for name in specs})
+
+
+def check_tensors(library: Library, tensors: dict[str, np.ndarray]) -> Check:
+    """Hash every integer tensor and compare with what was recorded before packing.
+
+    Packing them again must give every constant: a tensor may be there twice, and padding counts.
+    """
+    recorded = library.json("tensors.json")
+    findings = []
+    for name, about in recorded.items():
+        if name not in tensors:
+            findings.append(Finding(name, "is not in the library"))
+            continue
+        found = hashlib.sha256(np.ascontiguousarray(tensors[name]).tobytes()).hexdigest()
+        if found != about["sha256"]:
+            findings.append(
+                Finding(name, f"SHA-256 {found[:16]}..., recorded {about['sha256'][:16]}...")
+            )
+    for name, about in library.packing.items():
+        if not np.array_equal(pack(about["packing"], tensors), library.tensor(name)):
+            findings.append(Finding(name, "is not what packing its tensor gives"))
+    return Check("tensors", f"{len(recorded)} tensors, {len(library.packing)} constants", findings)
+
+
+def check_results(library: Library, model: IntModel, batches: list[dict], kind: str) -> Check:
+    """Run library and reference on the same batches; name the first value that differs."""
+    values, findings = 0, []
+    for batch in batches:
+        finding, compared = first_difference(library, model, batch)
+        values += compared
+        if finding:
+            findings.append(finding)
+            break
+    tokens = sum(len(batch["input_ids"]) for batch in batches)
+    sequences = sum(len(batch["cu_seqlens"]) - 1 for batch in batches)
+    detail = f"{kind}: {sequences} sequences, {tokens} tokens, {values} numbers equal"
+    return Check("results", detail, findings)
+
+
+def first_difference(
+    library: Library, model: IntModel, batch: dict[str, np.ndarray]
+) -> tuple[Finding | None, int]:
+    """Compare every value the library shows with the reference, in the model's own order.
+
+    Returns the first difference (op, value, index, both numbers), and how many numbers were equal.
+    """
+    shown: dict[str, np.ndarray] = {}
+
+    def observer(_step: int, name: str, data: np.ndarray) -> None:
+        if name in model.values:
+            shown[name] = library.logical(name, data).copy()
+
+    result = library.run(**given(library, batch), observer=observer)
+    reference = model.run(batch)
+    shown[model.output] = result
+    compared = 0
+    for node in model.nodes:
+        for name in node.outputs:
+            if name not in shown:
+                continue  # computed inside a fused kernel
+            got, want = shown[name], reference[name]
+            where = f"{node.op} -> {name}"
+            if got.shape != want.shape:
+                return Finding(where, f"shape {got.shape}, reference {want.shape}"), compared
+            if len(wrong := np.argwhere(got != want)):
+                at = tuple(int(i) for i in wrong[0])
+                what = f"[{at[0]}, {at[1]}] is {got[at]}, reference {want[at]}"
+                share = f"{len(wrong)} of {got.size} numbers differ"
+                return Finding(where, f"{what}; {share}"), compared
+            compared += got.size
+    return None, compared
+
+
+def given(library: Library, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the part of a batch that this library takes."""
+    taken = {"input_ids", "cu_seqlens", *library.plan["inputs"]}
+    return {name: array for name, array in batch.items() if name in taken}
+
+
+def random_batches(meta: dict, cases: int, seed: int) -> list[dict[str, np.ndarray]]:
+    """Return random inputs: ids from the whole vocabulary, lengths from 1 to the longest mixed."""
+    rng = np.random.default_rng(seed)
+    longest = meta["max_length"]
+    batches = []
+    for case in range(cases):
+        lengths = [n for n in LENGTHS if n <= longest]
+        lengths += rng.integers(1, min(RANDOM_LENGTH, longest) + 1, 3).tolist()
+        if case == 0:
+            lengths.append(longest)
+        rng.shuffle(lengths)
+        batches.append(random_batch(meta, lengths, rng))
+    return batches
+
+
+def random_batch(meta: dict, lengths: list[int], rng: np.random.Generator) -> dict:
+    """Return one packed batch of random ids and types, with every input a model may take."""
+    tokens = sum(lengths)
+    first = meta["pad_token_id"] + 1 if meta["position_rule"] == "padding" else 0
+    batch = {
+        "input_ids": rng.integers(0, meta["vocab_size"], tokens),
+        "token_type_ids": rng.integers(0, meta["type_vocab_size"], tokens),
+        "position_ids": np.concatenate([np.arange(n) + first for n in lengths]),
+        "cu_seqlens": np.cumsum([0, *lengths]),
+        "positions": np.sort(rng.choice(tokens, max(1, tokens // 8), replace=False)),
+    }
+    return {name: array.astype(np.int32) for name, array in batch.items()}
+
+
+def real_batches(
+    library: Library, texts: Sequence[tuple[str, ...]], size: int = REAL_BATCH
+) -> list[dict]:
+    """Return texts tokenized and packed, `size` at a time, as the head needs them."""
+    edge = Edge.of(library)
+    head = library.metadata["head"]
+    if head == "sentence-embedding":
+        texts = [(part,) for text in texts for part in text]
+    elif head == "masked-lm":
+        mask = edge.tokenizer.id_to_token(edge.mask_id)
+        texts = [(f"{text[0]} {mask}",) for text in texts]
+    elif head == "question-answering":
+        texts = [text if len(text) == 2 else (text[0], text[0]) for text in texts]
+    batches = []
+    for first in range(0, len(texts), size):
+        columns = zip(*texts[first : first + size], strict=True)
+        batches.append(edge.encode(*(list(column) for column in columns)).inputs())
+    return batches
+
+
+def check_source(model: IntModel, source: str | Path, calibrate: str | Path | None) -> Check:
+    """Import the checkpoint again, as the library's metadata says, and compare the integers."""
+    from intformer.frontend import import_model
+
+    meta = model.meta
+    again = import_model(
+        source,
+        recipe=meta["recipe"],
+        mode=meta.get("mode"),
+        head=meta["head"],
+        calibrate=calibrate,
+    )
+    findings = []
+    for name in sorted(model.tensors.keys() | again.tensors.keys()):
+        here, there = model.tensors.get(name), again.tensors.get(name)
+        if here is None or there is None:
+            findings.append(Finding(name, f"only in the {'source' if here is None else 'library'}"))
+        elif here.shape != there.shape:
+            findings.append(Finding(name, f"shape {here.shape}, source {there.shape}"))
+        elif len(wrong := np.argwhere(here != there)):
+            at = tuple(int(i) for i in wrong[0])
+            findings.append(Finding(name, f"{list(at)} is {here[at]}, source {there[at]}"))
+    return Check("source", f"{len(again.tensors)} tensors", findings)
