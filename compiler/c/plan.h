@@ -94,7 +94,6 @@ typedef struct {
 extern const plan_table intformer_plan;
 extern const intformer_api intformer_table;
 extern const unsigned char intformer_blob[];
-extern const uint64_t intformer_blob_size;
 
 /* runtime.c */
 const void *if_section(const char *name, size_t *size);
@@ -103,7 +102,6 @@ size_t if_output_size(const intformer_input *input);
 int if_run(const intformer_input *input, int32_t *out, size_t out_len, char *err, size_t err_len);
 
 /* pool.c */
-void if_pool_start(void); /* before the first kernel of a run */
 void if_pool_reset_after_fork(void);
 int if_set_threads(int threads);
 int if_get_threads(void);

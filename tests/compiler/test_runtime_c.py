@@ -69,6 +69,13 @@ PRINT = """
 """
 OPENER = library.SOURCES / "intformer_open.c"
 
+
+@pytest.fixture(scope="module")
+def pick(toy_library):
+    """A library that computes rows at requested positions."""
+    return runtime.load(toy_library("pick", rows="position"))
+
+
 # ---- results ----
 
 
@@ -94,8 +101,7 @@ def test_first_token_rows(toy_library):
     np.testing.assert_array_equal(first.run(ids, offsets), want)
 
 
-def test_requested_rows(toy_library):
-    pick = runtime.load(toy_library("pick", rows="position"))
+def test_requested_rows(pick):
     ids, offsets = toy.batch(3, (4, 12, 1))
     wanted = np.array([16, 0, 0, 7])
     got = pick.run(ids, offsets, positions=wanted)
@@ -534,8 +540,7 @@ def test_bad_input(lib, change, match):
         ([0, -1], r"positions\[1\] is -1"),
     ],
 )
-def test_bad_positions(toy_library, positions, match):
-    pick = runtime.load(toy_library("pick_bad", rows="position"))
+def test_bad_positions(pick, positions, match):
     with pytest.raises(LibraryError, match=match):
         pick.run(IDS, OFFSETS, positions=positions)
 
