@@ -17,7 +17,8 @@ NAME = "embed"
 def _rows(ids: np.ndarray, table: np.ndarray, mult: np.ndarray, shift: np.ndarray) -> np.ndarray:
     if ids.size and not (0 <= ids.min() and ids.max() < len(table)):
         raise RangeError(f"id {ids.min()}..{ids.max()} outside 0..{len(table) - 1}", where=NAME)
-    return dyadic(table[ids], mult[ids][:, None], shift[ids][:, None])
+    rows = dyadic(table[ids], mult[ids][:, None], shift[ids][:, None])
+    return check_fits(rows, "int32", NAME, "row")
 
 
 def _lookups(arrays: tuple, types: int) -> list[tuple]:
@@ -28,7 +29,7 @@ def _lookups(arrays: tuple, types: int) -> list[tuple]:
 
 
 def reference(*arrays: np.ndarray, lo: int, hi: int, types: int) -> np.ndarray:
-    """Look up and add; int32 [n, C]. The sums are int32.
+    """Look up and add; int32 [n, C]. Rows and sums are int32.
 
     arrays  input_ids int32 [n], [token_type_ids int32 [n] if types], position_ids int32 [n],
             word int8 [V, C], word_mult int32 [V], word_shift int32 [V],

@@ -6,7 +6,7 @@ Source: I-BERT QuantAct / FixedPointMul (transformers, models/ibert/quant_module
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.fixedpoint import LIMITS, clamp, dyadic, in_blocks
+from intformer.relay_ops.fixedpoint import LIMITS, check_fits, clamp, dyadic, in_blocks
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
@@ -18,9 +18,14 @@ def reference(
 ) -> np.ndarray:
     """x int8|int16|int32 [r, C], mult int32 [C], shift int32 [C] (1..62) -> dtype [r, C].
 
-    The product is exact in int64: |x * mult| < 2^62.
+    The product is exact in int64: |x * mult| < 2^62; before the clamp the result is int32.
     """
-    return in_blocks(lambda rows: clamp(dyadic(rows, mult, shift), lo, hi, dtype), x)
+
+    def block(rows: np.ndarray) -> np.ndarray:
+        scaled = check_fits(dyadic(rows, mult, shift), "int32", NAME, "result")
+        return clamp(scaled, lo, hi, dtype)
+
+    return in_blocks(block, x)
 
 
 def bounds(

@@ -18,9 +18,9 @@ def reference(
 ) -> np.ndarray:
     """a int32 [r, C], b int8|int16|int32 [r, C], mult and shift int32 [1] -> int32 [r, C].
 
-    The sum is int32.
+    Both terms and the sum are int32.
     """
-    total = a.astype(np.int64) + dyadic(b, mult, shift)
+    total = a.astype(np.int64) + check_fits(dyadic(b, mult, shift), "int32", NAME, "residual")
     return clamp(check_fits(total, "int32", NAME, "sum"), lo, hi, "int32")
 
 

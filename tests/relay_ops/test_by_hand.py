@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from intformer.errors import RangeError
-from intformer.relay_ops import OPS
+from intformer.relay_ops import OPS, attention, i_layernorm
+from intformer.relay_ops.fixedpoint import make_dyadic
 
 HALF = (np.array([2**30], np.int32), np.array([31], np.int32))  # times 1/2
 ONE = (np.array([2**30], np.int32), np.array([30], np.int32))
@@ -74,6 +75,21 @@ def test_requantize_rounds_half_to_even_and_clamps():
     out = run("requantize", x, *HALF, lo=-127, hi=127, dtype="int8")
     assert out.ravel().tolist() == [-127, -2, -2, 0, 0, 0, 2, 2, 127]
     assert out.dtype == np.int8
+
+
+def test_requantize_refuses_a_result_beyond_int32():
+    four = (i32(2**30), i32(28))
+    assert run("requantize", i32([2**29 - 1]), *four, lo=-9, hi=9, dtype="int8")[0, 0] == 9
+    with pytest.raises(RangeError, match="requantize"):
+        run("requantize", i32([2**29]), *four, lo=-9, hi=9, dtype="int8")
+
+
+def test_a_ratio_too_small_and_a_zero_row_are_legal():
+    """A weight row of zeros keeps its bias; a multiplier of 0 gives 0."""
+    acc = run("matmul", i8([5, 5]), i8([0, 0], [1, 1]), i32(-77, 3))
+    assert acc.tolist() == [[-77, 13]]
+    mult, shift = make_dyadic(np.array([1e-20, 1.0]))
+    assert run("requantize", acc, mult, shift, lo=-9, hi=99, dtype="int8").tolist() == [[0, 13]]
 
 
 def test_requantize_every_int8_through_every_nearby_ratio():
@@ -149,8 +165,6 @@ def test_add_bias():
 
 def test_layernorm_on_paper():
     # x = -1, 1 (times 1000): mean 0, std 1000, y = -1, 1; gamma 2, beta 0.5, scale 1/8
-    from intformer.relay_ops import i_layernorm
-
     gamma, beta = np.array([2.0, 2.0]), np.array([0.5, 0.5])
     table = i_layernorm.tables(0.001, gamma, beta, 1e-12, 1 / 8, 1 / 1024)
     out8, out16 = run("i_layernorm", i32([-1000, 1000]), *table.values())
@@ -159,8 +173,6 @@ def test_layernorm_on_paper():
 
 def test_attention_on_paper():
     """Two keys, one 1 / 2 as likely as the other: (2 * 90 + 30) / 3 = 70; one head, one channel."""
-    from intformer.relay_ops import attention
-
     table = attention.tables(1.0, np.log(2), 1.0, 1, np.ones(1))
     qkv = i8([1, 1, 90], [1, 0, 30])  # q, k, v: scores 1 and 0 in units of ln 2
     out = run("attention", qkv, i32(0, 2), *table.values(), heads=1, head_dim=1)
