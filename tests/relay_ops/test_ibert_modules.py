@@ -5,6 +5,7 @@ are those the design writes down: 256 in a uint8, a constant row, an exact squar
 """
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -153,6 +154,35 @@ def test_softmax_of_one_key_is_255_not_256():
     act_max = float(np.floor(2.7921 / 1e-6) * 2.0**30)
     assert softmax_module(s, np.float32(1e-3), act_max)[0, 0] == 256
     assert softmax_ours(s, np.float32(1e-3), act_max)[0, 0] == 255
+
+
+def test_division_by_x0_is_exact_everywhere():
+    for x0 in (-1, -2, -3, -7, -693, -6931, -65537, -(2**21) + 1, -(2**21)):
+        beside = np.arange(31)[:, None] * x0 + np.arange(-2, 3)
+        x = np.concatenate([beside.ravel(), np.linspace(30 * x0, 0, 5000).astype(np.int64)])
+        x = x[(x <= 0) & (x >= 30 * x0)]
+        quotient = (-x * attention_ibert.inverse(x0)) >> attention_ibert.INVERSE_BITS
+        assert (quotient == x // x0).all()
+
+
+def test_attention_equals_the_modules(rng):
+    """Scores, softmax, context and QuantAct(8); sequences of 1, 7 and 20 tokens, two heads."""
+    heads, head_dim, lengths = 2, 16, (1, 7, 20)
+    qkv = rng.integers(-127, 128, (28, 96)).astype(np.int8)
+    s_q, s_v, act = np.float32(0.06), np.float32(0.03), quant_act(8, 2.5)
+    score = s_q * s_q / np.float32(4)
+    act_max = float(np.floor(2.7921 / score**2) * 2.0**30)
+    table = attention_ibert.tables(score, act_max, s_v, act_scale(act, 8), 32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ours = attention_ibert.reference(qkv, offsets, *table.values(), heads=heads, head_dim=head_dim)
+    for start, stop in pairwise(offsets):
+        q, k, v = qkv[start:stop].astype(np.int64).reshape(-1, 3, heads, head_dim).swapaxes(0, 1)
+        for h in range(heads):
+            prob = np.minimum(softmax_module(q[:, h] @ k[:, h].T, score, act_max), 255)
+            unit = torch.tensor([s_v / np.float32(256)])
+            theirs, scale = act(torch.tensor(prob @ v[:, h])[None] * unit.double(), unit)
+            theirs = np.rint(theirs[0].numpy() / scale.item())
+            assert (ours[start:stop, h * head_dim : (h + 1) * head_dim] == theirs).all()
 
 
 # -- IntLayerNorm ----------------------------------------------------------------------------------
