@@ -3,6 +3,8 @@
 Source: Intel SDM volume 2A, CPUID; AMD64 APM volume 3, appendix E (lzcnt, leaf 0x80000001).
 """
 
+from pathlib import Path
+
 _YMM, _ZMM = 0x06, 0xE6  # XCR0: SSE + AVX state; the same + opmask, upper halves, zmm16..31
 _EAX, _EBX, _ECX, _EDX = range(4)
 
@@ -42,3 +44,14 @@ CPU_FEATURES: dict[str, tuple[int, int, int, int, int]] = {
     "avxvnni": (7, 1, _EAX, 4, _YMM),
     "lzcnt": (0x80000001, 0, _ECX, 5, 0),
 }
+
+# Linux's spelling where it is more than "_" for "." or nothing
+_LINUX = {"bmi1": "bmi", "abm": "lzcnt", "pclmulqdq": "pclmul", "sse4_1": "sse4.1"}
+_LINUX |= {"sse4_2": "sse4.2", "pni": "sse3"}
+
+
+def host_features() -> set[str]:
+    """Return the LLVM names of this machine's features, as far as /proc/cpuinfo tells."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return {_LINUX.get(flag, flag.replace("_", "")) for flag in flags}

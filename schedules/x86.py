@@ -87,7 +87,7 @@ def _matmul(sch: Schedule, isa) -> None:
     sch.parallel(outer)  # before decompose_reduction, which refuses it afterwards
     for block in reversed(epilogue[:-1]):
         sch.compute_at(block, inner)
-    sch.compute_at(matmul, row_outer)
+    sch.compute_at(matmul, row_outer, preserve_unit_loops=True)
     *_, r2, j2, lane2, ko, ki = sch.get_loops(matmul)
     sch.reorder(ko, r2, j2, lane2, ki)
     for block in epilogue:

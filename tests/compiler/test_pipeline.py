@@ -1,0 +1,89 @@
+"""Checkpoint to library: every family, head and odd shape, bit for bit, on every x86 target."""
+
+import numpy as np
+import pytest
+import random_hf
+
+import intformer
+from intformer.cpu_features import host_features
+from intformer.errors import CompileError
+from intformer.frontend import import_model
+from intformer.targets import TARGETS
+
+EVERY = [(family, head, {}) for family in random_hf.CLASSES for head in random_hf.HEADS]
+ODD = [
+    ("bert", "sequence-classification", {"hidden": 312, "heads": 12, "labels": 213}),
+    ("roberta", "token-classification", {"hidden": 312, "heads": 12, "labels": 1}),
+    ("bert", "sequence-classification", {"labels": 2, "activation": "relu"}),
+    ("distilbert", "masked-lm", {"activation": "gelu_new"}),
+    ("electra", "sequence-classification", {"activation": "gelu_pytorch_tanh"}),
+    ("albert", "masked-lm", {"activation": "gelu_new", "layers": 5}),
+]
+PORTABLE = [("bert", "sequence-classification", {}), ("albert", "masked-lm", {}), *ODD[:2]]
+CASES = [("cascadelake", *case) for case in EVERY + ODD] + [("x86-64", *c) for c in PORTABLE]
+
+
+def name(case):
+    return "-".join(map(str, case)).replace("'", "").replace(": ", "=")
+
+
+def need(target):
+    missing = set(TARGETS[target].features) - host_features()
+    if missing:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(missing))}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_library_equals_the_composed_reference(tmp_path, case):
+    target, family, head, shape = case
+    need(target)
+    random_hf.save(tmp_path / "model", family, head, **shape)
+    model = import_model(
+        tmp_path / "model", head=head, calibrate=random_hf.sequences(seed=1), method="minmax"
+    )
+    library = intformer.compile(model, tmp_path / "m.so", target=target)
+    report = intformer.verify(library)
+    assert report.ok, report
+
+
+def test_results_do_not_depend_on_the_batch_or_the_threads(tmp_path):
+    target = "x86-64"
+    random_hf.save(tmp_path / "model", "bert", "features")
+    library = intformer.compile(
+        tmp_path / "model",
+        tmp_path / "m.so",
+        target=target,
+        calibrate=random_hf.sequences(seed=1),
+    )
+    sequences = random_hf.sequences((1, 2, 3, 5, 31, 32, 8, 9))
+    rows = []
+    for ids in sequences:
+        rows.append(library.run(ids, np.array([0, len(ids)], np.int32)))
+    offsets = np.cumsum([0, *map(len, sequences)]).astype(np.int32)
+    for threads in (1, 2, 3):
+        library.set_threads(threads)
+        together = library.run(np.concatenate(sequences), offsets)
+        np.testing.assert_array_equal(together, np.concatenate(rows))
+
+
+def test_layers_of_one_shape_share_kernels(tmp_path):
+    random_hf.save(tmp_path / "model", "bert", "features", layers=6)
+    library = intformer.compile(
+        tmp_path / "model",
+        tmp_path / "m.so",
+        target="x86-64",
+        calibrate=random_hf.sequences(seed=1),
+        dump_ir=tmp_path / "ir",
+    )
+    steps = [step["kernel"] for step in library.plan["steps"]]
+    assert len(steps) > 6 * 6
+    assert len(set(steps)) <= 10
+    written = sorted(path.name for path in (tmp_path / "ir").iterdir())
+    assert written[0] == "0-model.json" and written[-1] == "5-kernels.s"
+    assert "vpdpbusd" not in (tmp_path / "ir" / "5-kernels.s").read_text()
+
+
+def test_an_unknown_target_names_the_known_ones(tmp_path):
+    with pytest.raises(CompileError, match="cascadelake, x86-64"):
+        intformer.compile(tmp_path, tmp_path / "m.so", target="cascadelak")
+    assert not (tmp_path / "m.so").exists()
