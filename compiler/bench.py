@@ -8,6 +8,7 @@ library is verified in the same run: a wrong answer has no speed.
 import ctypes
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -124,10 +125,18 @@ def run(
         ours.set_threads(threads)
         ops = op_times(ours, inputs, threads)
         report = verify(ours, batches=[inputs], progress=progress)
-        lengths = np.diff(inputs["cu_seqlens"])
-        title = f"{len(lengths)} sequences, {lengths.sum()} tokens, {lengths.min()} to "
-        title += f"{lengths.max()} each; {ours.metadata['target']}, {threads} thread(s)"
-        return Race(title, machine(threads), rows, ops, report.ok)
+        return Race(described(ours, inputs), machine(threads), rows, ops, report.ok)
+
+
+def described(library: Library, inputs: dict[str, np.ndarray]) -> str:
+    """Return what is raced in a line."""
+    meta, lengths = library.metadata, np.diff(inputs["cu_seqlens"])
+    shape = f"{meta['layers']} layers, hidden {meta['hidden']}, FFN {meta['ffn']}"
+    each = f"{lengths.min()} to {lengths.max()}" if len(set(lengths.tolist())) > 1 else lengths[0]
+    return (
+        f"{meta['family']}, {shape}, recipe {meta['recipe']}, target {meta['target']}; "
+        f"batch {len(lengths)}, {each} tokens each, {lengths.sum()} in all"
+    )
 
 
 def compile_shape(
@@ -176,8 +185,17 @@ def machine(threads: int) -> dict:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """Return the command line of this process, as one would type it."""
+    program = Path(sys.argv[0])
+    name = (
+        "intformer" if program.parent.name == "bin" or program.stem == "__main__" else program.name
+    )
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def cpu_name() -> str:

@@ -10,6 +10,7 @@ Four checks, and a fifth with the source at hand:
 """
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,7 @@ def verify(
     library: Library | str | Path,
     source: str | Path | None = None,
     *,
-    calibrate: str | Path | None = None,
+    calibrate: str | Path | Sequence | None = None,
     texts: Sequence[tuple[str, ...]] = (),
     batches: Sequence[dict[str, np.ndarray]] | None = None,
     cases: int = 2,
@@ -295,18 +296,27 @@ def real_batches(
     return batches
 
 
-def check_source(model: IntModel, source: str | Path, calibrate: str | Path | None) -> Check:
+def check_source(
+    model: IntModel, source: str | Path, calibrate: str | Path | Sequence | None
+) -> Check:
     """Import the checkpoint again, as the library's metadata says, and compare the integers."""
     from intformer.frontend import import_model
 
     meta = model.meta
-    again = import_model(
-        source,
-        recipe=meta["recipe"],
-        mode=meta.get("mode"),
-        head=meta["head"],
-        calibrate=calibrate,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = None
+        if "tokenizer.json" in model.files:
+            tokenizer = Path(folder) / "tokenizer.json"
+            tokenizer.write_bytes(model.files["tokenizer.json"])
+        again = import_model(
+            source,
+            recipe=meta["recipe"],
+            mode=meta.get("mode"),
+            head=meta["head"],
+            calibrate=calibrate,
+            method=(meta.get("calibration") or {}).get("method"),
+            tokenizer=tokenizer,
+        )
     findings = []
     for name in sorted(model.tensors.keys() | again.tensors.keys()):
         here, there = model.tensors.get(name), again.tensors.get(name)

@@ -29,6 +29,7 @@ class FloatModel:
         self.pooling = metadata.get("pooling")
         auto = getattr(transformers, AUTO_CLASSES[self.head])
         transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
         if not Path(source).is_dir():
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
         try:

@@ -1,0 +1,215 @@
+"""verify passes a sound library, and catches each fault we know how to put into one."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import random_hf
+from tvm import tirx
+
+from intformer import compare, footer, pipeline, targets
+from intformer.errors import CompileError, IntformerError
+from intformer.finding import Finding
+from intformer.frontend import import_model
+from intformer.relay_ops import OPS
+
+SHAPE = {"hidden": 32, "heads": 2, "layers": 1, "ffn": 48, "labels": 3, "activation": "relu"}
+CALIBRATION = (7, 12, 30, 3) * 4
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A random BERT classifier with one layer and ReLU."""
+    path = tmp_path_factory.mktemp("bert")
+    random_hf.save(path, "bert", "sequence-classification", **SHAPE)
+    return path
+
+
+def imported(source, **options):
+    ids = random_hf.sequences(CALIBRATION, seed=1)
+    return import_model(source, calibrate=ids, method="minmax", **options)
+
+
+@pytest.fixture(scope="module")
+def model(source):
+    return imported(source)
+
+
+@pytest.fixture(scope="module", params=["x86-64", "cascadelake"])
+def library(request, model, tmp_path_factory):
+    """The sound library, for each target this CPU runs."""
+    if request.param not in ("x86-64", targets.host_target()):
+        pytest.skip(f"this CPU does not run {request.param}")
+    path = tmp_path_factory.mktemp(request.param) / "sound.so"
+    return pipeline.compile(model, path, target=request.param)
+
+
+@pytest.fixture
+def sabotaged(monkeypatch, model, tmp_path):
+    """Return a function that compiles the model with something done to what an op computes."""
+
+    def compile_with(op, change):
+        from tvm import te
+
+        define = OPS[op].define
+
+        def changed(args, attrs):
+            *before, last = define(args, attrs)
+            shape = last.shape
+            return [*before, te.compute(shape, lambda i, r, c: change(last[i, r, c], c), "changed")]
+
+        monkeypatch.setitem(OPS, op, dataclasses.replace(OPS[op], define=changed))
+        return pipeline.compile(model, tmp_path / "evil.so", target="x86-64")
+
+    return compile_with
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Let the compiler's own check pass everything, so that verify is alone."""
+    monkeypatch.setattr(pipeline, "_check_integers", lambda module, spec: None)
+
+
+def failed(report):
+    """Return {check name: findings} of the checks that failed."""
+    assert report.ok == all(check.ok for check in report.checks)
+    return {check.name: check.findings for check in report.checks if not check.ok}
+
+
+def test_a_sound_library_passes(library, source):
+    report = compare.verify(library)
+    assert report.ok, report
+    assert [check.name for check in report.checks] == [
+        *("tensor programs", "machine code", "tensors", "results")
+    ]
+    assert json.loads(json.dumps(report.to_json()))["ok"] is True
+    longest = library.metadata["max_length"]
+    lengths = [np.diff(b["cu_seqlens"]) for b in compare.random_batches(library.metadata, 2, 0)]
+    for wanted in (1, 2, 3, 5, longest):
+        assert wanted in np.concatenate(lengths)
+
+
+def through_float(x, c):
+    return (x.astype("float32") * tirx.const(1.0, "float32")).astype("int32")
+
+
+def shifted(x, c):
+    return x + (tirx.const(1, "int32") << (x & 7))
+
+
+def divided(x, c):
+    return x + tirx.truncdiv(x, (x & 7) + 1)
+
+
+def off_by_one(x, c):
+    return x + tirx.if_then_else(c == 5, tirx.const(1, x.dtype), tirx.const(0, x.dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (through_float, {"tensor programs": "float type", "machine code": "conversion: cvt"}),
+        (
+            shifted,
+            {
+                "tensor programs": "vector shift by a variable",
+                "machine code": "float conversion: cvttps2dq",
+            },
+        ),
+        (divided, {"tensor programs": "division by a variable"}),
+    ],
+)
+def test_forbidden_work_is_caught(sabotaged, unchecked, change, words):
+    found = failed(compare.verify(sabotaged("relu", change)))
+    for check, word in words.items():
+        assert any(word in finding.what for finding in found[check]), found
+        assert "dense_relu" in found[check][0].where
+
+
+@pytest.mark.parametrize("change", [through_float, shifted, divided])
+def test_the_compiler_refuses_forbidden_work_itself(sabotaged, change, tmp_path):
+    with pytest.raises(CompileError, match="not integer-only"):
+        sabotaged("relu", change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_off_by_one_in_a_kernel_is_caught(sabotaged):
+    found = failed(compare.verify(sabotaged("requantize", off_by_one)))
+    assert list(found) == ["results"]
+    (finding,) = found["results"]
+    assert finding.where.startswith("requantize -> ")
+    got, want = re.search(r", 5\] is (-?\d+), reference (-?\d+);", finding.what).groups()
+    assert int(got) == int(want) + 1
+
+
+def test_one_wrong_weight_is_caught(model, tmp_path, monkeypatch):
+    """A weight that changes between the hash and the file."""
+    build = pipeline.library.build
+    name = next(n for n, t in model.tensors.items() if t.dtype == np.int8 and t.shape == (48, 32))
+
+    def build_with_wrong_weight(plan, *args, **kwargs):
+        constant = next(k for k, s in plan.packing.items() if s["tensor"] == name)
+        wrong = plan.constants[constant].copy()
+        wrong.flat[0] ^= 1
+        plan.constants[constant] = wrong
+        return build(plan, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.library, "build", build_with_wrong_weight)
+    found = failed(compare.verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64")))
+    # the stored bias holds the weight's row sums, so it no longer fits its hash either
+    assert {finding.where for finding in found["tensors"]} >= {name}
+    assert all("SHA-256" in finding.what for finding in found["tensors"])
+
+
+def test_a_wrong_number_in_padding_is_caught(model, tmp_path, monkeypatch):
+    """Padding is no part of any tensor, so no hash sees it; packing again does."""
+    build = pipeline.library.build
+    padded = []
+
+    def build_with_dirty_padding(plan, *args, **kwargs):
+        for name, spec in plan.packing.items():
+            if (
+                spec["kind"] == "channels"
+                and spec["width"] > model.tensors[spec["tensor"]].shape[-1]
+            ):
+                plan.constants[name] = plan.constants[name].copy()
+                plan.constants[name].flat[-1] += 1
+                padded.append(name)
+                break
+        return build(plan, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.library, "build", build_with_dirty_padding)
+    report = compare.verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64"))
+    assert padded
+    assert Finding(padded[0], "is not what packing its tensor gives") in failed(report)["tensors"]
+
+
+def test_code_for_a_cpu_not_asked_for_is_caught(model, tmp_path, monkeypatch):
+    """A library that would die of SIGILL where its metadata says it runs."""
+    spec = pipeline.get("cascadelake")
+    monkeypatch.setattr(pipeline, "get", lambda name: dataclasses.replace(spec, features=()))
+    report = compare.verify(pipeline.compile(model, tmp_path / "a.so"))
+    assert any("AVX512" in finding.what for finding in failed(report)["machine code"])
+
+
+def test_a_second_import_is_compared(library, source):
+    ids = random_hf.sequences(CALIBRATION, seed=1)
+    again = imported(source)
+    model = compare.IntModel.from_json(library.graph(), again.tensors, {})
+    check = compare.check_source(model, source, ids)
+    assert check.ok, check.findings
+    name = next(name for name, tensor in again.tensors.items() if tensor.dtype == np.int8)
+    again.tensors[name] = again.tensors[name].copy()
+    again.tensors[name].flat[3] ^= 1
+    (finding,) = compare.check_source(model, source, ids).findings
+    assert finding.where == name
+    assert ", source " in finding.what
+
+
+def test_a_damaged_library_is_refused(library, tmp_path):
+    path = tmp_path / "cut.so"
+    path.write_bytes(library.path.read_bytes()[: -footer.SIZE - 8])
+    with pytest.raises(IntformerError, match="cut short"):
+        compare.verify(path)
