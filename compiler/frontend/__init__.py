@@ -44,7 +44,7 @@ def import_model(
                "token-classification", "question-answering" or "masked-lm"; None: what the directory
                says
     calibrate  text file (a sentence per line, or a TSV with sentence columns); or texts, pairs of
-               texts or arrays of token ids
+               texts; or arrays of token ids, or tuples (ids, types) of such arrays
     method     "ema", "minmax", "percentile" or "mse"; None: the best on held-out calibration text
     tokenizer  a tokenizer.json to use and carry instead of the directory's own
     """

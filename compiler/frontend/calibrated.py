@@ -1,16 +1,16 @@
 """FP32 checkpoint plus calibration text -> IntModel: reads, observes, chooses, lowers."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from intformer.edge import Edge
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.families import read_encoder
-from intformer.frontend.native import lower
+from intformer.frontend.native import equalisation, lower
 from intformer.frontend.progress import progress
 from intformer.frontend.scales import METHODS
 from intformer.model import IntModel
@@ -56,6 +56,7 @@ def import_calibrated(
         **model.meta,
         "mode": None,
         "mask_token_id": mask_id,
+        "tokenizer": sorted(name for name in files if name != "config.json"),
         "calibration": {
             "method": max(scores, key=scores.get),
             "held_out_snr_db": {name: round(score, 2) for name, score in scores.items()},
@@ -75,32 +76,20 @@ def sequences(calibrate, files: dict[str, bytes], meta: dict) -> list[calibratio
     calibrate = list(calibrate)
     if not calibrate:
         raise CheckpointError("calibration text is empty", hint=calibration.HINT)
-    if isinstance(calibrate[0], str):
-        calibrate = [(text,) for text in calibrate]
-    if isinstance(calibrate[0][0], str):
-        found = calibration.encode(calibrate, files.get("tokenizer.json"), meta)
+    items = [item if isinstance(item, tuple) else (item,) for item in calibrate]
+    if all(isinstance(part, str) for item in items for part in item):
+        found = calibration.encode(items, files.get("tokenizer.json"), meta)
     else:
-        ids = [np.asarray(sequence, np.int32) for sequence in calibrate]
-        found = [(sequence, np.zeros_like(sequence)) for sequence in ids]
+        found = [
+            (np.array(ids, np.int32), np.array(types[0] if types else np.zeros(len(ids)), np.int32))
+            for ids, *types in items
+        ]
     return calibration.check_ids(found, meta)
 
 
 def mask_token_id(files: dict[str, bytes]) -> int | None:
     """Return the id of the tokenizer's mask token; None without a tokenizer."""
-    if "tokenizer.json" not in files:
-        return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-    named = {}
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        named.update(json.loads(files.get(name, b"{}")))
-    token = named.get("mask_token", "[MASK]")
-    token = token["content"] if isinstance(token, dict) else token
-    for candidate in (token, "[MASK]", "<mask>"):
-        if tokenizer.token_to_id(candidate) is not None:
-            return tokenizer.token_to_id(candidate)
-    return None
+    return Edge({}, files).mask_id if "tokenizer.json" in files else None
 
 
 def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
@@ -120,8 +109,9 @@ def score(encoder: FloatEncoder, model: IntModel, inputs: list[dict]) -> float:
 def best(encoder, seen, inputs, note: str, methods) -> tuple[IntModel, dict[str, float]]:
     """Lower with every method; return the one with the best output and every method's score."""
     chosen, scores = None, {}
+    factors = equalisation(encoder, seen)
     for method in progress(methods, "choosing the calibration method"):
-        model = lower(encoder, seen, method, note)
+        model = lower(encoder, seen, factors, method, note)
         scores[method] = score(encoder, model, inputs)
         if scores[method] >= max(scores.values()):
             chosen = model

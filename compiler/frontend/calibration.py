@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intformer.edge import hf_positions
 from intformer.errors import CheckpointError
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.progress import progress
@@ -126,25 +127,21 @@ def pack(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> d
     """
     ids = np.concatenate([s[0] for s in sequences])
     lengths = [len(s[0]) for s in sequences]
-    pad = meta["pad_token_id"]
-    positions = [
-        np.where(s != pad, np.cumsum(s != pad), 0) + pad
-        if meta["position_rule"] == "padding"
-        else np.arange(len(s))
-        for s, _ in sequences
-    ]
+    rule, pad = meta["position_rule"], meta["pad_token_id"]
+    positions = [hf_positions(s[None], rule, pad)[0] for s, _ in sequences]
     inputs = {
         "input_ids": ids,
         "token_type_ids": np.concatenate([s[1] for s in sequences]),
-        "position_ids": np.concatenate(positions).astype(np.int32),
+        "position_ids": np.concatenate(positions),
         "cu_seqlens": np.cumsum([0, *lengths]).astype(np.int32),
     }
     if meta["head"] == "masked-lm":
-        inner = [
+        starts = inputs["cu_seqlens"][:-1].tolist()
+        inner = [  # between the special tokens at both ends
             at
-            for start, length in zip(inputs["cu_seqlens"].tolist(), lengths, strict=False)
-            for at in range(start + min(1, length - 1), start + max(1, length - 1))
-        ]
+            for start, length in zip(starts, lengths, strict=True)
+            for at in range(start + 1, start + length - 1)
+        ] or starts
         count = max(1, round(MASKED_SHARE * len(inner)))
         chosen = sorted(random.Random(len(ids)).sample(inner, count))
         inputs["positions"] = np.array(chosen, np.int32)

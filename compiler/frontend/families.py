@@ -420,8 +420,8 @@ class _Reader:
         """Return the masked-LM decoder; tied where its weight is absent or equals the words."""
         weight, above = key + ".weight", key.rpartition(".")[0]
         table = self.checkpoint.tensor(weight, word.shape) if weight in self.checkpoint else word
-        biases = (f"{above}.bias", key + ".bias")  # transformers ties these two
-        bias = next((b for b in biases if b in self.checkpoint), biases[1])
+        own, tied = key + ".bias", above + ".bias"  # transformers ties these two
+        bias = own if own in self.checkpoint else tied
         linear = Linear(table, self.checkpoint.tensor(bias, word.shape[:1]))
         return Dense(linear, tied=np.array_equal(table, word))
 

@@ -3,15 +3,18 @@
 Every value has a scale (real = integer * scale) and an origin; DESIGN section 2a gives the widths.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend.calibration import Seen
-from intformer.frontend.encoder import POOLS, TANH_GELU, Dense, FloatEncoder, Linear, Norm
+from intformer.frontend.emit import Emitter
+from intformer.frontend.encoder import POOLS, TANH_GELU, Dense, FloatEncoder, Layer, Linear, Norm
+from intformer.frontend.progress import progress
 from intformer.frontend.scales import TINY, channel_peaks, equalise, peak
-from intformer.model import IntModel, Node, Value
+from intformer.model import IntModel
 from intformer.relay_ops import attention, i_gelu, i_layernorm, i_tanh
-from intformer.relay_ops.fixedpoint import make_dyadic
 
 INT8_MAX = 127
 INT16_MAX = 2**15 - 1
@@ -39,88 +42,113 @@ WIDTHS = {
 }
 
 
-def lower(encoder: FloatEncoder, seen: dict[str, Seen], method: str, note: str) -> IntModel:
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One weight and everything that multiplies with it.
+
+    stem    where the weight is stored
+    linear  the float weight
+    taps    what feeds it: one place, or one per repetition of a shared layer
+    tied    the weight is the word table, which has one scale per row and no more
+    """
+
+    stem: str
+    linear: Linear
+    taps: tuple[str, ...]
+    tied: bool = False
+
+
+class Plan:
+    """Which weight is stored where, and what feeds it.
+
+    layers  per layer, role ("qkv", "out", "ffn1", "ffn2") -> Operand; shared layers share them
+    head    per stage of the head
+    """
+
+    def __init__(self, encoder: FloatEncoder):
+        """Walk the encoder once."""
+        first = "embed.norm" if encoder.projection is None else "embed.projection"
+        self.inputs = [first, *(f"layer{i}.norm2" for i in range(len(encoder.layers)))]
+        places: dict[int, list[int]] = {}
+        for i, layer in enumerate(encoder.layers):
+            places.setdefault(id(layer), []).append(i)
+        self.layers = [self._layer(layer, places[id(layer)]) for layer in encoder.layers]
+        self.projection = None
+        if encoder.projection is not None:
+            self.projection = Operand("embed.projection", encoder.projection, ("embed.norm",))
+        self.head: list[Operand] = []
+        tap = self.inputs[-1]
+        for i, stage in enumerate(encoder.head.stages):
+            stem = "embed.word" if stage.tied else f"head{i}"
+            self.head.append(Operand(stem, stage.linear, (tap,), stage.tied))
+            tap = f"head{i}." + ("norm" if stage.norm else "act")
+
+    def _layer(self, layer: Layer, at: list[int]) -> dict[str, Operand]:
+        stem, first = f"layer{at[0]}.", self.inputs
+        return {
+            "qkv": Operand(stem + "qkv", layer.qkv, tuple(first[i] for i in at)),
+            "out": Operand(stem + "out", layer.out, tuple(f"layer{i}.context" for i in at)),
+            "ffn1": Operand(stem + "ffn1", layer.ffn1, tuple(f"layer{i}.norm1" for i in at)),
+            "ffn2": Operand(stem + "ffn2", layer.ffn2, tuple(f"layer{i}.act" for i in at)),
+        }
+
+    def operands(self) -> list[Operand]:
+        """Return every weight once."""
+        every = [operand for layer in self.layers for operand in layer.values()]
+        every += [self.projection] if self.projection else []
+        return list({operand.stem: operand for operand in every + self.head}.values())
+
+
+def equalisation(encoder: FloatEncoder, seen: dict[str, Seen]) -> dict[str, np.ndarray]:
+    """Return weight stem -> channel factors f [K] of its operand."""
+    return {
+        operand.stem: np.ones(operand.linear.weight.shape[1])
+        if operand.tied
+        else equalise([seen[tap] for tap in operand.taps], operand.linear.weight)
+        for operand in progress(Plan(encoder).operands(), "equalising channels")
+    }
+
+
+def lower(
+    encoder: FloatEncoder,
+    seen: dict[str, Seen],
+    factors: dict[str, np.ndarray],
+    method: str,
+    note: str,
+) -> IntModel:
     """Return the IntModel (meta holds only what the numbers decide; the caller adds the rest).
 
-    seen    what calibration saw at every tap of FloatEncoder.forward
-    method  one of scales.METHODS
-    note    how calibration went, for the origin of every calibrated scale
+    seen     what calibration saw at every tap of FloatEncoder.forward
+    factors  of equalisation
+    method   one of scales.METHODS
+    note     how calibration went, for the origin of every calibrated scale
     """
-    return _Lowering(encoder, seen, method, note).model()
+    return _Lowering(encoder, seen, factors, method, note).model()
 
 
-class _Lowering:
-    def __init__(self, encoder: FloatEncoder, seen: dict[str, Seen], method: str, note: str):
-        self.encoder, self.seen, self.method = encoder, seen, method
+class _Lowering(Emitter):
+    def __init__(self, encoder: FloatEncoder, seen: dict, factors: dict, method: str, note: str):
+        super().__init__()
+        self.encoder, self.seen, self.factors, self.method = encoder, seen, factors, method
         self.calibrated = f"calibration: {method}, {note}"
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, np.ndarray] = {}
-        self.values: dict[str, Value] = {}
-        self.warnings: list[str] = []
-        self.shared: dict[int, str] = {}  # id of a Layer -> the stem of its weights
-        self.factors: dict[str, np.ndarray] = {}  # weight stem -> equalisation f
-        self.quantized: dict[str, np.ndarray] = {}  # weight stem -> real scale of each row
-
-    # -- emitting -------------------------------------------------------------------------------
-
-    def value(self, name: str, dtype: str, channels: int, scale, origin: str, rows="token") -> str:
-        scale = np.asarray(scale, np.float64)
-        if scale.ndim and (scale == scale[0]).all():
-            scale = scale[0]
-        shown = tuple(scale.tolist()) if scale.ndim else float(scale)
-        self.values[name] = Value(dtype, rows, channels, shown, origin)
-        return name
-
-    def node(self, op: str, inputs, outputs, **attrs) -> None:
-        outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-        self.nodes.append(Node(op, tuple(inputs), outputs, attrs))
-
-    def constant(self, name: str, array: np.ndarray) -> str:
-        self.tensors[name] = np.ascontiguousarray(array)
-        return name
-
-    def dyadic(self, name: str, ratio) -> tuple[str, str]:
-        mult, shift = make_dyadic(np.atleast_1d(np.asarray(ratio, np.float64)))
-        return self.constant(name + ".mult", mult), self.constant(name + ".shift", shift)
-
-    def scale(self, name: str) -> np.ndarray:
-        return np.asarray(self.values[name].scale)
-
-    def channel_scale(self, name: str) -> np.ndarray:
-        return np.broadcast_to(self.scale(name), self.values[name].channels)
-
-    def requantize(self, x: str, name: str, dtype: str, scale, origin: str, limit: int) -> str:
-        """Requantize x to `scale` (one, or one per channel); clamps to +-limit."""
-        source = self.values[x]
-        ratio = self.channel_scale(x) / scale
-        self.value(name, dtype, source.channels, scale, origin, source.rows)
-        self.node(
-            "requantize", (x, *self.dyadic(name, ratio)), name, lo=-limit, hi=limit, dtype=dtype
-        )
-        return name
+        self.plan = Plan(encoder)
+        self.steps: dict[str, np.ndarray] = {}  # weight stem -> real scale of each row [N]
 
     # -- pieces ---------------------------------------------------------------------------------
 
-    def plan_operand(self, stem: str, taps: list[str], weight: np.ndarray, fixed=False) -> None:
-        """Choose the equalisation of one weight over all the places that feed it."""
-        self.factors[stem] = (
-            np.ones(weight.shape[1])
-            if fixed
-            else equalise([self.seen[tap] for tap in taps], weight)
-        )
-
-    def operand_scale(self, tap: str, stem: str, weight: np.ndarray) -> np.ndarray:
-        """Return the int8 scale of each channel of the operand that `tap` saw, [K]."""
-        f = self.factors[stem]
-        importance = np.square(weight).sum(0) * np.square(f)
+    def operand_scale(self, operand: Operand, tap: str) -> np.ndarray:
+        """Return the int8 scale of each channel of the operand at the place `tap` saw, [K]."""
+        f = self.factors[operand.stem]
+        importance = np.square(operand.linear.weight).sum(0) * np.square(f)
         top = peak(self.seen[tap], self.method, f, importance)
         return f * max(top, TINY) / INT8_MAX
 
-    def matmul(self, name: str, x: str, stem: str, linear: Linear, tied=False) -> str:
-        """x int8 times the weight stored under `stem`; bias at this place's scales."""
+    def matmul(self, name: str, x: str, operand: Operand) -> str:
+        """x int8 times the operand's weight; bias at this place's scales."""
+        stem, linear = operand.stem, operand.linear
         f, scale = self.factors[stem], self.channel_scale(x)
         s_x = float(np.mean(scale / f))
-        if stem not in self.quantized:
+        if stem not in self.steps:
             weight = linear.weight * f
             steps = np.abs(weight).max(1) / INT8_MAX
             # a row too small for its bias (or all zero) gets the scale its bias needs
@@ -130,8 +158,8 @@ class _Lowering:
             steps = np.maximum(steps, np.maximum(floor, TINY))
             integers = np.rint(weight / steps[:, None])
             self.constant(stem + ".weight", integers.astype(np.int8))
-            self.quantized[stem] = steps
-        acc_scale = s_x * self.quantized[stem]
+            self.steps[stem] = steps
+        acc_scale = s_x * self.steps[stem]
         bias = np.rint(linear.bias / acc_scale)
         if np.abs(bias).max(initial=0) > 2**31 - 2**27:
             raise CheckpointError(
@@ -205,7 +233,7 @@ class _Lowering:
             s_x = float(self.head_operand(len(stages) - 1)[0])
             steps = np.maximum(steps, np.abs(stages[-1].linear.bias) / (BIAS_MAX * s_x))
         integers = np.rint(table / steps[:, None])
-        self.quantized[stem] = steps
+        self.steps[stem] = steps
         self.constant(stem + ".weight", integers.astype(np.int8 if limit == 127 else np.int16))
         return (stem + ".weight", *self.dyadic(stem, steps / scale))
 
@@ -226,82 +254,53 @@ class _Lowering:
         self.node("embed", (*ids, *constants), out, lo=-SUM_MAX, hi=SUM_MAX, types=types)
         return out
 
-    def plan(self) -> None:
-        """Choose every weight's equalisation before anything is emitted."""
-        e = self.encoder
-        inputs = ["embed.norm" if e.projection is None else "embed.projection"]
-        inputs += [f"layer{i}.norm2" for i in range(len(e.layers) - 1)]
-        places: dict[int, list[int]] = {}
-        for i, layer in enumerate(e.layers):
-            places.setdefault(id(layer), []).append(i)
-        self.stems = {}
-        for at in places.values():
-            layer, stem = e.layers[at[0]], f"layer{at[0]}"
-            self.stems.update(dict.fromkeys(at, stem))
-            self.plan_operand(f"{stem}.qkv", [inputs[i] for i in at], layer.qkv.weight)
-            self.plan_operand(f"{stem}.out", [f"layer{i}.context" for i in at], layer.out.weight)
-            self.plan_operand(f"{stem}.ffn1", [f"layer{i}.norm1" for i in at], layer.ffn1.weight)
-            self.plan_operand(f"{stem}.ffn2", [f"layer{i}.act" for i in at], layer.ffn2.weight)
-        if e.projection is not None:
-            self.plan_operand("embed.projection", ["embed.norm"], e.projection.weight)
-        last = f"layer{len(e.layers) - 1}.norm2"
-        self.head_taps = [last]
-        for i, stage in enumerate(e.head.stages):
-            stem = "embed.word" if stage.tied else f"head{i}"
-            self.plan_operand(stem, [self.head_taps[i]], stage.linear.weight, fixed=stage.tied)
-            self.head_taps.append(f"head{i}." + ("norm" if stage.norm else "act"))
-
-    def next_operand(self, i: int) -> np.ndarray:
+    def layer_operand(self, i: int) -> np.ndarray:
         """Return the int8 scale of what feeds layer i, or the head after the last layer, [C]."""
-        e = self.encoder
-        if i < len(e.layers):
-            tap = f"layer{i - 1}.norm2"
-            if i == 0:
-                tap = "embed.norm" if e.projection is None else "embed.projection"
-            return self.operand_scale(tap, f"{self.stems[i]}.qkv", e.layers[i].qkv.weight)
-        return self.head_operand(0)
+        if i == len(self.plan.layers):
+            return self.head_operand(0)
+        return self.operand_scale(self.plan.layers[i]["qkv"], self.plan.inputs[i])
 
     def head_operand(self, i: int) -> np.ndarray:
-        tap, stages = self.head_taps[i], self.encoder.head.stages
-        if not stages:  # nothing reads the int8
-            return np.full(self.encoder.hidden, peak(self.seen[tap], self.method) / INT8_MAX)
-        stem = "embed.word" if stages[i].tied else f"head{i}"
-        return self.operand_scale(tap, stem, stages[i].linear.weight)
+        """Return the int8 scale of what feeds stage i of the head, [C]."""
+        if not self.plan.head:  # nothing reads the int8
+            top = peak(self.seen[self.plan.inputs[-1]], self.method)
+            return np.full(self.encoder.hidden, max(top, TINY) / INT8_MAX)
+        return self.operand_scale(self.plan.head[i], *self.plan.head[i].taps)
 
     def layer(self, i: int, x8: str, x16: str) -> tuple[str, str]:
-        e, at, stem = self.encoder, f"layer{i}.", self.stems[i] + "."
-        layer = e.layers[i]
+        e, at = self.encoder, f"layer{i}."
+        layer, operands = e.layers[i], self.plan.layers[i]
         c, head_dim = e.hidden, e.hidden // e.heads
 
-        acc = self.matmul(at + "qkv", x8, stem + "qkv", layer.qkv)
-        s_q, s_k, s_v, product = self.qkv_scales(self.seen[at + "qkv"], c)
+        acc = self.matmul(at + "qkv", x8, operands["qkv"])
+        s_q, s_k, s_v, product = self.qkv_scales(self.seen[at + "qkv"])
         qkv = self.requantize(
             acc, at + "qkv", "int8", np.concatenate([s_q, s_k, s_v]), self.calibrated, INT8_MAX
         )
-        s_context = self.operand_scale(at + "context", stem + "out", layer.out.weight)
+        s_context = self.operand_scale(operands["out"], at + "context")
         tables = attention.tables(product, 1.0, s_v, head_dim, s_context)
         names = [self.constant(f"{at}context.{key}", table) for key, table in tables.items()]
         context = self.value(at + "context", "int8", c, s_context, self.calibrated)
         self.node(
             "attention", (qkv, "cu_seqlens", *names), context, heads=e.heads, head_dim=head_dim
         )
-        acc = self.matmul(at + "out", context, stem + "out", layer.out)
+        acc = self.matmul(at + "out", context, operands["out"])
         total = self.residual(acc, x16, at + "out", at + "sum1")
-        s8 = self.operand_scale(at + "norm1", stem + "ffn1", layer.ffn1.weight)
+        s8 = self.operand_scale(operands["ffn1"], at + "norm1")
         x8, x16 = self.norm(total, at + "norm1", at + "norm1", layer.norm1, s8)
 
-        acc = self.matmul(at + "ffn1", x8, stem + "ffn1", layer.ffn1)
+        acc = self.matmul(at + "ffn1", x8, operands["ffn1"])
         wide = self.activation(acc, at + "act", e.activation)
         if (
             e.activation != "relu"
             and self.seen[at + "ffn1"].peaks.max() > i_gelu.LIMIT * i_gelu.SCALE
         ):
             self.warnings.append(f"{at}ffn1 exceeds 64, where GELU's input is clamped")
-        s_act = self.operand_scale(at + "act", stem + "ffn2", layer.ffn2.weight)
+        s_act = self.operand_scale(operands["ffn2"], at + "act")
         act = self.requantize(wide, at + "act.int8", "int8", s_act, self.calibrated, INT8_MAX)
-        acc = self.matmul(at + "ffn2", act, stem + "ffn2", layer.ffn2)
+        acc = self.matmul(at + "ffn2", act, operands["ffn2"])
         total = self.residual(acc, x16, at + "ffn2", at + "sum2")
-        return self.norm(total, at + "norm2", at + "norm2", layer.norm2, self.next_operand(i + 1))
+        return self.norm(total, at + "norm2", at + "norm2", layer.norm2, self.layer_operand(i + 1))
 
     def residual(self, acc: str, x16: str, name: str, tap: str) -> str:
         """acc + x16 at the scale of the sum."""
@@ -312,7 +311,7 @@ class _Lowering:
         self.node("residual_add", (wide, x16, *ratio), out, lo=-SUM_MAX, hi=SUM_MAX)
         return out
 
-    def qkv_scales(self, seen: Seen, c: int):
+    def qkv_scales(self, seen: Seen):
         """Return s_q, s_k, s_v [C] and s_q * s_k, which is the same in every channel.
 
         Only the product matters to a score, so each channel splits it to fit its own q and k; v has
@@ -345,10 +344,8 @@ class _Lowering:
             )
         for i, stage in enumerate(head.stages[:-1]):
             x = self.stage(i, x, stage)
-        last = head.stages[-1]
-        stem = "embed.word" if last.tied else f"head{len(head.stages) - 1}"
-        name = f"head{len(head.stages) - 1}"
-        acc = self.matmul(name, x, stem, last.linear)
+        name, stem = f"head{len(head.stages) - 1}", self.plan.head[-1].stem
+        acc = self.matmul(name, x, self.plan.head[-1])
         weight, bias = self.tensors[stem + ".weight"], self.tensors[name + ".bias"]
         reach = INT8_MAX * np.abs(weight.astype(np.int64)).sum(1) + np.abs(bias.astype(np.int64))
         limit = 2 ** (LOGIT_BITS - 1) - 1
@@ -358,7 +355,7 @@ class _Lowering:
 
     def stage(self, i: int, x: str, stage: Dense) -> str:
         at = f"head{i}"
-        acc = self.matmul(at, x, at, stage.linear)
+        acc = self.matmul(at, x, self.plan.head[i])
         wide = self.activation(acc, at + ".act", stage.activation)
         s8 = self.head_operand(i + 1)
         if not stage.norm:
@@ -369,20 +366,19 @@ class _Lowering:
 
     def model(self) -> IntModel:
         e = self.encoder
-        self.plan()
         total = self.embeddings()
         if e.projection is None:
-            x8, x16 = self.norm(total, "embed.norm", "embed.norm", e.norm, self.next_operand(0))
+            x8, x16 = self.norm(total, "embed.norm", "embed.norm", e.norm, self.layer_operand(0))
         else:
-            s8 = self.operand_scale("embed.norm", "embed.projection", e.projection.weight)
+            s8 = self.operand_scale(self.plan.projection, "embed.norm")
             x8, _ = self.norm(total, "embed.norm", "embed.norm", e.norm, s8)
-            acc = self.matmul("embed.projection", x8, "embed.projection", e.projection)
+            acc = self.matmul("embed.projection", x8, self.plan.projection)
             s16 = HEADROOM * float(self.seen["embed.projection"].peaks.max()) / INT16_MAX
             x8 = self.requantize(
                 acc,
                 "embed.projection.int8",
                 "int8",
-                self.next_operand(0),
+                self.layer_operand(0),
                 self.calibrated,
                 INT8_MAX,
             )

@@ -14,8 +14,9 @@ METHODS = ("ema", "minmax", "percentile", "mse")
 EMA_DECAY = 0.9
 PERCENTILE = 99.99
 CLIPS = np.linspace(1.0, 0.3, 29)  # fractions of the peak that "mse" tries
-STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.75, 1.0)  # of equalisation; none is tried too
-SEARCH_ROWS = 256
+STRENGTHS = (0.5, 0.65, 0.75, 0.85, 0.92, 1.0)  # of equalisation; none is tried too
+SEARCH_ROWS = 128
+SMALLEST = 1e-4  # of the largest channel: what a dead channel is taken for
 TINY = 1e-30
 
 
@@ -70,33 +71,35 @@ def channel_peaks(seen: Seen, method: str) -> np.ndarray:
             error = np.square(np.clip(np.rint(rows / scale), -127, 127) * scale - rows).mean(0)
             top = np.where(error < best, highest * c, top)
             best = np.minimum(best, error)
-    return np.maximum(top, max(float(top.max()), TINY) * 1e-4)
+    return np.maximum(top, max(float(top.max()), TINY) * SMALLEST)
 
 
 def equalise(seen: list[Seen], weight: np.ndarray) -> np.ndarray:
-    """Return f [K], positive: the channel factors with the least expected output error.
+    """Return f [K], positive: the channel factors with the least error of the matmul's output.
 
     seen    the operand at every place that multiplies with this weight (one, or one per
             repetition of a shared layer)
     weight  float32 [N, K]
 
-    The error is predicted, not measured: operand rounding weighted by each column's energy, plus
-    weight rounding (uniform, one 12th of a step squared) weighted by each channel's energy.
+    f = peak_x^a / peak_w^(1 - a), and a is searched: both operands are rounded to int8 as they will
+    be and the error of the product is measured on sampled rows.
     """
     x = np.maximum.reduce([s.peaks.max(0) / max(float(s.peaks.max()), TINY) for s in seen])
     w = np.abs(weight).max(0)
-    x = np.maximum(x, max(float(x.max()), TINY) * 1e-4)
-    w = np.maximum(w, max(float(w.max()), TINY) * 1e-4)
+    x = np.maximum(x, max(float(x.max()), TINY) * SMALLEST)
+    w = np.maximum(w, max(float(w.max()), TINY) * SMALLEST)
     candidates = [np.ones_like(x)] + [x**a / w ** (1 - a) for a in STRENGTHS]
-    columns = np.square(weight, dtype=np.float32).sum(0)
+    wanted = [s.rows[:SEARCH_ROWS] @ weight.T for s in seen]
+    energy = [max(float(np.square(want).sum()), TINY) for want in wanted]
 
     def error(f: np.ndarray) -> float:
-        steps = np.abs(weight * f).max(1) / 127
-        total, importance = 0.0, columns * np.square(f)
-        for s in seen:
-            rows = s.rows[:SEARCH_ROWS] / f
-            total += clip_error(rows, float((s.peaks / f).max()), importance)
-            total += float(np.square(rows).mean(0).sum() * np.square(steps).sum() / 12)
+        steps = np.maximum(np.abs(weight * f).max(1, keepdims=True), TINY) / 127
+        rounded = (np.rint(weight * (f / steps)) * steps).T
+        total = 0.0
+        for s, want, whole in zip(seen, wanted, energy, strict=True):
+            step = max(float((s.peaks / f).max()), TINY) / 127
+            rows = np.rint(s.rows[:SEARCH_ROWS] / (f * step)) * step
+            total += float(np.square(rows @ rounded - want).sum()) / whole
         return total
 
     f = min(candidates, key=error)

@@ -1,0 +1,59 @@
+"""Building an IntModel node by node: names, constants and scales in one place."""
+
+import numpy as np
+
+from intformer.model import Node, Value
+from intformer.relay_ops.fixedpoint import make_dyadic
+
+
+class Emitter:
+    """Collects the nodes, tensors and values of one IntModel, and warnings for its user."""
+
+    def __init__(self):
+        """Start empty."""
+        self.nodes: list[Node] = []
+        self.tensors: dict[str, np.ndarray] = {}
+        self.values: dict[str, Value] = {}
+        self.warnings: list[str] = []
+
+    def value(self, name: str, dtype: str, channels: int, scale, origin: str, rows="token") -> str:
+        """Declare a value; scale is one number or one per channel."""
+        scale = np.asarray(scale, np.float64)
+        if scale.ndim and (scale == scale[0]).all():
+            scale = scale[0]
+        shown = tuple(scale.tolist()) if scale.ndim else float(scale)
+        self.values[name] = Value(dtype, rows, channels, shown, origin)
+        return name
+
+    def node(self, op: str, inputs, outputs, **attrs) -> None:
+        """Append a node; outputs is a name or several."""
+        outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        self.nodes.append(Node(op, tuple(inputs), outputs, attrs))
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        """Keep a tensor."""
+        self.tensors[name] = np.ascontiguousarray(array)
+        return name
+
+    def dyadic(self, name: str, ratio) -> tuple[str, str]:
+        """Keep a ratio, one or one per channel, as (mult, shift)."""
+        mult, shift = make_dyadic(np.atleast_1d(np.asarray(ratio, np.float64)))
+        return self.constant(name + ".mult", mult), self.constant(name + ".shift", shift)
+
+    def scale(self, name: str) -> np.ndarray:
+        """Return a value's scale: a scalar, or [channels]."""
+        return np.asarray(self.values[name].scale, np.float64)
+
+    def channel_scale(self, name: str) -> np.ndarray:
+        """Return a value's scale per channel, [channels]."""
+        return np.broadcast_to(self.scale(name), self.values[name].channels)
+
+    def requantize(self, x: str, name: str, dtype: str, scale, origin: str, limit: int) -> str:
+        """Bring x to `scale` (one, or one per channel); clamps to +-limit."""
+        source = self.values[x]
+        ratio = self.channel_scale(x) / scale
+        self.value(name, dtype, source.channels, scale, origin, source.rows)
+        self.node(
+            "requantize", (x, *self.dyadic(name, ratio)), name, lo=-limit, hi=limit, dtype=dtype
+        )
+        return name

@@ -1,0 +1,187 @@
+"""Every family and head against transformers: in float first, then quantized, then bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+import random_hf
+
+from intformer.frontend import import_model
+from intformer.frontend.calibrated import snr_db
+from intformer.frontend.calibration import pack
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.families import read_encoder
+
+EVERY = [(family, head) for family in random_hf.CLASSES for head in random_hf.HEADS]
+ODD = [  # (family, head, shape)
+    ("bert", "sequence-classification", {"hidden": 312, "heads": 12, "labels": 213}),
+    ("roberta", "token-classification", {"hidden": 312, "heads": 12, "labels": 1}),
+    ("bert", "sequence-classification", {"labels": 1, "activation": "relu"}),
+    ("bert", "masked-lm", {"activation": "relu"}),
+    ("distilbert", "masked-lm", {"activation": "gelu_new"}),
+    ("distilbert", "sequence-classification", {"labels": 2, "activation": "relu"}),
+    ("electra", "features", {"embedding_size": 60}),
+    ("electra", "sequence-classification", {"activation": "gelu_pytorch_tanh"}),
+    ("albert", "masked-lm", {"activation": "gelu_new", "layers": 5}),
+    ("albert", "features", {"layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}),
+    ("bert", "features", {"type_vocab_size": 1}),
+    ("bert", "features", {"layer_norm_eps": 1e-3}),
+]
+CASES = [pytest.param(f, h, {}, id=f"{f}-{h}") for f, h in EVERY] + [
+    pytest.param(f, h, shape, id=f"{f}-{h}-" + "-".join(f"{k}={v}" for k, v in shape.items()))
+    for f, h, shape in ODD
+]
+
+
+def wanted(model, inputs, ids, types, head):
+    """Transformers' rows in the order of the packed output."""
+    rows = random_hf.padded_outputs(model, ids, types)
+    if head == "masked-lm":
+        return np.concatenate(rows)[inputs["positions"]]
+    return np.concatenate(rows)
+
+
+def typed(ids, meta):
+    """Token types for the sequences: the second half of each is type 1 where there are types."""
+    top = meta["type_vocab_size"] - 1
+    return [(np.arange(len(s)) * 2 >= len(s)).astype(np.int32) * top for s in ids]
+
+
+@pytest.mark.parametrize(("family", "head", "shape"), CASES)
+def test_float_equals_transformers_and_integers_stay_close(tmp_path, family, head, shape):
+    hf = random_hf.save(tmp_path, family, head, **shape)
+    encoder, meta = read_encoder(Checkpoint(tmp_path))
+    assert (meta["family"], meta["head"]) == (family, head)
+    ids = random_hf.sequences()
+    types = typed(ids, meta)
+    inputs = pack(list(zip(ids, types, strict=True)), meta)
+    want = wanted(hf, inputs, ids, types if meta["type_vocab_size"] > 1 else None, head)
+    got = encoder.forward(inputs)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * np.abs(want).max())
+
+    text = random_hf.sequences((7, 12, 30, 3) * 8, seed=1)
+    text = list(zip(text, typed(text, meta), strict=True))
+    model = import_model(tmp_path, calibrate=text, method="minmax")
+    integers = model.run(inputs)[model.output]
+    assert integers.dtype == np.int32
+    assert integers.shape == want.shape == (len(want), model.meta["output_channels"])
+    assert snr_db(want, integers * model.meta["output_scale"]) > 18
+    for name, value in model.values.items():
+        assert value.scale is not None, name
+        assert value.origin.split(":")[0] in ("calibration", "bound", "checkpoint"), name
+    for name, tensor in model.tensors.items():
+        assert tensor.dtype.kind == "i", name
+    json.dumps(model.to_json())
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("bert", "sequence-classification"),
+        ("roberta", "features"),
+        ("albert", "masked-lm"),
+        ("electra", "token-classification"),
+    ],
+)
+def test_a_packed_batch_equals_one_by_one_bit_for_bit(tmp_path, family, head):
+    random_hf.save(tmp_path, family, head)
+    model = import_model(tmp_path, calibrate=random_hf.sequences(seed=1), method="ema")
+    batch = [(s, np.zeros_like(s)) for s in random_hf.sequences((1, 2, 3, 5, 31, 32))]
+    inputs = pack(batch, model.meta)
+    together = model.run(inputs)[model.output]
+    rows = []
+    for i, sequence in enumerate(batch):
+        alone = pack([sequence], model.meta)
+        if head == "masked-lm":
+            start, stop = inputs["cu_seqlens"][i : i + 2]
+            asked = inputs["positions"]
+            alone["positions"] = asked[(asked >= start) & (asked < stop)] - start
+        rows.append(model.run(alone)[model.output])
+    np.testing.assert_array_equal(together, np.concatenate(rows))
+
+
+def test_sentence_embedding_is_the_mean_of_the_features(tmp_path):
+    hf = random_hf.save(tmp_path, "bert", "features")
+    model = import_model(
+        tmp_path, head="sentence-embedding", calibrate=random_hf.sequences(seed=1), method="minmax"
+    )
+    ids = random_hf.sequences()
+    out = model.run(pack([(s, np.zeros_like(s)) for s in ids], model.meta))[model.output]
+    want = np.stack([rows.mean(0) for rows in random_hf.padded_outputs(hf, ids)])
+    assert model.meta["pooling"] == "mean"
+    assert snr_db(want, out * model.meta["output_scale"]) > 20
+
+
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens"])
+def test_sentence_transformers_directories_say_how_they_pool(tmp_path, mode):
+    hf = random_hf.save(tmp_path, "bert", "features")
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [{"type": f"sentence_transformers.models.{k}", "path": p} for k, p in kinds.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+    if mode == "max_tokens":
+        with pytest.raises(Exception, match="pooling_mode_max_tokens"):
+            read_encoder(Checkpoint(tmp_path))
+        return
+    encoder, meta = read_encoder(Checkpoint(tmp_path))
+    ids = random_hf.sequences()
+    got = encoder.forward(pack([(s, np.zeros_like(s)) for s in ids], meta))
+    rows = random_hf.padded_outputs(hf, ids)
+    want = np.stack([r.mean(0) if mode == "mean_tokens" else r[0] for r in rows])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_roberta_counts_positions_over_what_is_not_padding(tmp_path):
+    """A pad id inside the text keeps position pad, and the count goes on after it."""
+    hf = random_hf.save(tmp_path, "roberta", "features")
+    encoder, meta = read_encoder(Checkpoint(tmp_path))
+    assert (meta["max_length"], meta["position_rule"], meta["pad_token_id"]) == (32, "padding", 1)
+    ids = np.array([9, 8, 1, 7, 6], np.int32)
+    inputs = pack([(ids, np.zeros_like(ids))], meta)
+    assert inputs["position_ids"].tolist() == [2, 3, 1, 4, 5]
+    want = random_hf.padded_outputs(hf, [ids])[0]
+    np.testing.assert_allclose(encoder.forward(inputs), want, rtol=1e-4, atol=1e-5)
+
+
+def test_albert_stores_its_layer_once_with_scales_per_repetition(tmp_path):
+    random_hf.save(tmp_path, "albert", "features", layers=4)
+    model = import_model(tmp_path, calibrate=random_hf.sequences(seed=1), method="minmax")
+    assert [name for name in model.tensors if name.endswith("qkv.weight")] == ["layer0.qkv.weight"]
+    tables = [model.tensors[f"layer{i}.qkv.mult"] for i in range(4)]
+    assert all(not np.array_equal(tables[0], table) for table in tables[1:])
+
+
+def test_a_tied_decoder_is_the_word_table(tmp_path):
+    random_hf.save(tmp_path, "bert", "masked-lm")
+    model = import_model(tmp_path, calibrate=random_hf.sequences(seed=1), method="minmax")
+    decoder = next(n for n in reversed(model.nodes) if n.op == "matmul")
+    embed = next(n for n in model.nodes if n.op == "embed")
+    assert decoder.inputs[1] == embed.inputs[3] == "embed.word.weight"
+
+
+def test_an_untied_decoder_keeps_its_own_weight(tmp_path):
+    hf = random_hf.save(tmp_path, "bert", "masked-lm", tie_word_embeddings=False)
+    encoder, meta = read_encoder(Checkpoint(tmp_path))
+    assert not encoder.head.stages[-1].tied
+    ids = random_hf.sequences()
+    inputs = pack([(s, np.zeros_like(s)) for s in ids], meta)
+    want = wanted(hf, inputs, ids, None, "masked-lm")
+    np.testing.assert_allclose(encoder.forward(inputs), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_zero_row_keeps_its_bias(tmp_path):
+    import torch
+
+    hf = random_hf.save(tmp_path, "bert", "sequence-classification")
+    with torch.no_grad():
+        hf.classifier.weight[1] = 0
+        hf.bert.encoder.layer[0].intermediate.dense.weight[::3] = 0
+        hf.bert.encoder.layer[0].output.LayerNorm.weight[::4] = 0
+    hf.save_pretrained(tmp_path)
+    model = import_model(tmp_path, calibrate=random_hf.sequences(seed=1), method="minmax")
+    ids = random_hf.sequences()
+    out = model.run(pack([(s, np.zeros_like(s)) for s in ids], model.meta))[model.output]
+    want = np.concatenate(random_hf.padded_outputs(hf, ids))
+    assert snr_db(want, out * model.meta["output_scale"]) > 20
+    np.testing.assert_allclose(out[:, 1] * model.meta["output_scale"], want[:, 1], atol=1e-4)

@@ -1,0 +1,95 @@
+"""Small random Hugging Face models of every supported family and head, on disk and in memory."""
+
+import numpy as np
+import torch
+import transformers
+
+VOCABULARY = 97
+CLASSES = {  # family -> class stem
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "albert": "Albert",
+}
+HEADS = {  # head -> class ending
+    "features": "Model",
+    "sequence-classification": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
+    "question-answering": "ForQuestionAnswering",
+    "masked-lm": "ForMaskedLM",
+}
+LENGTHS = (5, 1, 17, 2, 3, 11)
+
+
+def config(family, hidden=60, heads=4, layers=2, ffn=100, labels=3, activation="gelu", **extra):
+    """A small config; names differ per family."""
+    names = {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "intermediate_size": ffn,
+        "hidden_act": activation,
+        "type_vocab_size": 1 if "roberta" in family else 2,
+        "max_position_embeddings": 34 if "roberta" in family else 32,
+    }
+    if family == "distilbert":
+        names = {
+            "dim": hidden,
+            "n_heads": heads,
+            "n_layers": layers,
+            "hidden_dim": ffn,
+            "activation": activation,
+            "max_position_embeddings": 32,
+        }
+    if family in ("electra", "albert"):
+        names["embedding_size"] = 36
+    return transformers.AutoConfig.for_model(
+        family, vocab_size=VOCABULARY, num_labels=labels, **{**names, **extra}
+    )
+
+
+def save(directory, family, head, seed=0, **shape):
+    """Save a model whose every weight is random (gamma of either sign too); returns it."""
+    if head == "question-answering":
+        shape = {"labels": 2, **shape}
+    torch.manual_seed(seed)
+    model = getattr(transformers, CLASSES[family] + HEADS[head])(config(family, **shape)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            torch.nn.init.normal_(weight, std=0.3 if weight.dim() == 1 else weight.shape[1] ** -0.5)
+            if "norm" in name.lower() and name.endswith("weight"):
+                weight += torch.sign(weight)
+    model.save_pretrained(directory)
+    return model
+
+
+def sequences(lengths=LENGTHS, seed=0):
+    """Random token ids without any special id, one int32 array per length."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(5, VOCABULARY, length, dtype=np.int32) for length in lengths]
+
+
+def padded_outputs(model, ids, types=None):
+    """Run transformers on one padded batch; returns the first output's rows of every sequence."""
+    pad = model.config.pad_token_id or 0
+    longest = max(map(len, ids))
+    batch = torch.full((len(ids), longest), pad)
+    mask = torch.zeros_like(batch)
+    kinds = torch.zeros_like(batch)
+    for i, one in enumerate(ids):
+        batch[i, : len(one)] = torch.from_numpy(one)
+        mask[i, : len(one)] = 1
+        if types is not None:
+            kinds[i, : len(one)] = torch.from_numpy(types[i])
+    extra = {"token_type_ids": kinds} if types is not None else {}
+    with torch.inference_mode():
+        out = model(batch, attention_mask=mask, **extra)
+    if hasattr(out, "start_logits"):
+        rows = torch.stack([out.start_logits, out.end_logits], -1)
+    else:
+        rows = out[0]
+    if rows.dim() == 2:  # one row per sequence
+        return [row[None].numpy() for row in rows]
+    return [rows[i, : len(one)].numpy() for i, one in enumerate(ids)]
