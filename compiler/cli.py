@@ -236,11 +236,13 @@ def eval_verb(args: argparse.Namespace) -> Result:
         batch=args.batch,
         progress=Progress(),
     )
-    columns = ["metric", "integer", *(["FP32", "difference"] if result.float else [])]
-    rows = []
-    for name, value in result.integer.items():
-        beside = [f"{result.float[name]:.4f}", f"{value - result.float[name]:+.4f}"]
-        rows.append([name, f"{value:.4f}", *(beside if result.float else [])])
+    columns = ["metric", "integer"]
+    rows = [[name, f"{value:.4f}"] for name, value in result.integer.items()]
+    if result.float is not None:
+        columns += ["FP32", "difference"]
+        for row, name in zip(rows, result.integer, strict=True):
+            difference = result.integer[name] - result.float[name]
+            row += [f"{result.float[name]:.4f}", f"{difference:+.4f}"]
     lines = [f"{args.task}: {result.rows} rows, {result.tokens} tokens", *table(columns, rows)]
     if result.changed is not None:
         lines.append(f"predictions changed: {result.changed} of {result.rows}")

@@ -1,0 +1,394 @@
+"""The command line: every verb on a small model, as text and as JSON, and faults in one line."""
+
+import collections
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import random_hf
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+import intformer
+from intformer import cli
+
+DATA = Path(__file__).parents[1] / "data"
+SENTENCES = (DATA / "sentences.txt").read_text().splitlines()
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SHAPE = {"hidden": 32, "heads": 1, "layers": 1, "ffn": 48, "labels": 2}
+
+
+def small_tokenizer():
+    """Words of the sentences, as many as the random models have ids."""
+    words = collections.Counter(re.findall(r"\w+", " ".join(SENTENCES).lower()))
+    known = [word for word, _ in words.most_common(random_hf.VOCABULARY - len(SPECIAL))]
+    ids = {token: i for i, token in enumerate([*SPECIAL, *known])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A classifier with two labels and a tokenizer."""
+    path = tmp_path_factory.mktemp("source")
+    random_hf.save(path, "bert", "sequence-classification", **SHAPE)
+    small_tokenizer().save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def library(source, tmp_path_factory):
+    """The classifier, compiled by the verb itself."""
+    path = tmp_path_factory.mktemp("library") / "small.so"
+    options = ["--calibrate", str(DATA / "sentences.txt"), "--method", "minmax"]
+    options += ["--target", "x86-64", "--dump-ir", str(path.parent / "ir")]
+    assert cli.main(["compile", str(source), "-o", str(path), *options]) == 0
+    return path
+
+
+@pytest.fixture
+def call(capsys):
+    """Return a function that runs a verb: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def data(call):
+    """Return a function that runs a verb with --json and returns what it printed."""
+
+    def run(*arguments):
+        code, out, err = call(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+# ---- verbs ----
+
+
+def test_compile_writes_every_phase(library):
+    phases = sorted(path.name for path in (library.parent / "ir").iterdir())
+    assert [name[0] for name in phases] == ["0", "1", "2", "3", "4", "5"]
+    assert not [path for path in library.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_run_from_arguments_files_and_stdin(library, call, data, tmp_path, monkeypatch):
+    texts = SENTENCES[:3]
+    code, out, _ = call("run", library, *(x for text in texts for x in ("--text", text)))
+    assert code == 0
+    assert [line.split("\t")[1] for line in out.splitlines()] == texts
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts))
+    assert call("run", library, "--file", file)[1] == out
+    with file.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert call("run", library)[1] == out
+    answers = data("run", library, "--file", file)
+    assert [answer["texts"] for answer in answers] == [[text] for text in texts]
+    assert {*answers[0]["answer"]} == {"label", "score", "scores"}
+    assert sum(answers[0]["answer"]["scores"].values()) == pytest.approx(1)
+
+
+def test_run_takes_pairs(library, call, data, tmp_path):
+    first, second = SENTENCES[:2]
+    (by_option,) = data("run", library, "--text", first, "--pair", second)
+    file = tmp_path / "pairs.tsv"
+    file.write_text(f"{first}\t{second}\n")
+    assert data("run", library, "--file", file) == [by_option]
+    file.write_text(f"{first}\t{second}\n{first}\n")
+    code, _, err = call("run", library, "--file", file)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "some lines have a tab" in err
+
+
+def labelled(tmp_path, rows=24):
+    """A file of labelled sentences."""
+    path = tmp_path / "sst2.tsv"
+    lines = [f"{i}\t{i % 2}\t{text}" for i, text in enumerate(SENTENCES[:rows])]
+    path.write_text("\n".join(["idx\tlabel\tsentence", *lines]) + "\n")
+    return path
+
+
+def test_eval_shows_both_models(library, source, call, data, tmp_path):
+    file = labelled(tmp_path)
+    found = data("eval", library, "--task", "sst2", "--data", file, "--source", source)
+    assert found["rows"] == 24
+    assert 0 <= found["integer"]["accuracy"] <= 1
+    assert found["changed"] <= 2  # random weights: logits lie close together
+    disagree = abs(found["integer"]["accuracy"] - found["float"]["accuracy"])
+    assert disagree <= found["changed"] / 24 + 1e-9
+    code, out, _ = call("eval", library, "--task", "sst2", "--data", file, "--limit", 5)
+    assert code == 0
+    assert "sst2: 5 rows" in out
+    assert "FP32" not in out
+
+
+def test_verify_verb(library, source, call, data, tmp_path):
+    found = data("verify", library, "--texts", DATA / "sentences.txt", "--limit", 4)
+    assert found["ok"]
+    assert [check["name"] for check in found["checks"]] == [
+        *("tensor programs", "machine code", "tensors", "results", "results")
+    ]
+    calibrate = DATA / "sentences.txt"
+    code, out, _ = call("verify", library, "--source", source, "--calibrate", calibrate)
+    assert (code, out.splitlines()[-1]) == (0, "verified")
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    random_hf.save(other, "bert", "sequence-classification", seed=1, **SHAPE)
+    code, out, _ = call("verify", library, "--source", other, "--calibrate", calibrate)
+    assert (code, out.splitlines()[-1]) == (1, "NOT verified")
+    assert "FAIL  source" in out
+
+
+def test_bench_races_and_verifies(library, source, call, data):
+    options = ["--source", source, "--tokens", "8", "--seconds", "1"]
+    found = data("bench", library, *options)
+    assert [row["name"].split()[0] for row in found["rows"]] == [str(library), "PyTorch"]
+    assert found["rows"][0]["ratio"] == 1
+    assert found["verified"] is True
+    assert sum(op["share"] for op in found["ops"]) == pytest.approx(1)
+    assert any(op["gops"] for op in found["ops"])
+    assert {"cpu", "isa", "threads", "torch", "command"} <= found["machine"].keys()
+    code, out, _ = call("bench", library, *options, "--data", DATA / "sentences.txt", "--limit", 9)
+    assert code == 0
+    for way in ("padded", "sorted into buckets of 4", "sorted into buckets of 8", "one by one"):
+        assert f"PyTorch FP32, {way}" in out
+    assert "raced library: verified" in out
+
+
+def test_inspect_tells_scales_and_origins(library, call, data):
+    found = data("inspect", library)
+    assert found["metadata"]["target"] == "x86-64"
+    assert found["bytes"] == library.stat().st_size
+    assert found["ops"]["matmul"] == 6
+    assert all(value["origin"] for value in found["values"].values())
+    code, out, _ = call("inspect", library, "--values")
+    assert code == 0
+    assert "origin of the scale" in out
+    assert "calibration: " in out
+
+
+def test_targets_and_ops(call, data):
+    assert data("targets").keys() == intformer.TARGETS.keys()
+    assert "x86-64" in call("targets")[1]
+    found = data("ops")
+    assert found["ok"]
+    assert {row["recipe"] for row in found["rows"]} >= {"native", "ibert"}
+    assert "FAIL" not in call("ops")[1]
+
+
+# ---- faults ----
+
+
+def fault(call, *arguments):
+    """Run a verb that must fail in one line; return the line."""
+    code, out, err = call(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_library_that_is_none(call, tmp_path):
+    file = tmp_path / "a.so"
+    for verb in (["run", "--text", "a"], ["verify"], ["inspect"]):
+        assert "No such file" in fault(call, verb[0], file, *verb[1:])
+    file.write_bytes(b"hello")
+    assert "not an intformer library" in fault(call, "inspect", file)
+
+
+def test_library_that_was_cut(call, library, tmp_path):
+    file = tmp_path / "cut.so"
+    file.write_bytes(library.read_bytes()[:5000])
+    assert "cut short" in fault(call, "run", file, "--text", "a")
+
+
+def broken(source, tmp_path, change):
+    """A copy of the model directory with something done to it."""
+    path = tmp_path / "broken"
+    shutil.copytree(source, path)
+    change(path)
+    return path
+
+
+def set_config(**changes):
+    def change(path):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+def set_weight(change_tensor):
+    def change(path):
+        from safetensors.numpy import load_file, save_file
+
+        file = path / "model.safetensors"
+        tensors = load_file(file)
+        name = "bert.encoder.layer.0.attention.self.key.weight"
+        change_tensor(tensors, name)
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    return change
+
+
+def nan(tensors, name):
+    tensors[name] = np.full_like(tensors[name], np.nan)
+
+
+def remove(tensors, name):
+    del tensors[name]
+
+
+def truncate(path):
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: (path / "config.json").unlink(), "config.json"),
+        (lambda path: (path / "config.json").write_text("{"), "config.json"),
+        (set_config(model_type="gpt2"), "model_type"),
+        (set_config(is_decoder=True), "is_decoder"),
+        (set_config(position_embedding_type="relative_key"), "position_embedding_type"),
+        (set_config(hidden_act="swish"), "hidden_act"),
+        (truncate, "model.safetensors"),
+        (set_weight(nan), "key.weight"),
+        (set_weight(remove), "key.weight"),
+    ],
+    ids=[
+        *("no config", "config no JSON", "family", "decoder", "relative", "activation"),
+        *("cut weights", "NaN", "missing weight"),
+    ],
+)
+def test_faulty_checkpoints_are_refused(call, source, tmp_path, change, message):
+    path, output = broken(source, tmp_path, change), tmp_path / "out" / "a.so"
+    line = fault(call, "compile", path, "-o", output, "--calibrate", DATA / "sentences.txt")
+    assert message in line
+    assert not output.parent.exists() or not list(output.parent.iterdir())
+
+
+def test_calibration_that_is_missing_or_empty(call, source, tmp_path):
+    output, empty = tmp_path / "a.so", tmp_path / "empty.txt"
+    assert "--calibrate FILE" in fault(call, "compile", source, "-o", output)
+    empty.write_text("\n\n")
+    assert "empty" in fault(call, "compile", source, "-o", output, "--calibrate", empty)
+    missing = fault(call, "compile", source, "-o", output, "--calibrate", tmp_path / "none.txt")
+    assert "none.txt" in missing
+    assert not output.exists()
+
+
+def test_no_c_compiler(call, source, tmp_path, monkeypatch):
+    from intformer import library
+
+    monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
+    output = tmp_path / "a.so"
+    options = ("--calibrate", DATA / "sentences.txt", "--method", "minmax", "--target", "x86-64")
+    line = fault(call, "compile", source, "-o", output, *options)
+    assert "no C compiler" in line
+    assert "ziglang" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_target(call, source, tmp_path):
+    options = ("--calibrate", DATA / "sentences.txt", "--method", "minmax", "--target", "z80")
+    assert "target 'z80' is unknown" in fault(
+        call, "compile", source, "-o", tmp_path / "a.so", *options
+    )
+
+
+def test_unknown_task(call, library, tmp_path):
+    file = labelled(tmp_path)
+    assert "one of sst2" in fault(call, "eval", library, "--task", "x", "--data", file)
+    assert "cannot answer task 'mnli'" in fault(
+        call, "eval", library, "--task", "mnli", "--data", file
+    )
+
+
+def test_no_texts(call, library, tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("\n")
+    assert "no texts" in fault(call, "run", library, "--file", file)
+    file.write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in fault(call, "run", library, "--file", file)
+    assert "none.txt" in fault(call, "run", library, "--file", tmp_path / "none.txt")
+
+
+def test_faults_are_json_too(call, tmp_path):
+    code, out, err = call("inspect", tmp_path / "none.so", "--json")
+    assert code == 1
+    about = json.loads(out)["error"]
+    assert about.keys() == {"what", "where", "hint"}
+    assert about["where"].endswith("none.so")
+    assert err.startswith("error: ")
+
+
+def test_debug_shows_the_traceback(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("INTFORMER_DEBUG", "1")
+    _, _, err = call("inspect", tmp_path / "none.so")
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_flag_that_is_no_number(call, library, monkeypatch):
+    monkeypatch.setenv("INTFORMER_THREADS", "many")
+    assert "INTFORMER_THREADS='many'" in fault(call, "inspect", library)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["compile"],
+        ["compile", "src", "-o", "."],
+        ["compile", "src", "-o", "a.so", "--recipe", "x"],
+        ["eval", "a.so"],
+        ["run", "a.so", "--batch", "0"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: intformer" in capsys.readouterr().err
+
+
+def test_our_own_bugs_are_not_hidden():
+    with pytest.raises(ModuleNotFoundError):
+        cli.as_fault(ModuleNotFoundError("no", name="intformer.nothing"))
+
+
+def test_installed_command():
+    command = Path(sys.executable).parent / "intformer"
+    if not command.exists():
+        pytest.skip("the package is not installed here")
+    for program in ([str(command)], [sys.executable, "-m", "intformer"]):
+        done = subprocess.run([*program, "--version"], capture_output=True, text=True, timeout=60)
+        assert done.stdout == f"intformer {intformer.__version__}\n"
+
+
+def test_tables_align_numbers_to_the_right():
+    assert cli.table(["a", "bb"], [["x", 1], ["yy", 10]]) == ["a   bb", "x    1", "yy  10"]
