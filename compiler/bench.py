@@ -115,7 +115,8 @@ def run(
             contestant = load(path)
             contestant.set_threads(threads)
             taken = given(contestant, inputs)
-            name = f"{path} ({contestant.metadata['recipe']})" if shape is None else shape
+            about = contestant.metadata
+            name = f"{about['name']}, {about['recipe']}, {about['target']}"
             contestants[name] = lambda run=contestant.run, taken=taken: run(**taken)
         if source is not None:
             contestants |= torch_ways(source, ours.metadata, inputs, threads)

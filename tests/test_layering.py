@@ -17,7 +17,7 @@ LAYERS = [
     ("errors", "knobs", "finding", "cpu_features", "x86_mnemonics", "relay_ops.fixedpoint"),
     ("relay_ops",),
     ("schedules", "tuning_logs"),
-    ("model", "plan", "elf", "footer"),
+    ("model", "plan", "elf", "footer", "packing"),
     ("memory", "runtime", "machine_code", "tir_check"),
     ("edge", "library", "ranges", "op_errors"),
     ("frontend",),

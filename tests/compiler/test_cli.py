@@ -160,7 +160,7 @@ def test_verify_verb(library, source, call, data, tmp_path):
 def test_bench_races_and_verifies(library, source, call, data):
     options = ["--source", source, "--tokens", "8", "--seconds", "1"]
     found = data("bench", library, *options)
-    assert [row["name"].split()[0] for row in found["rows"]] == [str(library), "PyTorch"]
+    assert [row["name"] for row in found["rows"]] == ["small, native, x86-64", "PyTorch FP32"]
     assert found["rows"][0]["ratio"] == 1
     assert found["verified"] is True
     assert sum(op["share"] for op in found["ops"]) == pytest.approx(1)
