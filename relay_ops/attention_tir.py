@@ -84,7 +84,7 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
     part = max(1, min(ROWS, isa.context_tiles // spans))  # rows of one context tile
     word, pairs = f"int{8 * depth}", f"int16x{2 * lanes}"
     flip = {2: T.int16(-0x7F80), 4: T.int32(-0x7F7F7F80)}[depth]  # 0x80 in every byte
-    s8 = f"int8x{lanes * depth}"
+    u8, s8 = f"uint8x{lanes * depth}", f"int8x{lanes * depth}"
     zero_point, out_type = attrs["zero_points_out"][0], attrs["dtypes_out"][0]
     native = numerics["recipe"] == "native"
     param_type, param_count = ("int32", 2) if native else ("int64", 6)
@@ -93,6 +93,12 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
 
     def vector(value):
         return T.broadcast(T.int32(value), lanes)
+
+    def load_word(x, row, column):
+        return T.reinterpret(x[row, T.ramp(column, 1, depth)], dtype=word)
+
+    def load_pair(probs, row, pair):
+        return T.reinterpret(probs[row, T.ramp(pair * 2, 1, 2)], dtype="int32")
 
     def v_pair(x, row, last, column):
         first = expr.as_type(x[row, T.ramp(column, 1, lanes)], "int32")
@@ -147,7 +153,6 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
         shift = T.match_buffer(shift_, (width,), "int32")
         out = T.match_buffer(out_, (blocks, ROWS, width), out_type)
         x = T.decl_buffer((blocks * ROWS, 3 * width), "int8", data=qkv.data)
-        xw = T.decl_buffer((blocks * ROWS, 3 * width // depth), word, data=qkv.data)
         y = T.decl_buffer((blocks * ROWS, width), out_type, data=out.data)
         for t in T.serial(cu[offsets - 1], blocks * ROWS):
             for c in T.serial(width // lanes):
@@ -159,17 +164,14 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
             length: T.let = cu[b + 1] - cu[b]
             last: T.let = cu[b + 1] - 1
             kp = T.alloc_buffer((limit * steps,), word)
-            k8 = T.decl_buffer((limit * dim,), "uint8", data=kp.data)
             vp = T.alloc_buffer((limit // 2 * dim,), "int32")
-            v16 = T.decl_buffer((limit * dim,), "int16", data=vp.data)
             scores = T.alloc_buffer((ROWS, limit), "int32")
             probs = T.alloc_buffer((ROWS, limit), "int16")
-            pw = T.decl_buffer((ROWS, limit // 2), "int32", data=probs.data)
             # pack K as [keys / L, dim / D, L, D], unsigned, and V as [keys / 2, dim / L, L, 2]
             for j in T.serial(length):
                 for k in T.serial(steps):
                     kp[(j // lanes * steps + k) * lanes + j % lanes] = (
-                        xw[start + j, (width + h * dim) // depth + k] ^ flip
+                        load_word(x, start + j, width + h * dim + k * depth) ^ flip
                     )
             for j in T.serial((length + 1) // 2):
                 for s in T.serial(spans):
@@ -188,19 +190,17 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                             for u in T.unroll(tiles):
                                 acc[T.ramp((i * tiles + u) * lanes, 1, lanes)] = isa.dot(
                                     acc[T.ramp((i * tiles + u) * lanes, 1, lanes)],
-                                    k8[
-                                        T.ramp(
-                                            ((g * tiles + u) * steps + k) * lanes * depth,
-                                            1,
-                                            lanes * depth,
-                                        )
-                                    ],
+                                    T.reinterpret(
+                                        kp[T.ramp(((g * tiles + u) * steps + k) * lanes, 1, lanes)],
+                                        dtype=u8,
+                                    ),
                                     T.reinterpret(
                                         T.broadcast(
-                                            xw[
+                                            load_word(
+                                                x,
                                                 T.min(start + block * ROWS + i, last),
-                                                h * dim // depth + k,
-                                            ],
+                                                h * dim + k * depth,
+                                            ),
                                             lanes,
                                         ),
                                         dtype=s8,
@@ -308,9 +308,13 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                                     isa.dot16(
                                         ctx[T.ramp(((r * part + i) * spans + s) * lanes, 1, lanes)],
                                         T.reinterpret(
-                                            T.broadcast(pw[r * part + i, j], lanes), dtype=pairs
+                                            T.broadcast(load_pair(probs, r * part + i, j), lanes),
+                                            dtype=pairs,
                                         ),
-                                        v16[T.ramp((j * spans + s) * lanes * 2, 1, lanes * 2)],
+                                        T.reinterpret(
+                                            vp[T.ramp((j * spans + s) * lanes, 1, lanes)],
+                                            dtype=pairs,
+                                        ),
                                     )
                                 )
                 for i in T.serial(T.min(ROWS, length - block * ROWS)):

@@ -50,13 +50,23 @@ CHAINS = {  # longest first: the first that fits is taken
 
 def fuse(module: tvm.IRModule) -> tvm.IRModule:
     """Group the chains into private functions with the attribute "Composite"."""
-    patterns = [(name, _pattern(chain)) for name, chains in CHAINS.items() for chain in chains]
+    patterns = [
+        (name, *_pattern(chain), _hidden) for name, chains in CHAINS.items() for chain in chains
+    ]
     return relax.transform.FuseOpsByPattern(patterns, bind_constants=False)(module)
 
 
-def _pattern(chain: tuple[str, ...]):
-    value = wildcard()
-    for op in chain:
+def _pattern(chain: tuple[str, ...]) -> tuple:
+    """Return the pattern of a chain and those of its ops, first to last."""
+    value, links = wildcard(), {}
+    for number, op in enumerate(chain):
         rest = [wildcard() for _ in range(ARGUMENTS[op] - 1)]
-        value = is_op(f"{PREFIX}{op}")(value, *rest)
-    return value
+        value = links[str(number)] = is_op(f"{PREFIX}{op}")(value, *rest)
+    return value, links
+
+
+def _hidden(match: relax.transform.PatternCheckContext) -> bool:
+    """Every value inside the chain is read by the next op alone."""
+    *inside, _ = (match.annotated_expr[key] for key in sorted(match.annotated_expr))
+    variables = (match.value_to_bound_var[expr] for expr in inside)
+    return all(len(match.var_usages[var]) == 1 for var in variables)
