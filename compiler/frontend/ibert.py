@@ -12,21 +12,26 @@ or stale until a quantized forward. What is kept as it is there, because models 
 * softmax.act holds its range in integer units (transformers#11755).
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from intformer.errors import CheckpointError, RangeError
+from intformer.errors import CheckpointError
+from intformer.frontend import calibration
 from intformer.frontend import ibert_diagnostics as diagnostics
+from intformer.frontend.calibrated import mask_token_id, sequences
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import pick_head
-from intformer.model import IntModel, Node, Value
-from intformer.relay_ops import attention_ibert, i_gelu_ibert, i_layernorm_ibert
-from intformer.relay_ops.fixedpoint import INT8, INT16, INT32, make_dyadic
+from intformer.frontend.ibert_encoder import Reader
+from intformer.frontend.ibert_head import Head
+from intformer.frontend.progress import progress
+from intformer.model import IntModel
+from intformer.relay_ops import attention_ibert
+from intformer.relay_ops.attention import scores
 
 MODES = ("hf_compat", "fixed")
-SUM22 = (-(2**21), 2**21 - 1)  # ln_input_act
-WIDE = (-(2**30), 2**30)  # a term of a 22-bit sum: beyond it the sum is clamped anyway
+CALIBRATION_SENTENCES = 64  # run through the NumPy reference
 WIDTHS = {
     "embedding tables": "int8, one scale per table",
     "embedding sum": "int16 range in int32",
@@ -89,264 +94,105 @@ def import_ibert(
     diagnostics.check_config(checkpoint)
     name, pooling = pick_head(checkpoint, head)
     reader = Reader(checkpoint, mode)
-    features = reader.encoder()
-    from intformer.frontend import ibert_head
-
-    return ibert_head.finish(reader, features, name, pooling, calibrate)
+    return _finish(reader, reader.encoder(), name, pooling, calibrate)
 
 
-def act_scale(peak: float, bits: int) -> np.float32:
-    """Return the scale of a QuantAct whose largest |x_min|, |x_max| is `peak`."""
-    return np.maximum(np.float32(peak), np.float32(1e-8)) / np.float32(2 ** (bits - 1) - 1)
+def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -> IntModel:
+    """Add the head to the reader's encoder and return the whole model."""
+    checkpoint = reader.checkpoint
+    files = checkpoint.files()
+    meta = _meta(reader, head, pooling)
+    if head == "masked-lm":
+        meta["mask_token_id"] = mask_token_id(files)
+    seen = None
+    if calibrate is not None:
+        chosen, _ = calibration.choose(sequences(calibrate, files, meta))
+        every = -(-len(chosen) // CALIBRATION_SENTENCES)
+        batches = calibration.batches(chosen[::every], meta, meta.get("mask_token_id"))
+        seen, meta["calibration"] = _observe(reader, features, head, batches)
+    output = Head(reader, seen).build(head, pooling, features)
+    value = reader.values[output]
+    meta |= {
+        "output_rows": value.rows,
+        "output_channels": value.channels,
+        "output_scale": value.scale,
+        "warnings": reader.warnings,
+    }
+    if head.endswith("-classification"):
+        names = {int(i): name for i, name in (checkpoint.config.get("id2label") or {}).items()}
+        meta["labels"] = [names.get(i, f"LABEL_{i}") for i in range(value.channels)]
+    return IntModel(reader.nodes, reader.tensors, reader.values, output, meta, files)
 
 
-def quantize(x: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
-    """SymmetricQuantFunction: clamp(RHE((1 / scale) * x), -n, n - 1), n = 2^(bits-1) - 1; int64."""
-    n = 2 ** (bits - 1) - 1
-    rounded = np.rint((np.float32(1) / scale) * x).astype(np.float64)
-    return np.clip(rounded, -n, n - 1).astype(np.int64)
+def _meta(reader: Reader, head: str, pooling: str) -> dict:
+    checkpoint = reader.checkpoint
+    pad = checkpoint.config.get("pad_token_id")
+    pad = 1 if pad is None else pad
+    limit = len(reader.tensors["embed.position.weight"]) - (pad + 1)
+    sentence = checkpoint.read_json("sentence_bert_config.json") or {}
+    leak, said = LEAK[reader.mode]
+    return {
+        "family": "ibert",
+        "head": head,
+        "recipe": "ibert",
+        "mode": reader.mode,
+        "labels": [],
+        "problem_type": checkpoint.config.get("problem_type"),
+        "vocab_size": len(reader.tensors["embed.word.weight"]),
+        "type_vocab_size": len(reader.tensors["embed.type.weight"]),
+        "max_length": limit,
+        "truncate_length": min(sentence.get("max_seq_length") or limit, limit),
+        "pad_token_id": pad,
+        "position_rule": "padding",
+        "hidden": reader.hidden,
+        "heads": reader.heads,
+        "layers": reader.layers,
+        "ffn": reader.ffn,
+        "activation": "gelu",
+        "pooling": pooling,
+        "widths": WIDTHS,
+        "deviations": {**DEVIATIONS, leak: said},
+        "calibration": {},
+    }
 
 
-class Reader:
-    """Builds the encoder's nodes; ibert_head adds the head to the same lists.
+def _observe(reader: Reader, features: str, head: str, batches: list[dict]):
+    """Run the encoder's reference; return (features real [rows, C] or None, what attention kept).
 
-    Scales are float32, as transformers computes them.
+    Warns where a layer's attention rows keep less than half their mass: floor(256 p) drops every
+    probability below 1/256.
     """
+    encoder = IntModel(reader.nodes, reader.tensors, reader.values, features, {})
+    rows, kept = [], {f"layer{i}": [] for i in range(reader.layers)}
+    for batch in progress(batches, "running calibration text"):
+        values = encoder.run(batch)
+        if head == "masked-lm":
+            rows.append(values[features])
+        for layer, shares in kept.items():
+            p = reader.tensors[layer + ".context.p"]
+            shares += _kept(values[layer + ".qkv"], batch["cu_seqlens"], p, reader)
+    least = {layer: float(min(shares)) for layer, shares in kept.items()}
+    for layer, shares in kept.items():
+        poor = float(np.mean(np.asarray(shares) < 0.5))
+        if poor:
+            reader.warnings.append(
+                f"{layer}: {poor:.2%} of the calibration rows' attention keeps less than half its "
+                f"mass (least {least[layer]:.2f}); floor(256 p) drops what is below 1/256"
+            )
+    said = {
+        "sequences": sum(len(batch["cu_seqlens"]) - 1 for batch in batches),
+        "tokens": sum(len(batch["input_ids"]) for batch in batches),
+        "least attention mass": {layer: round(share, 3) for layer, share in least.items()},
+    }
+    seen = np.concatenate(rows) * reader.scale(features) if rows else None
+    return seen, said
 
-    def __init__(self, checkpoint: Checkpoint, mode: str):
-        """Take sizes from config.json; nothing else is read yet."""
-        self.checkpoint, self.mode = checkpoint, mode
-        self.prefix = "ibert." if "ibert.embeddings.word_embeddings.weight" in checkpoint else ""
-        self.hidden = checkpoint.setting("hidden_size")
-        self.heads = checkpoint.setting("num_attention_heads")
-        self.ffn = checkpoint.setting("intermediate_size")
-        self.layers = checkpoint.setting("num_hidden_layers")
-        self.head_dim = self.hidden // self.heads
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, np.ndarray] = {}
-        self.values: dict[str, Value] = {}
-        self.warnings: list[str] = []
 
-    # -- emitting -------------------------------------------------------------------------------
-
-    def value(self, name: str, dtype: str, channels: int, scale, origin: str, rows="token") -> str:
-        """Declare a value; scale is one number or one per channel."""
-        scale = np.asarray(scale, np.float64)
-        shown = tuple(scale.tolist()) if scale.ndim else float(scale)
-        self.values[name] = Value(dtype, rows, channels, shown, origin)
-        return name
-
-    def node(self, op: str, inputs, output, **attrs) -> None:
-        """Append a node; output is a name or a tuple of names."""
-        outputs = (output,) if isinstance(output, str) else tuple(output)
-        self.nodes.append(Node(op, tuple(inputs), outputs, attrs))
-
-    def constant(self, name: str, array: np.ndarray) -> str:
-        """Keep a tensor."""
-        self.tensors[name] = np.ascontiguousarray(array)
-        return name
-
-    def dyadic(self, name: str, ratio) -> tuple[str, str]:
-        """Keep a ratio, one or per channel, as (mult, shift)."""
-        mult, shift = make_dyadic(np.atleast_1d(np.asarray(ratio, np.float64)))
-        return self.constant(name + ".mult", mult), self.constant(name + ".shift", shift)
-
-    def scale(self, name: str) -> np.ndarray:
-        """Return a value's scale, float64 (exact for a float32 one)."""
-        return np.asarray(self.values[name].scale, np.float64)
-
-    def requantize(self, x: str, name: str, scale, origin: str, limits, dtype="int8") -> str:
-        """Bring x to `scale` (one number, or one per channel)."""
-        source = self.values[x]
-        ratio = np.broadcast_to(self.scale(x) / np.float64(scale), source.channels)
-        self.value(name, dtype, source.channels, scale, origin, source.rows)
-        lo, hi = limits
-        self.node("requantize", (x, *self.dyadic(name, ratio)), name, lo=lo, hi=hi, dtype=dtype)
-        return name
-
-    def tables(self, name: str, keys: str, module, *args) -> tuple[str, ...]:
-        """Keep what an op's `tables` gives; a refusal names the checkpoint keys."""
-        try:
-            found = module.tables(*args)
-        except RangeError as error:
-            raise CheckpointError(
-                error.what, where=f"{self.checkpoint.path}, {keys}", hint=error.hint
-            ) from error
-        return tuple(self.constant(f"{name}.{key}", table) for key, table in found.items())
-
-    # -- pieces of transformers' modules --------------------------------------------------------
-
-    def weight(self, key: str, *shape: int | None) -> np.ndarray:
-        """Read a float weight of the encoder."""
-        return self.checkpoint.tensor(self.prefix + key, shape)
-
-    def act(self, key: str, bits: int) -> tuple[np.float32, str]:
-        """Return (scale, origin) of the QuantAct at `key`."""
-        return act_scale(self.act_range(key), bits), f"checkpoint: {self.prefix}{key}.x_min, x_max"
-
-    def act_range(self, key: str) -> float:
-        """Return the largest |x_min|, |x_max| of a calibrated QuantAct."""
-        low, high = (self.weight(f"{key}.{end}", 1) for end in ("x_min", "x_max"))
-        return diagnostics.check_range(self.checkpoint, self.prefix + key, low[0], high[0])
-
-    def quant_act(self, x: str, name: str, key: str) -> str:
-        """QuantAct(8) of x."""
-        return self.requantize(x, name, *self.act(key, 8), INT8)
-
-    def linear_integers(self, key: str, n: int, k: int, scale_x: np.float32):
-        """Return QuantLinear's (weight int8 [n, k], bias int32 [n], accumulator scale [n])."""
-        weight, bias = self.weight(key + ".weight", n, k), self.weight(key + ".bias", n)
-        scale_w = act_scale(np.abs(weight).max(1), 8)
-        scale = scale_w * scale_x
-        integers = quantize(bias, scale, 32)
-        diagnostics.check_bias(self.checkpoint, self.prefix + key, integers, scale, k)
-        return (
-            quantize(weight, scale_w[:, None], 8).astype(np.int8),
-            integers.astype(np.int32),
-            scale,
-        )
-
-    def matmul(self, name: str, x: str, keys: list[str], n: int, scale_x=None) -> str:
-        """Several QuantLinears of the same input side by side, each with n outputs.
-
-        scale_x  what transformers takes for the scale of x, where that is not x's own: then the
-                 product is brought to scale_x first, and the bias added after.
-        """
-        k, true = self.values[x].channels, np.float32(self.scale(x))
-        read_as = true if scale_x is None else scale_x
-        parts = [self.linear_integers(key, n, k, read_as) for key in keys]
-        weight, bias, scale = (np.concatenate(part) for part in zip(*parts, strict=True))
-        self.constant(name + ".weight", weight)
-        origin = "bound: product of its operands' scales"
-        width = n * len(keys)
-        acc = self.value(name + ".acc", "int32", width, scale, origin)
-        if read_as == true:
-            self.node("matmul", (x, name + ".weight", self.constant(name + ".bias", bias)), acc)
-            return acc
-        rho = np.float64(true) / np.float64(read_as)
-        product = self.value(name + ".product", "int32", width, scale * rho, origin)
-        zero = self.constant(name + ".no_bias", np.zeros_like(bias))
-        self.node("matmul", (x, name + ".weight", zero), product)
-        origin = "bound: the embedding's scale instead of the input's (hf_compat)"
-        moved = self.requantize(product, name + ".moved", scale, origin, INT32, "int32")
-        self.node("add_bias", (moved, self.constant(name + ".bias", bias)), acc)
-        return acc
-
-    def residual(self, acc: str, identity: str, name: str, key: str) -> str:
-        """ln_input_act: both terms rounded to 22 bits' scale, then added."""
-        scale, origin = self.act(key, 22)
-        channels = self.values[acc].channels
-        term = self.requantize(acc, name + ".term", scale, origin, WIDE, "int32")
-        out = self.value(name, "int32", channels, scale, origin)
-        ratio = self.dyadic(name, self.scale(identity) / np.float64(scale))
-        self.node("residual_add", (term, identity, *ratio), out, lo=SUM22[0], hi=SUM22[1])
-        return out
-
-    def layernorm(self, x: str, name: str, key: str, act: str) -> str:
-        """IntLayerNorm at `key`, then the QuantAct(8) at `act`."""
-        gamma, beta = (self.weight(f"{key}.{part}", self.hidden) for part in ("weight", "bias"))
-        diagnostics.check_layernorm(self.checkpoint, self.prefix + key, gamma, beta)
-        scale, origin = self.act(act, 8)
-        names = self.tables(
-            name, f"{self.prefix}{key}, {act}", i_layernorm_ibert, gamma, beta, scale
-        )
-        saved = self.weight(key + ".shift", 1).astype(np.int32)
-        out = self.value(name, "int8", self.hidden, scale, origin)
-        prescale = self.constant(name + ".prescale", saved)
-        self.node("i_layernorm_ibert", (x, *names, prescale), out, lo=INT8[0], hi=INT8[1])
-        return out
-
-    # -- the encoder ----------------------------------------------------------------------------
-
-    def embeddings(self) -> str:
-        """QuantEmbeddings summed by embeddings_act1 (which runs twice), then LayerNorm."""
-        scale, origin = self.act("embeddings.embeddings_act1", 16)
-        constants = []
-        for part, dtype in (("word", np.int8), ("token_type", np.int16), ("position", np.int16)):
-            table = self.weight(f"embeddings.{part}_embeddings.weight", None, self.hidden)
-            step = act_scale(np.abs(table).max(), 8)
-            integers = quantize(table, step, 8).astype(dtype)
-            name = "embed." + part.removeprefix("token_")
-            ratio = np.full(len(table), np.float64(step) / np.float64(scale))
-            constants += [self.constant(name + ".weight", integers), *self.dyadic(name, ratio)]
-        total = self.value("embed.sum", "int32", self.hidden, scale, origin)
-        ids = ("input_ids", "token_type_ids", "position_ids")
-        self.node("embed", (*ids, *constants), total, lo=INT16[0], hi=INT16[1], types=1)
-        return self.layernorm(
-            total, "embed.norm", "embeddings.LayerNorm", "embeddings.output_activation"
-        )
-
-    def encoder(self) -> str:
-        """Emit embeddings and layers; return the last hidden state (int8)."""
-        x = self.embeddings()
-        embedding_scale = np.float32(self.scale(x))
-        for i in range(self.layers):
-            leaked = embedding_scale if self.mode == "hf_compat" and i > 0 else None
-            x = self.layer(i, x, leaked)
-        return x
-
-    def layer(self, i: int, x: str, leaked: np.float32 | None) -> str:
-        """IBertLayer; leaked is the scale transformers takes x to have, None for its own."""
-        at, key = f"layer{i}.", f"encoder.layer.{i}."
-        context = self.attention(at, key + "attention.self.", x, leaked)
-        acc = self.matmul(at + "out", context, [key + "attention.output.dense"], self.hidden)
-        identity = x
-        if leaked is not None and leaked != np.float32(self.scale(x)):
-            origin = "bound: the embedding's scale instead of the input's (hf_compat)"
-            identity = self.requantize(x, at + "identity", leaked, origin, WIDE, "int32")
-        total = self.residual(acc, identity, at + "sum1", key + "attention.output.ln_input_act")
-        x = self.layernorm(
-            total,
-            at + "norm1",
-            key + "attention.output.LayerNorm",
-            key + "attention.output.output_activation",
-        )
-        x = self.quant_act(x, at + "ffn_in", key + "pre_intermediate_act")
-
-        acc = self.matmul(at + "ffn1", x, [key + "intermediate.dense"], self.ffn)
-        scale, origin = self.act(key + "intermediate.output_activation", 8)
-        names = self.tables(
-            at + "gelu",
-            f"{self.prefix}{key}intermediate.dense",
-            i_gelu_ibert,
-            np.float32(self.scale(acc)),
-            scale,
-        )
-        act = self.value(at + "gelu", "int8", self.ffn, scale, origin)
-        self.node("i_gelu_ibert", (acc, *names), act, lo=INT8[0], hi=INT8[1])
-        act = self.quant_act(act, at + "act", key + "pre_output_act")
-        acc = self.matmul(at + "ffn2", act, [key + "output.dense"], self.hidden)
-        total = self.residual(acc, x, at + "sum2", key + "output.ln_input_act")
-        return self.layernorm(
-            total, at + "norm2", key + "output.LayerNorm", key + "output.output_activation"
-        )
-
-    def attention(self, at: str, key: str, x: str, leaked: np.float32 | None) -> str:
-        """IBertSelfAttention: one matmul for Q, K and V, their QuantActs, softmax, context."""
-        parts, c = ("query", "key", "value"), self.hidden
-        acc = self.matmul(at + "qkv", x, [key + part for part in parts], c, leaked)
-        acts = [self.act(f"{key}{part}_activation", 8)[0] for part in parts]
-        origin = f"checkpoint: {self.prefix}{key}" + "{query,key,value}_activation.x_min, x_max"
-        qkv = self.requantize(acc, at + "qkv", np.repeat(acts, c), origin, INT8)
-        s_q, s_k, s_v = acts
-        score = s_q * s_k / np.float32(np.sqrt(self.head_dim))
-        scale, origin = self.act(key + "output_activation", 8)
-        names = self.tables(
-            at + "context",
-            f"{self.prefix}{key}{{query_activation,key_activation,softmax.act}}",
-            attention_ibert,
-            score,
-            self.act_range(key + "softmax.act"),
-            s_v,
-            scale,
-            c,
-        )
-        context = self.value(at + "context", "int8", c, scale, origin)
-        self.node(
-            "attention_ibert",
-            (qkv, "cu_seqlens", *names),
-            context,
-            heads=self.heads,
-            head_dim=self.head_dim,
-        )
-        return context
+def _kept(qkv: np.ndarray, cu_seqlens: np.ndarray, p: np.ndarray, reader: Reader) -> list[float]:
+    shares = []
+    for start, stop in pairwise(cu_seqlens.tolist()):
+        for h in range(reader.heads):
+            s, _ = scores(qkv, slice(start, stop), h, reader.heads, reader.head_dim)
+            exponentials = attention_ibert.numerators(s - s.max(1, keepdims=True), p)
+            shares += (attention_ibert.probabilities(exponentials).sum(1) / 256).tolist()
+    return shares
