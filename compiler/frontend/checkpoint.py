@@ -89,7 +89,13 @@ class Checkpoint:
         for name in WEIGHT_FILES:
             index = self.read_json(name + ".index.json")
             if index is not None:
-                return {key: self.path / file for key, file in index["weight_map"].items()}
+                try:
+                    return {key: self.path / file for key, file in index["weight_map"].items()}
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise CheckpointError(
+                        "no 'weight_map' in the weight index",
+                        where=f"{self.path}/{name}.index.json",
+                    ) from error
             file = self.path / name
             if file.is_file():
                 return dict.fromkeys(_open(file)[0], file)

@@ -17,7 +17,7 @@ CLIPS = np.linspace(1.0, 0.3, 29)  # fractions of the peak that "mse" tries
 STRENGTHS = (0.5, 0.65, 0.75, 0.85, 0.92, 1.0)  # of equalisation; none is tried too
 SEARCH_ROWS = 128
 SMALLEST = 1e-4  # of the largest channel: what a dead channel is taken for
-TINY = 1e-30
+TINY = 1e-20  # stands for 0 where something is divided by it
 
 
 def ema(peaks: np.ndarray) -> np.ndarray:
@@ -85,9 +85,8 @@ def equalise(seen: list[Seen], weight: np.ndarray) -> np.ndarray:
     be and the error of the product is measured on sampled rows.
     """
     x = np.maximum.reduce([s.peaks.max(0) / max(float(s.peaks.max()), TINY) for s in seen])
-    w = np.abs(weight).max(0)
-    x = np.maximum(x, max(float(x.max()), TINY) * SMALLEST)
-    w = np.maximum(w, max(float(w.max()), TINY) * SMALLEST)
+    w = np.abs(weight).max(0) / max(float(np.abs(weight).max()), TINY)
+    x, w = np.maximum(x, SMALLEST), np.maximum(w, SMALLEST)
     candidates = [np.ones_like(x)] + [x**a / w ** (1 - a) for a in STRENGTHS]
     wanted = [s.rows[:SEARCH_ROWS] @ weight.T for s in seen]
     energy = [max(float(np.square(want).sum()), TINY) for want in wanted]

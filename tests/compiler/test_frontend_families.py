@@ -27,6 +27,9 @@ ODD = [  # (family, head, shape)
     ("bert", "features", {"type_vocab_size": 1}),
     ("bert", "features", {"layer_norm_eps": 1e-3}),
 ]
+# Rounding alone leaves more than this; a wrong scale, bias or table leaves less than 5 dB. What a
+# sequence classifier of random weights adds up cancels, so the same noise weighs more there.
+LEAST_SNR_DB = {"sequence-classification": 14}
 CASES = [pytest.param(f, h, {}, id=f"{f}-{h}") for f, h in EVERY] + [
     pytest.param(f, h, shape, id=f"{f}-{h}-" + "-".join(f"{k}={v}" for k, v in shape.items()))
     for f, h, shape in ODD
@@ -59,13 +62,13 @@ def test_float_equals_transformers_and_integers_stay_close(tmp_path, family, hea
     got = encoder.forward(inputs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * np.abs(want).max())
 
-    text = random_hf.sequences((7, 12, 30, 3) * 8, seed=1)
+    text = random_hf.sequences((7, 12, 30, 3) * 24, seed=1)
     text = list(zip(text, typed(text, meta), strict=True))
     model = import_model(tmp_path, calibrate=text, method="minmax")
     integers = model.run(inputs)[model.output]
     assert integers.dtype == np.int32
     assert integers.shape == want.shape == (len(want), model.meta["output_channels"])
-    assert snr_db(want, integers * model.meta["output_scale"]) > 18
+    assert snr_db(want, integers * model.meta["output_scale"]) > LEAST_SNR_DB.get(head, 20)
     for name, value in model.values.items():
         assert value.scale is not None, name
         assert value.origin.split(":")[0] in ("calibration", "bound", "checkpoint"), name

@@ -1,0 +1,245 @@
+"""Calibration text, the statistics taken from it, and the scales made from those."""
+
+import numpy as np
+import pytest
+import random_hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from intformer.errors import CheckpointError
+from intformer.frontend import calibration, import_model, scales
+from intformer.frontend.calibration import Seen
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.families import read_encoder
+from intformer.frontend.native import Plan, equalisation, lower
+from intformer.frontend.progress import progress
+
+
+def seen(rows, batches=4):
+    rows = np.asarray(rows, np.float32)
+    return Seen(np.stack([np.abs(part).max(0) for part in np.array_split(rows, batches)]), rows)
+
+
+def write_tokenizer(folder, mask=True):
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]" if mask else "m": 4}
+    words |= {f"w{i}": i for i in range(5, random_hf.VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.enable_padding(length=20)  # as many published files have it
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def text(count, seed=0):
+    return [" ".join(f"w{i}" for i in s) for s in random_hf.sequences((4, 9, 6) * count, seed)]
+
+
+# ---- text ----
+
+
+def test_text_files_of_both_kinds(tmp_path):
+    plain = tmp_path / "plain.txt"
+    plain.write_text("one sentence\n\n  another \n")
+    assert calibration.read_texts(plain) == [("one sentence",), ("another",)]
+    single = tmp_path / "single.tsv"
+    single.write_text("idx\tlabel\tsentence\n0\t1\ta b\n")
+    assert calibration.read_texts(single) == [("a b",)]
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("idx\tlabel\tsentence1\tsentence2\n0\t1\ta\tb\n1\t0\tc\td\n")
+    assert calibration.read_texts(pairs) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "idx\tsentence\n"])
+def test_empty_text_is_refused(tmp_path, content):
+    random_hf.save(tmp_path, "bert", "features")
+    write_tokenizer(tmp_path)
+    file = tmp_path / "text.txt"
+    file.write_text(content)
+    with pytest.raises(CheckpointError, match="calibration text is empty"):
+        import_model(tmp_path, calibrate=file)
+    with pytest.raises(CheckpointError, match="calibration text is empty"):
+        import_model(tmp_path, calibrate=[])
+
+
+def test_text_that_cannot_be_used(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot read calibration text"):
+        calibration.read_texts(tmp_path / "absent.txt")
+    short = tmp_path / "short.tsv"
+    short.write_text("idx\tsentence\n0\ta\n1\n")
+    with pytest.raises(CheckpointError, match=r"too short - .*row 3"):
+        calibration.read_texts(short)
+    random_hf.save(tmp_path, "bert", "features")
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        import_model(tmp_path, calibrate=["w7 w8"])
+    with pytest.raises(CheckpointError, match="token id 97 is out of range"):
+        import_model(tmp_path, calibrate=[np.array([5, random_hf.VOCABULARY])])
+    with pytest.raises(CheckpointError, match="sequence is empty"):
+        import_model(tmp_path, calibrate=[np.array([], np.int32)])
+    with pytest.raises(CheckpointError, match="has 33 tokens, the limit is 32"):
+        import_model(tmp_path, calibrate=[np.full(33, 5)])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"not a tokenizer\.json"):
+        import_model(tmp_path, calibrate=["w7 w8"])
+
+
+def test_text_becomes_unpadded_tokens_and_pairs_have_types(tmp_path):
+    write_tokenizer(tmp_path)
+    tokenizer = (tmp_path / "tokenizer.json").read_bytes()
+    meta = {"head": "sequence-classification", "truncate_length": 7}
+    (ids, types), (long, _) = calibration.encode([("w5 w6", "w7"), ("w5 " * 30,)], tokenizer, meta)
+    assert ids.tolist() == [2, 5, 6, 3, 7, 3]
+    assert types.tolist() == [0, 0, 0, 0, 1, 1]
+    assert long.tolist() == [2, 5, 5, 5, 5, 5, 3]
+    meta["head"] = "sentence-embedding"
+    assert len(calibration.encode([("w5", "w6")], tokenizer, meta)) == 2
+
+
+def test_masked_lm_is_calibrated_on_masks(tmp_path):
+    random_hf.save(tmp_path, "bert", "masked-lm")
+    write_tokenizer(tmp_path)
+    model = import_model(tmp_path, calibrate=text(4), method="minmax")
+    assert model.meta["mask_token_id"] == 4
+    sequences = [(s, np.zeros_like(s)) for s in random_hf.sequences((8, 1, 9))]
+    inputs = calibration.pack(sequences, model.meta, mask_id=4)
+    assert (inputs["input_ids"][inputs["positions"]] == 4).all()
+    ends = {0, 7, 8, 9, 17}
+    assert len(inputs["positions"]) == 2
+    assert not ends & set(inputs["positions"].tolist())
+    assert calibration.pack(sequences[1:2], model.meta)["positions"].tolist() == [0]
+
+
+def test_the_held_out_text_sets_no_range():
+    ids = [(np.array([i]), np.zeros(1, np.int32)) for i in range(2000)]
+    ranges, held = calibration.choose(ids)
+    assert len(ranges) + len(held) == calibration.SENTENCES
+    assert len(held) == calibration.SENTENCES // calibration.HELD_OUT
+    assert not {int(s[0][0]) for s in ranges} & {int(s[0][0]) for s in held}
+    assert calibration.choose(ids[:2]) == (ids[:2], ids[:2])
+
+
+def test_import_is_reproducible_and_reports_the_choice(tmp_path):
+    random_hf.save(tmp_path, "bert", "sequence-classification")
+    write_tokenizer(tmp_path)
+    one, two = (import_model(tmp_path, calibrate=text(8)) for _ in range(2))
+    assert one.to_json() == two.to_json()
+    for name, tensor in one.tensors.items():
+        np.testing.assert_array_equal(tensor, two.tensors[name])
+    report = one.meta["calibration"]
+    scores = report["held_out_snr_db"]
+    assert set(scores) == set(scales.METHODS)
+    assert report["method"] == max(scores, key=scores.get)
+    assert set(one.files) == {"config.json", "tokenizer.json"}
+
+
+# ---- scales ----
+
+
+def test_the_moving_average_has_no_bias_towards_zero():
+    for batches in (1, 2, 50):
+        np.testing.assert_allclose(scales.ema(np.full((batches, 3), 5.0)), 5.0)
+    rising = scales.ema(np.arange(1.0, 101.0))
+    assert 90 < rising < 100  # late batches weigh most
+    m = 0.0
+    for value in (3.0, 1.0, 2.0):
+        m = scales.EMA_DECAY * m + (1 - scales.EMA_DECAY) * value
+    np.testing.assert_allclose(scales.ema(np.array([3.0, 1.0, 2.0])), m / (1 - scales.EMA_DECAY**3))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-6, 1e6))
+def test_no_method_exceeds_the_peak(seed, size):
+    rows = np.random.default_rng(seed).standard_normal((64, 5)) * size
+    stat = seen(rows)
+    for method in scales.METHODS:
+        assert 0 < scales.peak(stat, method) <= stat.peaks.max() * (1 + 1e-6), method
+        top = scales.channel_peaks(stat, method)
+        assert (top > 0).all() and (top <= stat.peaks.max(0) * (1 + 1e-6)).all(), method
+
+
+def test_one_outlier_does_not_set_the_range_of_percentile():
+    rows = np.random.default_rng(0).standard_normal((2000, 16))
+    rows[7, 3] = 300.0
+    stat = seen(rows)
+    assert scales.peak(stat, "minmax") == 300.0
+    assert scales.peak(stat, "percentile") < 10
+
+
+def test_mse_clips_a_long_tail():
+    rows = np.random.default_rng(0).laplace(size=(scales.SEARCH_ROWS, 2000)).astype(np.float32)
+    stat = seen(rows)
+    best, top = scales.peak(stat, "mse"), stat.peaks.max()
+    assert best < 0.9 * top
+    assert scales.clip_error(rows, best) < scales.clip_error(rows, top)
+
+
+def matmul_error(rows, weight, f):
+    step = np.abs(weight * f).max(1, keepdims=True) / 127
+    w = np.rint(weight * f / step) * step
+    s = np.abs(rows / f).max() / 127
+    return np.square(np.rint(rows / f / s) * s @ w.T - rows @ weight.T).sum()
+
+
+def test_equalisation_pays_where_a_channel_stands_out():
+    rng = np.random.default_rng(0)
+    rows, weight = rng.standard_normal((200, 32)), rng.standard_normal((24, 32))
+    rows[:, 5] *= 60
+    weight[:, 5] /= 60
+    f = scales.equalise([seen(rows)], weight.astype(np.float32))
+    assert (f > 0).all()
+    assert matmul_error(rows, weight, f) < matmul_error(rows, weight, np.ones(32)) / 100
+
+
+def test_equalisation_of_dead_channels_and_dead_rows():
+    rng = np.random.default_rng(0)
+    rows, weight = rng.standard_normal((50, 8)), rng.standard_normal((4, 8))
+    rows[:, 2] = 0
+    weight[:, 3] = 0
+    weight[1] = 0
+    for stat in (seen(rows), seen(np.zeros((50, 8)))):
+        f = scales.equalise([stat], weight.astype(np.float32))
+        assert np.isfinite(f).all() and (f > 0).all()
+
+
+def test_q_and_k_split_one_product_in_every_channel(tmp_path):
+    random_hf.save(tmp_path, "bert", "features")
+    model = import_model(tmp_path, calibrate=random_hf.sequences(seed=1), method="minmax")
+    q, k, _ = np.split(np.array(model.values["layer0.qkv"].scale), 3)
+    np.testing.assert_allclose(q * k, (q * k)[0], rtol=1e-6)
+    assert q.max() / q.min() > 1.5
+
+
+def test_equalisation_is_what_brings_the_output_closer(tmp_path):
+    """A model with loud channels: without channel factors its error is much larger."""
+    hf = random_hf.save(tmp_path, "bert", "features", layers=1)
+    import torch
+
+    with torch.no_grad():  # an exact rescaling of two channels between norm1 and ffn1
+        norm = hf.encoder.layer[0].attention.output.LayerNorm
+        ffn = hf.encoder.layer[0].intermediate.dense
+        for channel in (3, 17):
+            norm.weight[channel] *= 50
+            norm.bias[channel] *= 50
+            ffn.weight[:, channel] /= 50
+    hf.save_pretrained(tmp_path)
+    encoder, meta = read_encoder(Checkpoint(tmp_path))
+    inputs = calibration.batches([(s, np.zeros_like(s)) for s in random_hf.sequences()], meta)
+    stats = calibration.observe(encoder, inputs)
+    want = encoder.forward(inputs[0])
+
+    def error(factors):
+        model = lower(encoder, stats, factors, "minmax", "test")
+        out = model.run(inputs[0])[model.output] * model.meta["output_scale"]
+        return np.square(out - want).sum()
+
+    plain = {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
+    assert error(equalisation(encoder, stats)) < error(plain) / 10
+
+
+def test_progress_yields_everything():
+    assert list(progress(range(5), "counting")) == [0, 1, 2, 3, 4]
+    assert list(progress((i for i in range(3)), "counting", total=3)) == [0, 1, 2]
