@@ -39,7 +39,8 @@ def smiles_tokenizer(package_folder: Path, vocabulary: Path) -> Tokenizer:
 def reactions(package_folder: Path) -> list[str]:
     """Return the reaction SMILES written in the package's text, atom numbers taken off.
 
-    The order of the molecules before >> means nothing, so every rotation of it counts as well.
+    The order of the molecules before >> means nothing, so every rotation of it counts as well, and
+    so does the reaction run backwards.
     """
     version = next(package_folder.parent.glob("rxnmapper-*.dist-info"))
     files = [version / "METADATA", *sorted(package_folder.glob("*.py"))]
@@ -51,7 +52,8 @@ def reactions(package_folder: Path) -> list[str]:
         before, after = plain.split(">>")
         molecules = before.split(".")
         for i in range(len(molecules)):
-            found.append(".".join(molecules[i:] + molecules[:i]) + ">>" + after)
+            rotated = ".".join(molecules[i:] + molecules[:i])
+            found += [f"{rotated}>>{after}", f"{after}>>{rotated}"]
     return list(dict.fromkeys(found))
 
 

@@ -54,8 +54,10 @@ def table(data: Path, name: str) -> Path:
 
 
 def compiled(source, path: Path, **options) -> Library:
-    """Compile for this CPU, saying what goes on."""
-    return intformer.compile(source, path, target=host_target(), progress=say, **options)
+    """Compile for this CPU, saying what goes on. Options are import_model's."""
+    say(f"reading {source}")
+    model = intformer.import_model(source, **options)
+    return intformer.compile(model, path, target=host_target(), progress=say)
 
 
 def say(text: str) -> None:
