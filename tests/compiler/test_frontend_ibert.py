@@ -67,8 +67,7 @@ def test_every_step_equals_transformers_modules(checkpoint, options):
     """From equal integers every step gives equal integers: exactly, where float32 is out of it."""
     figures = ibert_compare.compare(checkpoint(**options), sequences(types=options.get("types", 2)))
     for name, step in figures["local, float64"].items():
-        # GELU's constants are float32 there, float64 here: the one thing left
-        assert step["different"] <= (1e-5 * step["elements"] if name == "gelu" else 0), (name, step)
+        assert step["different"] == 0, (name, step)
     for name, step in figures["local"].items():
         assert step["largest"] <= (0 if name in ("act", "ffn_in", "embed.sum") else 1), (name, step)
         assert step["different"] <= 2 + 1e-3 * step["elements"], (name, step)

@@ -75,13 +75,14 @@ def load(source: Path, head: str) -> torch.nn.Module:
 def float64(model: torch.nn.Module):
     """Run the quantized modules in float64.
 
-    Scales, weights and biases keep the float32 rounding they have there, so that only sums,
-    products, quotients and roots of activations change.
+    Scales, weights, biases and the constants of GELU and softmax keep the float32 rounding they
+    have there, so that only sums, products, quotients and roots of activations change.
     """
     scale, quantize = (
         quant_modules.symmetric_linear_quantization_params,
         quant_modules.linear_quantize,
     )
+    erf, exp = quant_modules.IntGELU.int_erf, quant_modules.IntSoftmax.int_exp
     own = [m for m in model.modules() if isinstance(m, quant_modules.IntLayerNorm)]
 
     def rounded_scale(*args, **kwargs):
@@ -89,6 +90,12 @@ def float64(model: torch.nn.Module):
 
     def rounded_quantize(x, scale, zero_point, inplace=False):
         return quantize(x.float(), scale.float(), zero_point.float()).double()
+
+    def rounded_erf(self, x_int, scale):
+        return erf(self, x_int, (scale * self.k).float() / self.k)
+
+    def rounded_exp(self, x_int, scale):
+        return exp(self, x_int, scale.float())
 
     def hook(module, _, output):
         x, scale = output
@@ -103,6 +110,8 @@ def float64(model: torch.nn.Module):
         with (
             mock.patch.object(quant_modules, "symmetric_linear_quantization_params", rounded_scale),
             mock.patch.object(quant_modules, "linear_quantize", rounded_quantize),
+            mock.patch.object(quant_modules.IntGELU, "int_erf", rounded_erf),
+            mock.patch.object(quant_modules.IntSoftmax, "int_exp", rounded_exp),
         ):
             yield model.double()
     finally:
