@@ -15,7 +15,7 @@ class TargetSpec:
     features  CPU features the code needs; a library refuses to run without them
     tvm       TVM target description
     isa       () -> Isa, its dot products (imports TVM)
-    schedule  () -> rule (PrimFunc, isa) -> Schedule
+    schedule  () -> rule (PrimFunc, isa) -> PrimFunc
     vector_shifts  lanes can be shifted by different amounts without float
     """
 

@@ -51,7 +51,7 @@ def lower(
 ) -> tuple[tvm.IRModule, tvm.IRModule, Plan]:
     """Return the kernels before and after scheduling, and the plan.
 
-    schedule  (PrimFunc, isa) -> Schedule, the target's rule
+    schedule  (PrimFunc, isa) -> PrimFunc, the target's rule
     """
     plain: dict[str, tirx.PrimFunc] = {}
     scheduled: dict[str, tirx.PrimFunc] = {}
@@ -67,8 +67,7 @@ def lower(
             plain[kernel] = func.with_attr("global_symbol", kernel)
             scheduled[kernel] = plain[kernel]
             if OPS[group.calls[0].op].define:
-                done = schedule(func, isa).mod["main"]
-                scheduled[kernel] = done.with_attr("global_symbol", kernel)
+                scheduled[kernel] = schedule(func, isa).with_attr("global_symbol", kernel)
         steps.append(Step(known[key], (*arguments, *group.results), tuple(group.results)))
     written = {name for step in steps for name in step.outputs}
     used = {name for step in steps for name in step.args}
