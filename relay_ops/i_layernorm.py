@@ -230,7 +230,7 @@ def define(args: list, attrs: dict) -> list:
     def normalised(i, r, c):
         d = x[i, r, c] * tirx.const(n, "int32") - s1[i, r]
         shift = const(61 - Y_BITS - f // 2) - k[i, r]
-        return (expr.product(d, factor[i, r]) >> shift).astype("int32")
+        return (expr.product(d, factor[i, r].astype("int32")) >> shift).astype("int32")
 
     y = te.compute(x.shape, normalised, name="ln_normalised")
 

@@ -147,23 +147,16 @@ def _chunked(func: tirx.PrimFunc) -> tirx.PrimFunc:
 def _layernorm(sch: Schedule, isa) -> None:
     blocks = _blocks(sch)
     names = [sch.get(block).name_hint for block in blocks]
-    at = names.index("ln_normalised" if "ln_normalised" in names else "ln_centred")
-    loop = sch.get_loops(blocks[at])[0]
-    for block in blocks[at + 1 :]:
-        if sch.get(block).name_hint.startswith("ln_"):
-            continue
+    # the block under whose loop the others go: the last one, or what two outputs are made from
+    anchor = names.index("ln_normalised") if "ln_normalised" in names else len(names) - 1
+    loop = sch.get_loops(blocks[anchor])[0]
+    for block in blocks[anchor + 1 :]:
         sch.reverse_compute_at(block, loop)
-    _nest(sch, blocks, at, names, loop)
+    for block in reversed(blocks[:anchor]):
+        sch.compute_at(block, loop)
     sch.parallel(loop)
     for block, name in zip(blocks, names, strict=True):
         _vectorize_rows(sch, block, name, isa)
-
-
-def _nest(sch: Schedule, blocks: list, at: int, names: list, loop) -> None:
-    """Bring every statistic and producer under the loop, consumers first."""
-    for index in reversed(range(len(blocks))):
-        if index != at and (index < at or names[index].startswith("ln_")):
-            sch.compute_at(blocks[index], loop)
 
 
 def _vectorize_rows(sch: Schedule, block, name: str, isa) -> None:
