@@ -127,6 +127,7 @@ def compile_verb(args: argparse.Namespace) -> Result:
         args.output,
         target=target,
         name=args.name,
+        header=args.header,
         dump_ir=args.dump_ir,
         progress=progress,
     )
@@ -461,6 +462,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json to carry instead")
     sub.add_argument("--name", help="of intformer_get_NAME() (default: from the file name)")
+    sub.add_argument("--header", action="store_true", help="write the C files beside it")
     sub.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module of each phase")
 
     sub = verb("run", run_verb, "answer texts: --text, a file, or lines on stdin")

@@ -1,8 +1,6 @@
 """The command line: every verb on a small model, as text and as JSON, and faults in one line."""
 
-import collections
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -11,31 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import random_hf
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+import small_tokenizer
+from small_tokenizer import SENTENCES
 
 import intformer
 from intformer import cli
 
 DATA = Path(__file__).parents[1] / "data"
-SENTENCES = (DATA / "sentences.txt").read_text().splitlines()
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SHAPE = {"hidden": 32, "heads": 1, "layers": 1, "ffn": 48, "labels": 2}
-
-
-def small_tokenizer():
-    """Words of the sentences, as many as the random models have ids."""
-    words = collections.Counter(re.findall(r"\w+", " ".join(SENTENCES).lower()))
-    known = [word for word, _ in words.most_common(random_hf.VOCABULARY - len(SPECIAL))]
-    ids = {token: i for i, token in enumerate([*SPECIAL, *known])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +24,7 @@ def source(tmp_path_factory):
     """A classifier with two labels and a tokenizer."""
     path = tmp_path_factory.mktemp("source")
     random_hf.save(path, "bert", "sequence-classification", **SHAPE)
-    small_tokenizer().save(str(path / "tokenizer.json"))
+    small_tokenizer.save(path)
     return path
 
 
@@ -52,7 +33,7 @@ def library(source, tmp_path_factory):
     """The classifier, compiled by the verb itself."""
     path = tmp_path_factory.mktemp("library") / "small.so"
     options = ["--calibrate", str(DATA / "sentences.txt"), "--method", "minmax"]
-    options += ["--target", "x86-64", "--dump-ir", str(path.parent / "ir")]
+    options += ["--target", "x86-64", "--dump-ir", str(path.parent / "ir"), "--header"]
     assert cli.main(["compile", str(source), "-o", str(path), *options]) == 0
     return path
 
@@ -86,7 +67,8 @@ def data(call):
 def test_compile_writes_every_phase(library):
     phases = sorted(path.name for path in (library.parent / "ir").iterdir())
     assert [name[0] for name in phases] == ["0", "1", "2", "3", "4", "5"]
-    assert not [path for path in library.parent.iterdir() if path.name.startswith(".")]
+    beside = sorted(path.name for path in library.parent.iterdir())
+    assert beside == ["intformer.h", "intformer_open.c", "ir", "small.so"]
 
 
 def test_run_from_arguments_files_and_stdin(library, call, data, tmp_path, monkeypatch):
