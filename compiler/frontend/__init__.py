@@ -15,6 +15,13 @@ def import_calibrated(checkpoint: Checkpoint, **options) -> IntModel:
     return read(checkpoint, **options)
 
 
+def import_ibert(checkpoint: Checkpoint, **options) -> IntModel:
+    """Read an I-BERT checkpoint, whose ranges are in it: recipe ibert."""
+    from intformer.frontend.ibert import import_ibert as read
+
+    return read(checkpoint, **options)
+
+
 READERS = {  # config model_type -> reader(checkpoint, recipe=, mode=, head=, calibrate=, ...)
     "bert": import_calibrated,
     "roberta": import_calibrated,
@@ -22,6 +29,7 @@ READERS = {  # config model_type -> reader(checkpoint, recipe=, mode=, head=, ca
     "distilbert": import_calibrated,
     "electra": import_calibrated,
     "albert": import_calibrated,
+    "ibert": import_ibert,
 }
 
 
