@@ -240,6 +240,36 @@ def test_equalisation_is_what_brings_the_output_closer(tmp_path):
     assert error(equalisation(encoder, stats)) < error(plain) / 10
 
 
+def test_progress_shows_once_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("intformer.frontend.progress.SILENT_SECONDS", -1.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+    assert "counting" in capsys.readouterr().err
+
+
 def test_progress_yields_everything():
     assert list(progress(range(5), "counting")) == [0, 1, 2, 3, 4]
     assert list(progress((i for i in range(3)), "counting", total=3)) == [0, 1, 2]
+
+
+def test_an_old_vocabulary_becomes_a_tokenizer_file(tmp_path):
+    random_hf.save(tmp_path, "bert", "features")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, 97))]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    model = import_model(tmp_path, calibrate=["w7 W8 w9", "w10"], method="minmax")
+    tokenizer = Tokenizer.from_str(model.files["tokenizer.json"].decode())
+    assert tokenizer.encode("w7 W8").ids == [2, 7, 8, 3]
+
+
+def test_a_tokenizer_file_can_be_given(tmp_path):
+    folder = tmp_path / "model"
+    random_hf.save(folder, "bert", "features")
+    write_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    model = import_model(folder, calibrate=["w7 w8"], method="minmax", tokenizer=file)
+    assert model.files["tokenizer.json"] == file.read_bytes()
+    with pytest.raises(CheckpointError, match="no such tokenizer file"):
+        import_model(folder, calibrate=["w7"], tokenizer=tmp_path / "absent.json")
