@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from intformer.relay_ops import expr
 
 ROWS = 8  # query rows handled together
-MASKED = -(2**30)  # score of a column past the sequence: its numerator is 0
+MASKED = -(2**30)  # score of a column past the sequence: never the row maximum
 
 
 def native_numerator(d, params, constants):
@@ -107,6 +107,10 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
 
     def numerator(d, params):
         return native_numerator(d, params, numerics["constants"])
+
+    def masked(e, j, length):
+        # no score can do this: at a fine enough scale no difference brings E down to 0
+        return T.Select(T.ramp(j * lanes, 1, lanes) < vector(length), e, vector(0))
 
     def polynomial(x, q, params):
         return ibert_polynomial(x, q, params)
@@ -229,9 +233,14 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                     e = T.alloc_buffer((lanes,), "int32", scope="local")
                     for j in T.serial(columns // lanes):
                         if native:
-                            e[T.ramp(0, 1, lanes)] = numerator(
-                                T.broadcast(top[0], lanes) - scores[i, T.ramp(j * lanes, 1, lanes)],
-                                params,
+                            e[T.ramp(0, 1, lanes)] = masked(
+                                numerator(
+                                    T.broadcast(top[0], lanes)
+                                    - scores[i, T.ramp(j * lanes, 1, lanes)],
+                                    params,
+                                ),
+                                j,
+                                length,
                             )
                             probs[i, T.ramp(j * lanes, 1, lanes)] = expr.as_type(
                                 e[T.ramp(0, 1, lanes)], "int16"
@@ -246,21 +255,18 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                             q[T.ramp(0, 1, lanes)] = polynomial(
                                 q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
                             )
-                            e[T.ramp(0, 1, lanes)] = quantized(
-                                q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
+                            e[T.ramp(0, 1, lanes)] = masked(
+                                quantized(
+                                    q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
+                                ),
+                                j,
+                                length,
                             )
                             scores[i, T.ramp(j * lanes, 1, lanes)] = e[T.ramp(0, 1, lanes)]
                         v[T.ramp(0, 1, lanes)] = v[T.ramp(0, 1, lanes)] + e[T.ramp(0, 1, lanes)]
-                    if not native:  # columns past the sequence are not masked by their score
-                        for j in T.serial(length, columns):
-                            scores[i, j] = 0
                     total[i] = 0
-                    if native:
-                        for j in T.serial(lanes):
-                            total[i] = total[i] + v[j]
-                    else:
-                        for j in T.serial(length):
-                            total[i] = total[i] + scores[i, j]
+                    for j in T.serial(lanes):
+                        total[i] = total[i] + v[j]
                 # factor = floor((2^bits - 1) / total), bit by bit, for the eight rows at once
                 rest = T.alloc_buffer((ROWS,), "int64", scope="local")
                 factor = T.alloc_buffer((ROWS,), "int64", scope="local")
