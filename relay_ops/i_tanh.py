@@ -58,13 +58,12 @@ def define(args: list, attrs: dict) -> list:
     def const(value):
         return tirx.const(value, "int64")
 
-    v = te.compute(
-        x.shape,
-        lambda i, r, c: te.min(
-            te.max(x[i, r, c], tirx.const(0, "int32") - x[i, r, c]), tirx.const(EDGE, "int32")
-        ).astype("int64"),
-        name="tanh_v",
-    )
+    def near(*index):  # limited before it is negated: -2^31 has no negative in int32
+        edge = tirx.const(EDGE, "int32")
+        t = te.max(te.min(x[index], edge), tirx.const(-EDGE, "int32"))
+        return te.max(t, tirx.const(0, "int32") - t).astype("int64")
+
+    v = te.compute(x.shape, near, name="tanh_v")
 
     def out(*index):
         h = const(COEFFICIENTS[0])
