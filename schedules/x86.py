@@ -152,8 +152,9 @@ def _layernorm(sch: Schedule, isa) -> None:
     loop = sch.get_loops(blocks[anchor])[0]
     for block in blocks[anchor + 1 :]:
         sch.reverse_compute_at(block, loop)
-    for block in reversed(blocks[:anchor]):
-        sch.compute_at(block, loop)
+    for block, name in zip(reversed(blocks[:anchor]), reversed(names[:anchor]), strict=True):
+        # 16 channels are one chunk, whose loop would vanish
+        sch.compute_at(block, loop, preserve_unit_loops=name.endswith("_partial"))
     sch.parallel(loop)
     for block, name in zip(blocks, names, strict=True):
         _vectorize_rows(sch, block, name, isa)
@@ -162,7 +163,7 @@ def _layernorm(sch: Schedule, isa) -> None:
 def _vectorize_rows(sch: Schedule, block, name: str, isa) -> None:
     _, *loops = sch.get_loops(block)
     if name.endswith("_partial"):  # [8, lanes, chunk]
-        row, lane, chunk = loops
+        *_, row, lane, chunk = loops
         sch.reorder(row, chunk, lane)
         inner = sch.split(lane, [None, isa.lanes])[1] if isa.lanes < 16 else lane
         sch.vectorize(inner)
