@@ -56,7 +56,7 @@ class FloatModel:
     def forward(self, batch: dict) -> np.ndarray:
         """Return what the head computes for a padded batch: float32 [batch, tokens or 1, channels].
 
-        Sentence embeddings are mean-pooled over real tokens, as the library's are, and not
+        Sentence embeddings are pooled as the library's are, over real tokens, and not
         normalised.
         """
         import torch
@@ -69,7 +69,7 @@ class FloatModel:
                 hidden = out.last_hidden_state
                 if self.head == "features":
                     return hidden.numpy()
-                if self.pooling == "cls":
+                if self.pooling == "first":
                     return hidden[:, :1].numpy()
                 mask = batch["attention_mask"].unsqueeze(-1)
                 return ((hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).numpy()
