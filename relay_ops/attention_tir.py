@@ -9,7 +9,7 @@ alone (see schedules/isa.py):
     lanes  int32 lanes of one vector, L     depth  int8 products summed per lane, D
     dot    (int32 x L, uint8 x (L D), int8 x (L D)) -> int32 x L
     dot16  (int32 x L, int16 x 2 L, int16 x 2 L) -> int32 x L
-    score_tiles  key vectors per score tile    context_rows  rows per context tile
+    score_tiles  key vectors per score tile    context_tiles  accumulators per context tile
 """
 
 from tvm.script import tirx as T

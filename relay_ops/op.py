@@ -12,8 +12,8 @@ class IntOp:
     reference  (*arrays, **attrs) -> array or tuple: the meaning, in NumPy
     bounds     (*intervals_or_arrays, **attrs) -> output interval(s): the range analysis; raises
                RangeError where an intermediate could leave its type
-    define     (*te tensors, **attrs) -> te tensor(s), or None where `kernel` is given instead
-    kernel     (shapes, attrs) -> PrimFunc for ops with loops that no tensor expression can state
+    define     (te tensors, attrs) -> te tensors, or None where `kernel` is given instead
+    kernel     (attrs, isa) -> PrimFunc for ops with loops that no tensor expression can state
     source     paper and section, or the module it must match
     """
 

@@ -35,7 +35,7 @@ WIDTHS = {
     "residual sum": "int32 (18 bits)",
     "LayerNorm output": "int8 operand and int16 residual",
     "GELU and tanh": "int32, Q12 in",
-    "attention numerators": "uint8, row maximum 255",
+    "attention numerators": "int16, row maximum 4095",
     "context accumulator": "int32",
     "mean pooling": f"int32, {POOL_FRACTION_BITS} fraction bits of the int16 scale",
     "logits": "int32, one scale",
