@@ -1,6 +1,6 @@
 """Range analysis: no integer of a model can leave its type, whatever the input.
 
-Intervals go through the ops' own `bounds` (relay_ops), which hold the lemmas. Part of every compile.
+Intervals go through the ops' own `bounds`, which hold the lemmas. Every compile checks.
 """
 
 from intformer.errors import RangeError
