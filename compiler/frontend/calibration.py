@@ -45,12 +45,12 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
     """
     path = Path(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"cannot read calibration text: {error}", where=str(path), hint=HINT
         ) from error
-    header = lines[0].split("\t") if lines else []
+    header = lines[0].split("\t")
     columns = [header.index(name) for name in TEXT_COLUMNS if name in header]
     if len(header) > 1 and columns:
         rows = [line.split("\t") for line in lines[1:] if line.strip()]

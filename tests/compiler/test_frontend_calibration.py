@@ -46,6 +46,9 @@ def test_text_files_of_both_kinds(tmp_path):
     plain = tmp_path / "plain.txt"
     plain.write_text("one sentence\n\n  another \n")
     assert calibration.read_texts(plain) == [("one sentence",), ("another",)]
+    breaks = "one\u2028two\x85three\x0bfour\x1cfive"  # no line ends, whatever str.splitlines says
+    plain.write_bytes(f"{breaks}\r\nsix\n".encode())
+    assert calibration.read_texts(plain) == [(breaks,), ("six",)]
     single = tmp_path / "single.tsv"
     single.write_text("idx\tlabel\tsentence\n0\t1\ta b\n")
     assert calibration.read_texts(single) == [("a b",)]
