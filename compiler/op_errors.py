@@ -1,7 +1,7 @@
 """Each op's error against float, over exhaustive or dense sweeps of its domain.
 
-`intformer ops` prints it; tests hold every row to its bound. Bounds: DESIGN section 2a for the
-native recipe, the published figures for ibert (arXiv 2101.01321, table 1).
+`intformer ops` prints it; tests hold every row to its bound. Bounds: the op's own
+widths for the native recipe, the published figures for ibert (arXiv 2101.01321, table 1).
 """
 
 import math

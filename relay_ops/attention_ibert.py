@@ -5,7 +5,7 @@
     F = floor(2^32 / sum E),  prob = min((E F) >> 24, 255)
     out = clamp(RHE(sum prob v ctx_mult / 2^ctx_shift), -128, 127)
 
-Source: transformers, models/ibert/quant_modules.py IntSoftmax (shared ANCHORS section 1.3).
+Source: transformers, models/ibert/quant_modules.py IntSoftmax.
 Ours: 256, which no uint8 holds, is 255; a row whose E are all 0 gives 0.
 """
 

@@ -1,7 +1,8 @@
 """Embedding lookup and sum: clamp(clamp(dy(word) + dy(type)) + dy(position)).
 
-dy(row) = RHE(row * mult[id] / 2^shift[id]): one scale per table row. Source: IBertEmbeddings
-(transformers), whose embeddings_act1 runs twice; DESIGN section 2a for the scale per row.
+dy(row) = RHE(row * mult[id] / 2^shift[id]): one scale per table row. Source: transformers,
+models/ibert/modeling_ibert.py IBertEmbeddings, whose embeddings_act1 runs twice. Ours: the scale
+per row.
 """
 
 import numpy as np

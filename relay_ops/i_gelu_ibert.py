@@ -3,7 +3,7 @@
     t = min(|x|, -b),  z = sign(x) ((t + b)^2 + c) >> 14,  out = RHE(x (z + one) mult / 2^shift)
 
 b, c, one per channel, all negative (the scale of the product is negative too, so is mult). Source:
-transformers, models/ibert/quant_modules.py IntGELU (shared ANCHORS section 1.3).
+transformers, models/ibert/quant_modules.py IntGELU.
 """
 
 import numpy as np

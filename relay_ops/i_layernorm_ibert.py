@@ -1,6 +1,6 @@
 """I-BERT's IntLayerNorm followed by QuantAct(8), to the last rounding.
 
-Source: transformers, models/ibert/quant_modules.py IntLayerNorm (shared ANCHORS section 1.3).
+Source: transformers, models/ibert/quant_modules.py IntLayerNorm.
 Ours: the square root is exact; a constant row (std = 0, NaN there) gives y = 0, hence beta.
 """
 

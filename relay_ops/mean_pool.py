@@ -1,6 +1,6 @@
 """Mean over each sequence's tokens, kept fine: RHE(sum * 2^k / length).
 
-Source: DESIGN section 2a: k >= 8 fraction bits, never rounded to int8.
+k >= 8 fraction bits: the mean is never rounded to int8.
 """
 
 import numpy as np

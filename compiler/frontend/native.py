@@ -1,6 +1,6 @@
 """A float encoder plus observed ranges becomes an IntModel in the native recipe.
 
-Every value has a scale (real = integer * scale) and an origin; DESIGN section 2a gives the widths.
+Every value has a scale (real = integer * scale) and an origin.
 """
 
 from dataclasses import dataclass
