@@ -161,7 +161,8 @@ def check_machine_code(library: Library) -> Check:
 
 def spelling(feature: str) -> str:
     """Return a CPU feature's name without what LLVM and iced-x86 spell differently."""
-    return feature.lower().replace(".", "").replace("_", "")
+    name = feature.lower().replace(".", "").replace("_", "")
+    return "bmi" if name == "bmi1" else name
 
 
 def carried_tensors(library: Library) -> dict[str, np.ndarray]:
