@@ -1,5 +1,6 @@
 """Checkpoint to library: every family, head and odd shape, bit for bit, on every x86 target."""
 
+import make_ibert
 import numpy as np
 import pytest
 import random_hf
@@ -21,6 +22,15 @@ ODD = [
 ]
 PORTABLE = [("bert", "sequence-classification", {}), ("albert", "masked-lm", {}), *ODD[:2]]
 CASES = [("cascadelake", *case) for case in EVERY + ODD] + [("x86-64", *c) for c in PORTABLE]
+
+IBERT = [
+    *(("x86-64", "hf_compat", {"head": head}) for head in make_ibert.HEADS),
+    *(("cascadelake", "hf_compat", {"head": head}) for head in make_ibert.HEADS),
+    ("x86-64", "fixed", {}),
+    ("cascadelake", "fixed", {}),
+    ("cascadelake", "hf_compat", {"hidden": 104, "heads": 4, "ffn": 130, "labels": 3}),
+    ("x86-64", "hf_compat", {"hidden": 60, "heads": 5, "ffn": 52, "layers": 3, "types": 1}),
+]
 
 
 def name(case):
@@ -44,6 +54,26 @@ def test_library_equals_the_composed_reference(tmp_path, case):
     library = intformer.compile(model, tmp_path / "m.so", target=target)
     report = intformer.verify(library)
     assert report.ok, report
+
+
+@pytest.mark.parametrize("case", IBERT, ids=name)
+def test_ibert_library_equals_the_composed_reference(tmp_path, case):
+    target, mode, options = case
+    need(target)
+    make_ibert.random_model(**options).save_pretrained(tmp_path / "model")
+    library = intformer.compile(
+        tmp_path / "model", tmp_path / "m.so", target=target, mode=mode, calibrate=ids_and_types()
+    )
+    report = intformer.verify(library)
+    assert report.ok, report
+    assert library.metadata["recipe"] == "ibert" and library.metadata["mode"] == mode
+
+
+def ids_and_types():
+    rng = np.random.default_rng(1)
+    return [
+        (rng.integers(2, 61, n, dtype=np.int32), np.zeros(n, np.int32)) for n in (2, 3, 5, 17, 30)
+    ]
 
 
 def test_results_do_not_depend_on_the_batch_or_the_threads(tmp_path):
