@@ -156,6 +156,9 @@ def calibration_lines(about: dict) -> list[str]:
     calibration = about.get("calibration")
     if not calibration:
         return []
+    if "held_out_snr_db" not in calibration:  # I-BERT: the checkpoint has its ranges
+        counted = f"{calibration['sequences']} sequences ({calibration['tokens']} tokens)"
+        return [f"calibrated on {counted}"]
     best = calibration["held_out_snr_db"][calibration["method"]]
     return [
         f"calibrated by {calibration['method']} on {calibration['sequences']} sequences "

@@ -372,5 +372,18 @@ def test_installed_command():
         assert done.stdout == f"intformer {intformer.__version__}\n"
 
 
+def test_calibration_in_a_line():
+    assert cli.calibration_lines({"calibration": {}}) == []
+    chosen = {"method": "mse", "held_out_snr_db": {"mse": 31.5, "ema": 30.0}}
+    seen = {"sequences": 12, "tokens": 345}
+    assert cli.calibration_lines({"calibration": {**chosen, **seen, "held_out_sequences": 2}}) == [
+        "calibrated by mse on 12 sequences (345 tokens): 31.5 dB on 2 held-out sequences"
+    ]
+    # what an I-BERT checkpoint has: no method to choose
+    assert cli.calibration_lines({"calibration": {**seen, "least attention mass": {}}}) == [
+        "calibrated on 12 sequences (345 tokens)"
+    ]
+
+
 def test_tables_align_numbers_to_the_right():
     assert cli.table(["a", "bb"], [["x", 1], ["yy", 10]]) == ["a   bb", "x    1", "yy  10"]
