@@ -306,12 +306,17 @@ static int run_in(message err, context *c, const intformer_input *in, int32_t *o
 
 int if_run(const intformer_input *in, int32_t *out, size_t out_len, char *text, size_t size) {
   message err = {text, size};
+  intformer_input copy; /* counts and pointers cannot change between check and use */
   if (text && size) text[0] = 0;
   pthread_once(&once, set_up);
   if (missing_feature)
     return fail(err, INTFORMER_CPU,
                 "this CPU (or the system) lacks %s - compile for another target, such as x86-64",
                 missing_feature->name);
+  if (in) {
+    copy = *in;
+    in = &copy;
+  }
   int code = check_counts(err, in);
   if (code) return code;
   if (!out || out_len < if_output_size(in))

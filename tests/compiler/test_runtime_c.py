@@ -305,6 +305,36 @@ def test_after_fork(toy_path, tmp_path):
     run_c(tmp_path, source, toy_path)
 
 
+def test_a_caller_who_changes_the_input_during_a_run(toy_path, tmp_path):
+    """What was checked is what is used: the run has its own copy of counts and pointers."""
+    ids, offsets = toy.batch(5, (3, 12))
+    source = f"""
+        {batch_c(ids, offsets)}
+        extern const intformer_api *intformer_get_toy(void);
+        static int steps;
+        static void spoil(void *user, int32_t step, const char *buffer, const void *data,
+                          int64_t rows, int64_t width, const char *dtype) {{
+          intformer_input *in = user;
+          in->num_tokens = in->batch = 1;
+          in->input_ids = in->cu_seqlens = NULL;
+          in->observer = NULL;
+          steps++;
+          (void)step, (void)buffer, (void)data, (void)rows, (void)width, (void)dtype;
+        }}
+        int main(void) {{
+          static int32_t out[{ids.size * toy.CHANNELS}];
+          intformer_input mine = input;
+          mine.observer = spoil, mine.user = &mine;
+          if (intformer_get_toy()->run(&mine, out, {ids.size * toy.CHANNELS}, NULL, 0)) return 1;
+          if (steps != 4) return 2;
+          for (size_t i = 0; i < sizeof out / 4; i++) printf("%d ", out[i]);
+          return 0;
+        }}
+    """
+    got = numbers(run_c(tmp_path, source, toy_path))
+    np.testing.assert_array_equal(got, toy.expected(0, ids, offsets))
+
+
 def test_idle_workers_sleep(toy_path, tmp_path):
     ids, offsets = toy.batch(5, (12,) * 9)
     source = f"""
