@@ -57,7 +57,7 @@ def import_model(
     tokenizer  a tokenizer.json to use and carry instead of the directory's own
     """
     checkpoint = Checkpoint(source, tokenizer=tokenizer)
-    model_type = checkpoint.setting("model_type")
+    model_type = checkpoint.setting("model_type", str)
     if model_type not in READERS:
         raise CheckpointError(
             f"config key 'model_type' = {model_type!r} is not supported",

@@ -1,6 +1,7 @@
 """A Hugging Face model directory, read without running anything that is in it."""
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -62,14 +63,47 @@ class Checkpoint:
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"not valid JSON: {error}", where=str(file)) from error
 
-    def setting(self, key: str, default=None):
-        """Return one config value; without a default, raise an error that names the key."""
-        value = self.config.get(key, default)
+    def setting(self, key: str, kind: type, default=None, *, least=None):
+        """Return one config value, checked; raises an error that names the key.
+
+        kind     int, float (an integer will do, the result is a float), str, list or dict
+        default  where the key is absent or null; None: the key is required
+        least    smallest number allowed
+        """
+        value = self.config.get(key)
+        value = default if value is None else value
+        where = str(self.path / "config.json")
         if value is None:
+            raise CheckpointError(f"config key {key!r} is missing", where=where)
+        if kind is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)
+        if type(value) is not kind:
+            shown = repr(value) if isinstance(value, str | bool | int | float) else "..."
             raise CheckpointError(
-                f"config key {key!r} is missing", where=str(self.path / "config.json")
+                f"config key {key!r} = {shown} is {_named(type(value))}, not {_named(kind)}",
+                where=where,
             )
+        if kind is float and not math.isfinite(value):
+            raise CheckpointError(f"config key {key!r} = {value} is not finite", where=where)
+        if least is not None and value < least:
+            raise CheckpointError(f"config key {key!r} = {value} is less than {least}", where=where)
         return value
+
+    def heads_of(self, hidden_key: str, heads_key: str) -> tuple[int, int]:
+        """Return (hidden, heads), which fit each other."""
+        hidden, heads = (self.setting(key, int, least=1) for key in (hidden_key, heads_key))
+        if hidden % heads:
+            raise CheckpointError(
+                f"config key {hidden_key!r} = {hidden} is not a multiple of "
+                f"{heads_key!r} = {heads}",
+                where=str(self.path / "config.json"),
+            )
+        return hidden, heads
+
+    def labels(self, count: int) -> list[str]:
+        """Return the class names of config.json, LABEL_<i> where it has none."""
+        names = self.setting("id2label", dict, {})
+        return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
 
     def refuse_unsupported(self) -> None:
         """Raise for a config key that asks for arithmetic which is not here."""
@@ -128,7 +162,7 @@ class Checkpoint:
             )
         if file not in self._readers:
             self._readers[file] = _open(file)[1]
-        array = self._readers[file](key)
+        array = self._read(file, key)
         if not np.isfinite(array).all():
             bad = int(array.size - np.isfinite(array).sum())
             raise CheckpointError(f"weight {key!r} holds {bad} NaN or Inf", where=str(file))
@@ -143,6 +177,16 @@ class Checkpoint:
                 hint="config.json and the weights belong to different models",
             )
         return array
+
+    def _read(self, file: Path, key: str) -> np.ndarray:
+        try:
+            return self._readers[file](key)
+        except Exception as error:  # each format has its own family of errors
+            raise CheckpointError(
+                f"cannot read weight {key!r}: {_first_line(error)}",
+                where=str(file),
+                hint="the file is damaged, or the weight index names another file's weights",
+            ) from error
 
     def files(self) -> dict[str, bytes]:
         """Return the config and tokenizer files that travel with a library."""
@@ -208,6 +252,11 @@ def _checked_tokenizer(file: Path) -> bytes:
             f"not a tokenizer.json: {_first_line(error)}", where=str(file)
         ) from error
     return data
+
+
+def _named(kind: type) -> str:
+    names = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(kind, "true or false")
 
 
 def _first_line(error: Exception) -> str:

@@ -74,18 +74,20 @@ CLASSIFY_TOKENS = ("token", (("classifier", None, None),))
 ANSWER = ("token", (("qa_outputs", None, None),))
 
 
-def numbered_layers(config: dict, keys: dict[str, str], stem: str) -> list[str]:
+def numbered_layers(checkpoint: Checkpoint, keys: dict[str, str], stem: str) -> list[str]:
     """Return the key of every layer: stem.0, stem.1, ..."""
-    return [f"{stem}.{i}" for i in range(config[keys["layers"]])]
+    return [f"{stem}.{i}" for i in range(checkpoint.setting(keys["layers"], int, least=1))]
 
 
-def albert_layers(config: dict, keys: dict[str, str], stem: str) -> list[str]:
+def albert_layers(checkpoint: Checkpoint, keys: dict[str, str], stem: str) -> list[str]:
     """Return the key of every repetition; groups of layers are shared along the depth."""
-    layers, groups = config[keys["layers"]], config.get("num_hidden_groups", 1)
+    layers = checkpoint.setting(keys["layers"], int, least=1)
+    groups = checkpoint.setting("num_hidden_groups", int, 1, least=1)
+    inner = checkpoint.setting("inner_group_num", int, 1, least=1)
     return [
         f"{stem}.{int(i / (layers / groups))}.albert_layers.{j}"
         for i in range(layers)
-        for j in range(config.get("inner_group_num", 1))
+        for j in range(inner)
     ]
 
 
@@ -103,7 +105,7 @@ class Family:
     eps         LayerNorm epsilon where config.json does not say
     pad         padding id where config.json does not say
     config_keys our name -> config key
-    paths       (config, config_keys, stem) -> key of each layer in order of execution
+    paths       (checkpoint, config_keys, stem) -> key of each layer in order of execution
     """
 
     prefix: str
@@ -254,7 +256,7 @@ def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
         return "sentence-embedding", _pooling(checkpoint, modules or [])
     if asked is not None:
         return asked, ""
-    named = (checkpoint.config.get("architectures") or ["Model"])[0]
+    named = str((checkpoint.setting("architectures", list, []) or ["Model"])[0])
     for ending, head in HEADS.items():
         if named.endswith(ending):
             return head, ""
@@ -294,7 +296,7 @@ def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Float
 
     head  one of HEADS' values or "sentence-embedding"; None: what the directory says
     """
-    model_type = checkpoint.setting("model_type")
+    model_type = checkpoint.setting("model_type", str)
     family = FAMILIES.get(model_type)
     if family is None:
         raise CheckpointError(
@@ -313,23 +315,15 @@ class _Reader:
     """Reads one family's weights by role."""
 
     def __init__(self, checkpoint: Checkpoint, family: Family):
-        self.checkpoint, self.family, self.config = checkpoint, family, checkpoint.config
+        self.checkpoint, self.family = checkpoint, family
         keys = family.config_keys
-        self.hidden = checkpoint.setting(keys["hidden"])
-        self.heads = checkpoint.setting(keys["heads"])
-        checkpoint.setting(keys["layers"])
-        if self.hidden % self.heads:
-            raise CheckpointError(
-                f"config key {keys['hidden']!r} = {self.hidden} is not a multiple of "
-                f"{keys['heads']!r} = {self.heads}",
-                where=str(checkpoint.path / "config.json"),
-            )
-        self.eps = float(self.config.get("layer_norm_eps", family.eps))
+        self.hidden, self.heads = checkpoint.heads_of(keys["hidden"], keys["heads"])
+        self.eps = checkpoint.setting("layer_norm_eps", float, family.eps, least=0)
         self.prefix = family.prefix if family.prefix + WORD + ".weight" in checkpoint else ""
 
     def activation(self) -> str:
         key = self.family.config_keys["activation"]
-        name = self.config.get(key, "gelu")
+        name = self.checkpoint.setting(key, str, "gelu")
         if name not in ACTIVATIONS or name == "tanh":
             raise CheckpointError(
                 f"config key {key!r} = {name!r} is not supported",
@@ -386,7 +380,7 @@ class _Reader:
                 where=str(self.checkpoint.path),
                 hint="config.json and the weights belong to different models",
             )
-        paths = self.family.paths(self.config, self.family.config_keys, self.family.stem)
+        paths = self.family.paths(self.checkpoint, self.family.config_keys, self.family.stem)
         distinct = {path: self.layer(path) for path in dict.fromkeys(paths)}
         return FloatEncoder(
             word=word,
@@ -426,11 +420,9 @@ class _Reader:
         return Dense(linear, tied=np.array_equal(table, word))
 
     def meta(self, encoder: FloatEncoder, model_type: str, pooling: str) -> dict:
-        config, rule = self.config, self.family.positions
-        pad = config.get("pad_token_id")
-        pad = self.family.pad if pad is None else pad
+        rule = self.family.positions
+        pad = self.checkpoint.setting("pad_token_id", int, self.family.pad, least=0)
         limit = len(encoder.position) - (pad + 1 if rule == "padding" else 0)
-        labels = {int(i): name for i, name in (config.get("id2label") or {}).items()}
         stages = encoder.head.stages
         channels = len(stages[-1].linear.bias) if stages else encoder.hidden
         labelled = encoder.head.name.endswith("-classification")
@@ -438,8 +430,8 @@ class _Reader:
         return {
             "family": model_type,
             "head": encoder.head.name,
-            "labels": [labels.get(i, f"LABEL_{i}") for i in range(channels)] if labelled else [],
-            "problem_type": config.get("problem_type"),
+            "labels": self.checkpoint.labels(channels) if labelled else [],
+            "problem_type": self.checkpoint.config.get("problem_type"),
             "vocab_size": len(encoder.word),
             "type_vocab_size": 1 if encoder.types is None else len(encoder.types),
             "max_length": limit,

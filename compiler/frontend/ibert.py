@@ -119,15 +119,13 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
         "warnings": reader.warnings,
     }
     if head.endswith("-classification"):
-        names = {int(i): name for i, name in (checkpoint.config.get("id2label") or {}).items()}
-        meta["labels"] = [names.get(i, f"LABEL_{i}") for i in range(value.channels)]
+        meta["labels"] = checkpoint.labels(value.channels)
     return IntModel(reader.nodes, reader.tensors, reader.values, output, meta, files)
 
 
 def _meta(reader: Reader, head: str, pooling: str) -> dict:
     checkpoint = reader.checkpoint
-    pad = checkpoint.config.get("pad_token_id")
-    pad = 1 if pad is None else pad
+    pad = checkpoint.setting("pad_token_id", int, 1, least=0)
     limit = len(reader.tensors["embed.position.weight"]) - (pad + 1)
     sentence = checkpoint.read_json("sentence_bert_config.json") or {}
     leak, said = LEAK[reader.mode]

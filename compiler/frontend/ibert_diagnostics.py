@@ -36,13 +36,7 @@ def check_config(checkpoint: Checkpoint) -> None:
             where=where,
             hint="I-BERT has gelu only",
         )
-    hidden, heads = checkpoint.setting("hidden_size"), checkpoint.setting("num_attention_heads")
-    if hidden % heads:
-        raise CheckpointError(
-            f"config key 'hidden_size' = {hidden} is not a multiple of "
-            f"'num_attention_heads' = {heads}",
-            where=where,
-        )
+    checkpoint.heads_of("hidden_size", "num_attention_heads")
 
 
 def check_range(checkpoint: Checkpoint, key: str, low: float, high: float) -> float:

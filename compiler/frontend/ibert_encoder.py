@@ -40,10 +40,9 @@ class Reader(Emitter):
         super().__init__()
         self.checkpoint, self.mode = checkpoint, mode
         self.prefix = "ibert." if "ibert.embeddings.word_embeddings.weight" in checkpoint else ""
-        self.hidden = checkpoint.setting("hidden_size")
-        self.heads = checkpoint.setting("num_attention_heads")
-        self.ffn = checkpoint.setting("intermediate_size")
-        self.layers = checkpoint.setting("num_hidden_layers")
+        self.hidden, self.heads = checkpoint.heads_of("hidden_size", "num_attention_heads")
+        self.ffn = checkpoint.setting("intermediate_size", int, least=1)
+        self.layers = checkpoint.setting("num_hidden_layers", int, least=1)
         self.head_dim = self.hidden // self.heads
 
     def rescale(self, x: str, name: str, scale, origin: str, limits, dtype="int8") -> str:

@@ -143,7 +143,7 @@ class Head:
         checkpoint, n = reader.checkpoint, reader.hidden
         gamma = checkpoint.tensor("lm_head.layer_norm.weight", (n,))
         beta = checkpoint.tensor("lm_head.layer_norm.bias", (n,))
-        eps = float(checkpoint.config.get("layer_norm_eps", 1e-12))
+        eps = checkpoint.setting("layer_norm_eps", float, 1e-12, least=0)
         gain, offset = np.abs(gamma), np.abs(beta)
         peaks, origin = gain * np.sqrt(n - 1) + offset, "bound: |gamma| sqrt(n - 1) + |beta|"
         if self.seen is None:

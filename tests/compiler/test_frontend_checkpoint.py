@@ -69,6 +69,18 @@ def test_shards_read_the_same(folder):
     assert "weight_map" in refusal(folder).what
 
 
+def test_an_index_that_names_a_shard_without_the_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    key = "bert.encoder.layer.1.output.dense.weight"
+    where = dict.fromkeys(weights, "model.safetensors")
+    save_file({"else": weights.pop(key)}, folder / "other.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where | {key: "other.safetensors"}}))
+    error = refusal(folder)
+    assert f"cannot read weight {key!r}" in error.what
+    assert error.where == str(folder / "other.safetensors")
+
+
 def test_gamma_and_beta_are_old_names(folder):
     want = outputs(folder)
     state = load_file(folder / "model.safetensors")
@@ -96,6 +108,22 @@ def test_gamma_and_beta_are_old_names(folder):
         ({"architectures": ["BertForMultipleChoice"]}, "architectures"),
         ({"num_attention_heads": 7}, "num_attention_heads"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": True}, "hidden_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_attention_heads": -4}, "num_attention_heads"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps"),
+        ({"layer_norm_eps": -1e-12}, "layer_norm_eps"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps"),
+        ({"pad_token_id": "0"}, "pad_token_id"),
+        ({"id2label": ["a", "b", "c"]}, "id2label"),
+        ({"architectures": "BertModel"}, "architectures"),
+        ({"hidden_act": ["gelu"]}, "hidden_act"),
+        ({"model_type": ["bert"]}, "model_type"),
     ],
 )
 def test_a_config_that_is_not_supported_is_refused_by_key(folder, changes, key):
