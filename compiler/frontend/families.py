@@ -103,6 +103,7 @@ class Family:
     projection  key of the embedding projection, "" where there is none
     positions   "column": 0, 1, ...; "padding": pad + 1, ... over the ids that are not pad
     eps         LayerNorm epsilon where config.json does not say
+    act         activation where config.json does not say
     pad         padding id where config.json does not say
     config_keys our name -> config key
     paths       (checkpoint, config_keys, stem) -> key of each layer in order of execution
@@ -115,6 +116,7 @@ class Family:
     projection: str = ""
     positions: str = "column"
     eps: float = 1e-12
+    act: str = "gelu"
     pad: int = 0
     config_keys: dict[str, str] = field(default_factory=lambda: CONFIG_KEYS)
     paths: object = numbered_layers
@@ -221,6 +223,7 @@ FAMILIES = {
         stem="encoder.albert_layer_groups",
         layer=ALBERT_LAYER,
         projection="encoder.embedding_hidden_mapping_in",
+        act="gelu_new",
         paths=albert_layers,
         heads={
             "features": FEATURES,
@@ -323,7 +326,7 @@ class _Reader:
 
     def activation(self) -> str:
         key = self.family.config_keys["activation"]
-        name = self.checkpoint.setting(key, str, "gelu")
+        name = self.checkpoint.setting(key, str, self.family.act)
         if name not in ACTIVATIONS or name == "tanh":
             raise CheckpointError(
                 f"config key {key!r} = {name!r} is not supported",

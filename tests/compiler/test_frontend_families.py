@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import random_hf
+import transformers
 
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import read_encoder
+from intformer.frontend.families import FAMILIES, read_encoder
 
 EVERY = [(family, head) for family in random_hf.CLASSES for head in random_hf.HEADS]
 ODD = [  # (family, head, shape)
@@ -153,6 +154,24 @@ def test_albert_stores_its_layer_once_with_scales_per_repetition(tmp_path):
     assert [name for name in model.tensors if name.endswith("qkv.weight")] == ["layer0.qkv.weight"]
     tables = [model.tensors[f"layer{i}.qkv.mult"] for i in range(4)]
     assert all(not np.array_equal(tables[0], table) for table in tables[1:])
+
+
+def test_what_config_json_leaves_out_is_the_config_class_s_default():
+    for name, family in FAMILIES.items():
+        config = transformers.AutoConfig.for_model(name)
+        assert getattr(config, family.config_keys["activation"]) == family.act, name
+        assert getattr(config, "layer_norm_eps", family.eps) == family.eps, name
+        assert config.pad_token_id == family.pad, name
+
+
+def test_an_albert_without_an_activation_has_the_one_of_its_config_class(tmp_path):
+    random_hf.save(tmp_path, "albert", "features", activation="gelu_new")
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    want = read_encoder(Checkpoint(tmp_path))[0].activation
+    del config["hidden_act"]
+    file.write_text(json.dumps(config))
+    assert read_encoder(Checkpoint(tmp_path))[0].activation == want != "gelu"
 
 
 def test_a_tied_decoder_is_the_word_table(tmp_path):
