@@ -3,7 +3,8 @@
 Three faults are looked for, each with its function and expression:
   * a float type anywhere;
   * a division or remainder by what is not a constant: GPUs compute it in float;
-  * below AVX2, a left shift by a variable amount in a vector loop: LLVM turns it into float there.
+  * below AVX2, a left shift by a variable amount in a vector loop, or of a vector: LLVM turns it
+    into float there.
 """
 
 import lzma
@@ -44,6 +45,8 @@ def check(module: "tvm.IRModule", *, vector_shifts: bool) -> list[Finding]:
                 found[Finding(name, f"division by a variable: {shown(node)}")] = None
             elif not vector_shifts and kind(node) == "tirx.For" and node.kind == VECTORIZED:
                 structural_walk(node.body, look_for_shift)
+            elif not vector_shifts and is_vector_shift(node):
+                look_for_shift(node)
 
         def look_for_shift(node: object, name: str = name) -> None:
             if kind(node) == "prim.LShift" and not is_constant(node.b):
@@ -65,10 +68,15 @@ def is_float(node: object) -> bool:
     return "float" in str(dtype)
 
 
+def is_vector_shift(node: object) -> bool:
+    """Is it a left shift of more than one lane?"""
+    return kind(node) == "prim.LShift" and node.ty.dtype.lanes != 1
+
+
 def is_constant(node: object) -> bool:
     """Is it an integer constant, in one lane or in all?"""
     return kind(node) == "ir.IntImm" or (
-        kind(node) == "tirx.Broadcast" and kind(node.value) == "ir.IntImm"
+        kind(node) == "prim.Broadcast" and kind(node.value) == "ir.IntImm"
     )
 
 

@@ -60,6 +60,16 @@ def a_shift(A: T.Buffer((16,), "int32"), B: T.Buffer((16,), "int32")):
 
 
 @T.prim_func(s_tir=True)
+def a_shift_of_a_vector(A: T.Buffer((16,), "int32"), B: T.Buffer((16,), "int32")):
+    B[T.ramp(0, 1, 4)] = T.broadcast(1, 4) << A[T.ramp(0, 1, 4)]
+
+
+@T.prim_func(s_tir=True)
+def a_constant_shift_of_a_vector(A: T.Buffer((16,), "int32"), B: T.Buffer((16,), "int32")):
+    B[T.ramp(0, 1, 4)] = A[T.ramp(0, 1, 4)] << T.broadcast(3, 4)
+
+
+@T.prim_func(s_tir=True)
 def a_scalar_shift(A: T.Buffer((16,), "int32"), B: T.Buffer((16,), "int32")):
     for i in range(16):
         with T.sblock("b"):
@@ -77,6 +87,7 @@ def findings(function, vector_shifts=False):
 def test_integer_work_passes():
     assert findings(integers) == []
     assert findings(a_scalar_shift) == []
+    assert findings(a_constant_shift_of_a_vector) == []
 
 
 @pytest.mark.parametrize(
@@ -87,6 +98,7 @@ def test_integer_work_passes():
         (a_division, "division by a variable: A[v] // n"),
         (a_remainder, "division by a variable: T.truncmod(7, A[v])"),
         (a_shift, "vector shift by a variable: A[v] << A[0]"),
+        (a_shift_of_a_vector, "vector shift by a variable: T.Broadcast(1, 4) << A["),
     ],
 )
 def test_each_fault_is_found(function, what):
@@ -98,3 +110,4 @@ def test_each_fault_is_found(function, what):
 
 def test_avx2_shifts_lanes_in_integers():
     assert findings(a_shift, vector_shifts=True) == []
+    assert findings(a_shift_of_a_vector, vector_shifts=True) == []
