@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.compare import given, random_batch, real_batches, verify
-from intformer.errors import IntformerError
+from intformer.errors import CompileError, IntformerError
 from intformer.frontend.calibration import read_texts
 from intformer.library import SOURCES, compiler
 from intformer.model import IntModel
@@ -349,7 +349,10 @@ def macs(library: Library, batch: dict[str, np.ndarray]) -> dict[str, int]:
 
 
 def vnni_peak() -> float | None:
-    """Return the multiply-adds per second of one core's VNNI, measured; None without VNNI."""
+    """Return the multiply-adds per second of one core's VNNI, measured.
+
+    None without VNNI, and without a C compiler that knows it.
+    """
     try:
         if "avx512_vnni" not in Path("/proc/cpuinfo").read_text().split():
             return None
@@ -357,10 +360,13 @@ def vnni_peak() -> float | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         built = os.path.join(folder, "peak.so")
-        subprocess.run(
-            [*compiler(), "-O2", "-shared", "-fPIC", str(SOURCES / "vnni_peak.c"), "-o", built],
-            check=True,
-        )
+        try:
+            subprocess.run(
+                [*compiler(), "-O2", "-shared", "-fPIC", str(SOURCES / "vnni_peak.c"), "-o", built],
+                check=True,
+            )
+        except (CompileError, OSError, subprocess.CalledProcessError):
+            return None
         measure = ctypes.CDLL(built).intformer_vnni_peak
         measure.restype = ctypes.c_double
         return measure(PEAK_TRIES)
