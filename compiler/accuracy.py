@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.edge import Edge, Packed, l2_normalised
+from intformer.edge import Edge, Packed, l2_normalised, text_lines
 from intformer.errors import IntformerError
 from intformer.float_model import FloatModel
 from intformer.runtime import Library, load
@@ -121,7 +121,7 @@ def read_rows(path: str | Path, task: Task, limit: int | None = None):
     """Return (texts, labels) of a labelled TSV: tuples of task.texts strings, floats or ints."""
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise IntformerError(f"cannot read the data: {error}", where=str(path)) from error
     wanted = ["sentence"] if task.texts == 1 else ["sentence1", "sentence2"]

@@ -169,12 +169,12 @@ def calibration_lines(about: dict) -> list[str]:
 
 def run_verb(args: argparse.Namespace) -> Result:
     """Texts to answers."""
-    from intformer.edge import predict
+    from intformer.edge import predict, text_lines
     from intformer.runtime import load
 
     texts, pairs = args.text, args.pair
     if texts is None:
-        rows = read_lines(args.file).splitlines()
+        rows = text_lines(read_file(args.file))
         fields = [row.split("\t") for row in rows if row.strip()]
         paired = bool(fields) and len(fields[0]) > 1
         if any(len(row) != 1 + paired for row in fields):
@@ -199,7 +199,7 @@ def run_verb(args: argparse.Namespace) -> Result:
     return data, lines
 
 
-def read_lines(name: str) -> str:
+def read_file(name: str) -> str:
     """Return the text of a file, or of stdin for "-"."""
     try:
         return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")

@@ -42,6 +42,15 @@ def test_rows_are_read(tmp_path):
     assert ev.read_rows(path, ev.TASKS["stsb"], 1)[0] == texts[:1]
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    path = tmp_path / "a.tsv"
+    odd = "one\u2028two\x85three\x0cfour\x1cfive"
+    path.write_bytes(f"idx\tlabel\tsentence\r\n0\t1\t{odd}\r\n1\t0\tplain\n".encode())
+    texts, labels = ev.read_rows(path, ev.TASKS["sst2"])
+    assert texts == [(odd,), ("plain",)]
+    assert labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -88,6 +88,15 @@ def test_run_from_arguments_files_and_stdin(library, call, data, tmp_path, monke
     assert sum(answers[0]["answer"]["scores"].values()) == pytest.approx(1)
 
 
+def test_run_reads_a_text_per_line_feed(library, data, tmp_path):
+    texts = ["one\u2028two\x85three", "four"]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts), encoding="utf-8")
+    assert [answer["texts"] for answer in data("run", library, "--file", file)] == [
+        [text] for text in texts
+    ]
+
+
 def test_run_takes_pairs(library, call, data, tmp_path):
     first, second = SENTENCES[:2]
     (by_option,) = data("run", library, "--text", first, "--pair", second)
