@@ -18,7 +18,11 @@ AUTO_CLASSES = {  # head -> transformers class that computes its outputs
 
 
 class FloatModel:
-    """A Hugging Face model directory, ready to run in float32 without gradients."""
+    """A Hugging Face model directory, ready to run in float32 without gradients.
+
+    An I-BERT checkpoint's config says quant_mode, with which transformers rounds weights and
+    activations as it goes; here it is off, so that FP32 is what the name says.
+    """
 
     def __init__(self, source: str | Path, metadata: dict):
         """Load the class that fits the head in a library's metadata."""
@@ -33,7 +37,12 @@ class FloatModel:
         if not Path(source).is_dir():
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
         try:
-            self.model = auto.from_pretrained(str(source), dtype=torch.float32).eval()
+            config = transformers.AutoConfig.from_pretrained(str(source))
+            if getattr(config, "quant_mode", False):
+                config.quant_mode = False
+            self.model = auto.from_pretrained(
+                str(source), config=config, dtype=torch.float32
+            ).eval()
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"transformers cannot load it: {str(error).splitlines()[0]}", where=str(source)

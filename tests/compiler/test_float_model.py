@@ -1,0 +1,29 @@
+"""The FP32 model that libraries are compared with is FP32."""
+
+import make_ibert
+import numpy as np
+import torch
+
+from intformer.float_model import FloatModel
+
+
+def test_an_ibert_checkpoint_runs_in_float(tmp_path):
+    model = make_ibert.random_model(layers=1)
+    model.save_pretrained(tmp_path)
+    assert model.config.quant_mode
+    meta = {"head": "sequence-classification", "pad_token_id": 1}
+    ours = FloatModel(tmp_path, meta).model
+    switched = [module for module in ours.modules() if hasattr(module, "quant_mode")]
+    assert switched
+    assert not any(module.quant_mode for module in switched)
+    assert not ours.config.quant_mode
+    # the same weights: a float forward pass by hand from the word embeddings up to LayerNorm
+    ids = torch.arange(2, 12)[None]
+    with torch.inference_mode():
+        got = ours.ibert.embeddings(ids)[0].numpy()
+    weights = {name: w.detach().numpy() for name, w in model.ibert.embeddings.named_parameters()}
+    x = weights["word_embeddings.weight"][2:12] + weights["token_type_embeddings.weight"][0]
+    x = x + weights["position_embeddings.weight"][2:12]
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-12)
+    x = x * weights["LayerNorm.weight"] + weights["LayerNorm.bias"]
+    np.testing.assert_allclose(got[0], x, atol=1e-4)
