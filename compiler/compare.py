@@ -137,11 +137,28 @@ def verify(
 
 
 def check_programs(library: Library) -> Check:
-    """Read the TIR that the library carries."""
-    module = tir_check.load(library.section("tir.json.xz"))
+    """Read the TIR that the library carries, which must be of the kernels it runs.
+
+    That the machine code comes from this TIR is not shown here: check_machine_code reads the code.
+    """
+    try:
+        module = tir_check.load(library.section("tir.json.xz"))
+    except Exception as error:  # lzma, UTF-8, JSON and TVM each have their own
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        finding = Finding("tir.json.xz", f"cannot be read: {fault}")
+        return Check("tensor programs", "none read", [finding])
     wide = "avx2" in library.metadata["cpu_features"]
-    findings = tir_check.check(module, vector_shifts=wide)
+    findings = misnamed(module, {step["kernel"] for step in library.plan["steps"]})
+    findings += tir_check.check(module, vector_shifts=wide)
     return Check("tensor programs", f"{len(module.functions)} functions", findings)
+
+
+def misnamed(module, kernels: set[str]) -> list[Finding]:
+    """Return what a module has beside one PrimFunc of its own name for each kernel, or lacks."""
+    found = tir_check.programs(module)
+    findings = [Finding(name, "is run, but has no tensor program") for name in kernels - found]
+    findings += [Finding(name, "is no kernel that the library runs") for name in found - kernels]
+    return sorted(findings)
 
 
 def check_machine_code(library: Library) -> Check:

@@ -24,7 +24,22 @@ def load(compressed: bytes) -> "tvm.IRModule":
     """Return the module that a library carries in its section tir.json.xz."""
     import tvm
 
-    return tvm.ir.load_json(lzma.decompress(compressed).decode())
+    module = tvm.ir.load_json(lzma.decompress(compressed).decode())
+    if not isinstance(module, tvm.IRModule):
+        raise TypeError(f"{type(module).__name__} in place of an IRModule")
+    return module
+
+
+def programs(module: "tvm.IRModule") -> set[str]:
+    """Return the names of a module's functions, as symbols where they are PrimFuncs with one."""
+    import tvm
+
+    return {
+        str(function.attrs["global_symbol"])
+        if isinstance(function, tvm.tirx.PrimFunc) and "global_symbol" in (function.attrs or {})
+        else f"{var.name_hint} ({type(function).__name__} without a symbol)"
+        for var, function in module.functions.items()
+    }
 
 
 def check(module: "tvm.IRModule", *, vector_shifts: bool) -> list[Finding]:

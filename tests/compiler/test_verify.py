@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import lzma
 import re
 
 import numpy as np
 import pytest
 import random_hf
-from tvm import tirx
+import tvm
+from tvm import te, tirx
 
-from intformer import compare, footer, pipeline, targets
+from intformer import compare, footer, pipeline, targets, tir_check
 from intformer.errors import CompileError, IntformerError
 from intformer.finding import Finding
 from intformer.frontend import import_model
@@ -142,6 +144,44 @@ def test_an_off_by_one_in_a_kernel_is_caught(sabotaged):
     assert finding.where.startswith("requantize -> ")
     got, want = re.search(r", 5\] is (-?\d+), reference (-?\d+);", finding.what).groups()
     assert int(got) == int(want) + 1
+
+
+@pytest.mark.parametrize(
+    ("carried", "words"),
+    [
+        (lambda module: pipeline.compress(tvm.IRModule({})), "has no tensor program"),
+        (
+            lambda module: pipeline.compress(
+                tvm.IRModule({"other": next(iter(module.functions.values()))})
+            ),
+            "has no tensor program",
+        ),
+        (
+            lambda module: pipeline.compress(
+                tvm.IRModule({**dict(module.functions.items()), "more": extra_program()})
+            ),
+            "is no kernel",
+        ),
+        (lambda module: b"", "cannot be read"),
+        (lambda module: b"no xz", "cannot be read"),
+        (lambda module: lzma.compress(b"{}"), "cannot be read"),
+        (lambda module: pipeline.compress(extra_program()), "in place of an IRModule"),
+    ],
+    ids=["no kernel", "one kernel", "one more", "empty", "no xz", "no module", "a function"],
+)
+def test_tensor_programs_of_other_kernels_are_caught(library, monkeypatch, carried, words):
+    module = tir_check.load(library.section("tir.json.xz"))
+    sections = {"tir.json.xz": carried(module)}
+    monkeypatch.setattr(library, "section", sections.__getitem__)
+    check = compare.check_programs(library)
+    assert any(words in finding.what for finding in check.findings), check
+
+
+def extra_program():
+    """A PrimFunc that no library runs."""
+    a = te.placeholder((8,), "int32", "a")
+    made = te.create_prim_func([a, te.compute((8,), lambda i: a[i] + 1, "b")])
+    return made.with_attr("global_symbol", "extra")
 
 
 def test_one_wrong_weight_is_caught(model, tmp_path, monkeypatch):
