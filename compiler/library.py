@@ -395,7 +395,14 @@ intformer_blob:
 def _call(command: list[str], folder: Path, what: str) -> None:
     # zig: what it keeps of our sources goes away with the folder
     env = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
-    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    except OSError as error:
+        raise CompileError(
+            f"cannot start the C compiler: {error.strerror}",
+            where=command[0],
+            hint="is it the program of this system, and allowed to run?",
+        ) from error
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         fault = next((line for line in lines if "error" in line or "undefined" in line), None)
@@ -428,7 +435,9 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
         (folder / "blob.s").write_text(_BLOB_S.format(build_id=build_id.hex()))
         _call([*cc, *CFLAGS, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
         _call([*cc, "-c", "blob.s", "-o", "blob.o"], folder, "assembling")
-        script = [f"-Wl,--version-script=exports.map,-soname,{file_name}", "-o", file_name]
+        # -Xlinker: a comma in the name would end an argument of -Wl
+        soname = ["-Xlinker", "-soname", "-Xlinker", file_name]
+        script = ["-Wl,--version-script=exports.map", *soname, "-o", file_name]
         made = ["plan.o", *fixed, *kernels, "blob.o"]
         _call([*cc, *LDFLAGS, *script, *made, *LIBRARIES], folder, "linking")
         return build_id

@@ -150,6 +150,31 @@ def test_compiler_that_fails(tmp_path, toy_object, monkeypatch):
     refused(tmp_path, toy.plan(), [toy_object], toy.model(), "compiling failed: exit code 1")
 
 
+@pytest.mark.parametrize("content", [None, b"neither a program nor a script"])
+def test_compiler_that_does_not_start(tmp_path, toy_object, monkeypatch, content):
+    cc = tmp_path / "bin" / "cc"
+    cc.parent.mkdir()
+    if content:
+        cc.write_bytes(content)
+        cc.chmod(0o755)
+    monkeypatch.setattr(library, "compiler", lambda: [str(cc)])
+    error = "cannot start the C compiler: .*bin/cc"
+    refused(tmp_path, toy.plan(), [toy_object], toy.model(), error)
+
+
+@pytest.mark.parametrize("file", ["a,b.so", "a b.so"])
+def test_the_file_name_is_the_soname(toy_object, tmp_path, file):
+    path = library.build(
+        toy.plan(), [toy_object], toy.model(), tmp_path / file, target="x86-64", name="toy"
+    )
+    ids, offsets = toy.batch(0, (3, 9))
+    np.testing.assert_array_equal(
+        runtime.load(path).run(ids, offsets), toy.expected(0, ids, offsets)
+    )
+    listed = subprocess.run(["readelf", "-dW", path], capture_output=True, text=True).stdout
+    assert f"Library soname: [{file}]" in listed
+
+
 @pytest.mark.skipif(not library.importlib.util.find_spec("ziglang"), reason="no ziglang")
 def test_zig_in_place_of_cc(toy_library, monkeypatch):
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
