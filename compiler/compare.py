@@ -6,13 +6,14 @@ Four checks, and a fifth with the source at hand:
                    used are the ones the library asks for
   tensors          the packed constants, unpacked, have the SHA-256 recorded before packing
   results          every observed value equals the NumPy reference, bit for bit
-  source           importing the checkpoint again gives the same integers
+  source           importing the checkpoint again gives the same program, integers and meaning
 """
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,11 @@ from intformer.runtime import Library, load
 LENGTHS = (1, 2, 3, 5)  # every random batch starts with these, and ends with the longest
 REAL_BATCH = 16  # texts in one batch of real inputs
 RANDOM_LENGTH = 64  # other random sequences are up to this long
+MEANING = (  # the meta that decides what goes in and what integers out mean
+    *("family", "recipe", "mode", "head", "labels", "problem_type", "pooling", "output_scale"),
+    *("vocab_size", "type_vocab_size", "pad_token_id", "position_rule", "max_length"),
+    "truncate_length",
+)
 # CPUID features, as iced-x86 names them, that every x86-64 CPU has
 BASELINE = {
     *(
@@ -132,7 +138,9 @@ def verify(
         real = real_batches(library, texts)
         add("results", lambda: check_results(library, model, real, "real"))
     if source is not None:
-        add("source", lambda: check_source(model, source, calibrate))
+        # what answers are made with is metadata.json, which holds the model's meta
+        shipped = replace(model, meta=library.metadata)
+        add("source", lambda: check_source(shipped, source, calibrate))
     return report
 
 
@@ -317,7 +325,11 @@ def real_batches(
 def check_source(
     model: IntModel, source: str | Path, calibrate: str | Path | Sequence | None
 ) -> Check:
-    """Import the checkpoint again, as the library's metadata says, and compare the integers."""
+    """Import the checkpoint again, as the library's metadata says, and compare what it means.
+
+    Compared are nodes, values (all but the origin of scales, which is prose), output, tensors and
+    the meta in MEANING.
+    """
     from intformer.frontend import import_model
 
     meta = model.meta
@@ -335,14 +347,45 @@ def check_source(
             method=(meta.get("calibration") or {}).get("method"),
             tokenizer=tokenizer,
         )
-    findings = []
+    findings = different_graphs(model, again)
     for name in sorted(model.tensors.keys() | again.tensors.keys()):
         here, there = model.tensors.get(name), again.tensors.get(name)
         if here is None or there is None:
             findings.append(Finding(name, f"only in the {'source' if here is None else 'library'}"))
-        elif here.shape != there.shape:
-            findings.append(Finding(name, f"shape {here.shape}, source {there.shape}"))
+        elif (here.dtype, here.shape) != (there.dtype, there.shape):
+            what = f"{here.dtype} {here.shape}, source {there.dtype} {there.shape}"
+            findings.append(Finding(name, what))
         elif len(wrong := np.argwhere(here != there)):
             at = tuple(int(i) for i in wrong[0])
             findings.append(Finding(name, f"{list(at)} is {here[at]}, source {there[at]}"))
-    return Check("source", f"{len(again.tensors)} tensors", findings)
+    detail = f"{len(again.nodes)} nodes, {len(again.values)} values, {len(again.tensors)} tensors"
+    return Check("source", detail, findings)
+
+
+def different_graphs(model: IntModel, again: IntModel) -> list[Finding]:
+    """Return what differs between the graphs of a library and of its source, tensors aside."""
+    here, there = described(model), described(again)
+    return [
+        Finding(name, f"is {short(here.get(name))}, source {short(there.get(name))}")
+        for name in dict.fromkeys([*here, *there])
+        if here.get(name) != there.get(name)
+    ]
+
+
+def described(model: IntModel) -> dict[str, object]:
+    """Return name -> plain data for every part of a graph that is compared."""
+    graph = json.loads(json.dumps(model.to_json()))  # tuples are lists in a library
+    for value in graph["values"].values():
+        del value["origin"]
+    return {
+        **{f"node {i}": node for i, node in enumerate(graph["nodes"])},
+        **{f"value {name}": value for name, value in graph["values"].items()},
+        "output": graph["output"],
+        **{f"meta {key}": graph["meta"].get(key) for key in MEANING},
+    }
+
+
+def short(part: object) -> str:
+    """Return plain data in at most 60 characters."""
+    text = "absent" if part is None else json.dumps(part)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,7 +11,7 @@ import random_hf
 import tvm
 from tvm import te, tirx
 
-from intformer import compare, footer, pipeline, targets, tir_check
+from intformer import compare, footer, frontend, pipeline, targets, tir_check
 from intformer.errors import CompileError, IntformerError
 from intformer.finding import Finding
 from intformer.frontend import import_model
@@ -246,6 +246,44 @@ def test_a_second_import_is_compared(library, source):
     (finding,) = compare.check_source(model, source, ids).findings
     assert finding.where == name
     assert ", source " in finding.what
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda graph: graph["nodes"][-1].update(op="add"), "node "),
+        (lambda graph: graph["nodes"][3]["attrs"].update(odd=1), "node 3"),
+        (lambda graph: graph["nodes"].pop(), "node "),
+        (lambda graph: graph["values"]["output"].update(scale=0.5), "value output"),
+        (lambda graph: graph["values"]["output"].update(dtype="int16"), "value output"),
+        (lambda graph: graph["values"]["output"].update(channels=2), "value output"),
+        (lambda graph: graph["values"]["output"].update(rows="token"), "value output"),
+        (lambda graph: graph.update(output="other"), "output"),
+        (lambda graph: graph["meta"].update(output_scale=0.5), "meta output_scale"),
+        (lambda graph: graph["meta"]["labels"].reverse(), "meta labels"),
+        (lambda graph: graph["meta"].update(position_rule="padding"), "meta position_rule"),
+        (lambda graph: graph["meta"].update(pad_token_id=3), "meta pad_token_id"),
+        (lambda graph: graph["meta"].update(max_length=16), "meta max_length"),
+    ],
+)
+def test_a_graph_that_is_not_the_source_s_is_caught(model, source, monkeypatch, change, where):
+    monkeypatch.setattr(frontend, "import_model", lambda *args, **options: model)
+    graph = json.loads(json.dumps(model.to_json()))
+    sound = compare.IntModel.from_json(graph, model.tensors, {})
+    assert compare.check_source(sound, source, None).ok
+    changed = json.loads(json.dumps(graph))
+    change(changed)
+    other = compare.IntModel.from_json(changed, model.tensors, {})
+    (finding,) = compare.check_source(other, source, None).findings
+    assert finding.where.startswith(where)
+
+
+def test_the_shipped_metadata_is_compared(library, model, source, monkeypatch):
+    """Answers are made with metadata.json; graph.json alone may be right."""
+    monkeypatch.setattr(frontend, "import_model", lambda *args, **options: model)
+    monkeypatch.setitem(library.metadata, "output_scale", 7.0)
+    report = compare.verify(library, source, cases=1)
+    assert [finding.where for finding in failed(report)["source"]] == ["meta output_scale"]
 
 
 def test_a_damaged_library_is_refused(library, tmp_path):
