@@ -1,18 +1,19 @@
 """verify: proves from the library file alone that it is integer-only and computes its IntModel.
 
-Four checks, and a fifth with the source at hand:
+Five checks, and a sixth with the source at hand:
   tensor programs  no float, no division by a variable, no shift LLVM turns into float
   machine code     every instruction is on the written list of integer work, and the CPU features
                    used are the ones the library asks for
   tensors          the packed constants, unpacked, have the SHA-256 recorded before packing
   results          every observed value equals the NumPy reference, bit for bit
+  defaults         the same with types and positions left to the library, on 1 thread and on several
   source           importing the checkpoint again gives the same program, integers and meaning
 """
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from intformer.edge import Edge
 from intformer.finding import Finding
 from intformer.model import IntModel
 from intformer.packing import pack, unpack
+from intformer.plan import BLOCK
 from intformer.runtime import Library, load
 
 LENGTHS = (1, 2, 3, 5)  # every random batch starts with these, and ends with the longest
+DEFAULTED = ("token_type_ids", "position_ids")  # inputs that a library can make itself
 REAL_BATCH = 16  # texts in one batch of real inputs
 RANDOM_LENGTH = 64  # other random sequences are up to this long
 MEANING = (  # the meta that decides what goes in and what integers out mean
@@ -134,6 +137,7 @@ def verify(
     kind = "random" if batches is None else "given"
     batches = random_batches(model.meta, cases, seed) if batches is None else list(batches)
     add("results", lambda: check_results(library, model, batches, kind))
+    add("defaults", lambda: check_defaults(library, model, seed))
     if texts:
         real = real_batches(library, texts)
         add("results", lambda: check_results(library, model, real, "real"))
@@ -233,11 +237,40 @@ def check_results(library: Library, model: IntModel, batches: list[dict], kind: 
     return Check("results", detail, findings)
 
 
+def check_defaults(library: Library, model: IntModel, seed: int) -> Check:
+    """Leave types and positions to the library, on one thread and on several.
+
+    The reference gets what they should be: type 0, and positions counted from the first.
+    """
+    meta, before = model.meta, library.threads
+    lengths = [n for n in (*LENGTHS, 4 * BLOCK) if n <= meta["max_length"]]
+    batch = random_batch(meta, lengths, np.random.default_rng(seed))
+    batch["token_type_ids"] = np.zeros_like(batch["token_type_ids"])
+    counts, findings, values = (1, max(2, before)), [], 0
+    try:
+        for threads in counts:
+            library.set_threads(threads)
+            finding, compared = first_difference(library, model, batch, DEFAULTED)
+            values += compared
+            if finding:
+                where = f"{finding.where}, threads: {threads}"
+                findings.append(finding._replace(where=where))
+    finally:
+        library.set_threads(before)
+    each = " and ".join(map(str, counts))
+    detail = f"default types and positions, {each} threads, {values} numbers equal"
+    return Check("defaults", detail, findings)
+
+
 def first_difference(
-    library: Library, model: IntModel, batch: dict[str, np.ndarray]
+    library: Library,
+    model: IntModel,
+    batch: dict[str, np.ndarray],
+    left_out: Container[str] = (),
 ) -> tuple[Finding | None, int]:
     """Compare every value the library shows with the reference, in the model's own order.
 
+    left_out  inputs that the reference gets and the library does not
     Returns the first difference (op, value, index, both numbers), and how many numbers were equal.
     """
     shown: dict[str, np.ndarray] = {}
@@ -246,7 +279,8 @@ def first_difference(
         if name in model.values:
             shown[name] = library.logical(name, data).copy()
 
-    result = library.run(**given(library, batch), observer=observer)
+    taken = {name: a for name, a in given(library, batch).items() if name not in left_out}
+    result = library.run(**taken, observer=observer)
     reference = model.run(batch)
     shown[model.output] = result
     compared = 0

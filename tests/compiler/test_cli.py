@@ -135,7 +135,7 @@ def test_verify_verb(library, source, call, data, tmp_path):
     found = data("verify", library, "--texts", DATA / "sentences.txt", "--limit", 4)
     assert found["ok"]
     assert [check["name"] for check in found["checks"]] == [
-        *("tensor programs", "machine code", "tensors", "results", "results")
+        *("tensor programs", "machine code", "tensors", "results", "defaults", "results")
     ]
     calibrate = DATA / "sentences.txt"
     code, out, _ = call("verify", library, "--source", source, "--calibrate", calibrate)

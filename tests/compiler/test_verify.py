@@ -84,7 +84,7 @@ def test_a_sound_library_passes(library, source):
     report = compare.verify(library)
     assert report.ok, report
     assert [check.name for check in report.checks] == [
-        *("tensor programs", "machine code", "tensors", "results")
+        *("tensor programs", "machine code", "tensors", "results", "defaults")
     ]
     assert json.loads(json.dumps(report.to_json()))["ok"] is True
     longest = library.metadata["max_length"]
@@ -139,7 +139,7 @@ def test_the_compiler_refuses_forbidden_work_itself(sabotaged, change, tmp_path)
 
 def test_an_off_by_one_in_a_kernel_is_caught(sabotaged):
     found = failed(compare.verify(sabotaged("requantize", off_by_one)))
-    assert list(found) == ["results"]
+    assert list(found) == ["results", "defaults"]
     (finding,) = found["results"]
     assert finding.where.startswith("requantize -> ")
     got, want = re.search(r", 5\] is (-?\d+), reference (-?\d+);", finding.what).groups()
@@ -182,6 +182,33 @@ def extra_program():
     a = te.placeholder((8,), "int32", "a")
     made = te.create_prim_func([a, te.compute((8,), lambda i: a[i] + 1, "b")])
     return made.with_attr("global_symbol", "extra")
+
+
+def test_wrong_default_positions_are_caught(model, tmp_path, monkeypatch):
+    """Positions given are right; those the library counts itself start one too late."""
+    limits = pipeline.library._limits
+
+    def shifted_limits(plan, meta):
+        found = limits(plan, meta)
+        return {**found, "first_position": found["first_position"] + 1}
+
+    monkeypatch.setattr(pipeline.library, "_limits", shifted_limits)
+    report = compare.verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64"))
+    found = failed(report)
+    assert list(found) == ["defaults"]
+    threads = max(2, compare.load(tmp_path / "a.so").threads)
+    assert [finding.where.split(", ")[1] for finding in found["defaults"]] == [
+        *("threads: 1", f"threads: {threads}")
+    ]
+
+
+def test_a_result_that_depends_on_threads_is_caught(library, model, monkeypatch):
+    before, run = library.threads, library.run
+    monkeypatch.setattr(library, "run", lambda **inputs: run(**inputs) + (library.threads > 1))
+    check = compare.check_defaults(library, model, 0)
+    assert len(check.findings) == 1
+    assert ", threads: " in check.findings[0].where
+    assert library.threads == before
 
 
 def test_one_wrong_weight_is_caught(model, tmp_path, monkeypatch):
