@@ -344,15 +344,15 @@ def real_batches(
     head = library.metadata["head"]
     if head == "sentence-embedding":
         texts = [(part,) for text in texts for part in text]
-    elif head == "masked-lm":
-        mask = edge.tokenizer.id_to_token(edge.mask_id)
-        texts = [(f"{text[0]} {mask}",) for text in texts]
     elif head == "question-answering":
         texts = [text if len(text) == 2 else (text[0], text[0]) for text in texts]
+    encode = edge.encode
+    if head == "masked-lm":
+        encode, texts = edge.encode_masked, [text[:1] for text in texts]
     batches = []
     for first in range(0, len(texts), size):
         columns = zip(*texts[first : first + size], strict=True)
-        batches.append(edge.encode(*(list(column) for column in columns)).inputs())
+        batches.append(encode(*(list(column) for column in columns)).inputs())
     return batches
 
 

@@ -179,7 +179,36 @@ class Edge:
         if head == "sentence-embedding" and pairs is not None:
             raise IntformerError("a pair of texts", hint="embed them one by one")
         rows = list(zip(texts, pairs, strict=True)) if pairs is not None else [(t,) for t in texts]
-        return self._packed(rows, *self._encodings(rows, doc_stride))
+        packed = self._packed(rows, *self._encodings(rows, doc_stride))
+        if head == "masked-lm":
+            packed.positions = np.flatnonzero(packed.input_ids == self.mask_id).astype(np.int32)
+            if not packed.positions.size:
+                raise IntformerError(
+                    "no mask token in the text",
+                    hint=f"write {self.tokenizer.id_to_token(self.mask_id)} where a word is missing"
+                    if self.mask_id is not None
+                    else "the tokenizer has none",
+                )
+        return packed
+
+    def encode_masked(self, texts: Sequence[str]) -> Packed:
+        """Tokenize and pack texts for masked LM with the last token that is no special one masked.
+
+        Masking comes after cutting at truncate_length, so that every text has its mask.
+        """
+        if self.mask_id is None:
+            raise IntformerError(
+                "the tokenizer has no mask token", hint="masked LM needs one to mask texts with"
+            )
+        rows = [(text,) for text in texts]
+        packed = self._packed(rows, *self._encodings(rows, DOC_STRIDE))
+        last = [
+            max((i for i, special in enumerate(e.special_tokens_mask) if not special), default=0)
+            for e in packed.encodings
+        ]
+        packed.positions = (packed.cu_seqlens[:-1] + last).astype(np.int32)
+        packed.input_ids[packed.positions] = self.mask_id
+        return packed
 
     def _encodings(self, rows: list[tuple], doc_stride: int) -> tuple[list[Encoding], list[int]]:
         length = self.metadata.get("truncate_length") or self.metadata["max_length"]
@@ -206,7 +235,7 @@ class Edge:
             raise IntformerError(f"text {empty[0]} has no tokens", hint="drop it")
         flat = np.concatenate(ids)
         types = np.concatenate([np.array(e.type_ids, np.int32) for e in encodings])
-        packed = Packed(
+        return Packed(
             input_ids=flat,
             cu_seqlens=np.cumsum([0, *map(len, ids)]).astype(np.int32),
             token_type_ids=np.minimum(types, (self.metadata.get("type_vocab_size") or 1) - 1),
@@ -215,16 +244,6 @@ class Edge:
             texts=rows,
             text_of=text_of,
         )
-        if self.metadata["head"] == "masked-lm":
-            packed.positions = np.flatnonzero(flat == self.mask_id).astype(np.int32)
-            if not packed.positions.size:
-                raise IntformerError(
-                    "no mask token in the text",
-                    hint=f"write {self.tokenizer.id_to_token(self.mask_id)} where a word is missing"
-                    if self.mask_id is not None
-                    else "the tokenizer has none",
-                )
-        return packed
 
     # ---- integers to answers ----
 

@@ -335,3 +335,26 @@ def test_predict_does_not_depend_on_the_batch():
     results = [list(edge.predict(model, texts, batch=batch)) for batch in (1, 3, 32)]
     assert results[0] == results[1] == results[2]
     assert model.calls == 4 + 2 + 1
+
+
+# ---- texts to verify a masked LM with ----
+
+
+def test_masking_comes_after_cutting():
+    edge = make("masked-lm", truncate_length=6)
+    packed = edge.encode_masked(["the cat", "the cat sat , the cat", ""])
+    assert np.diff(packed.cu_seqlens).tolist() == [4, 6, 2]
+    assert packed.positions.tolist() == [2, 8, 10]
+    np.testing.assert_array_equal(packed.input_ids[packed.positions], MASK)
+    assert packed.input_ids.tolist().count(MASK) == 3
+    assert packed.input_ids[4:10].tolist() == [
+        *(CLS, VOCAB["the"], VOCAB["cat"], VOCAB["sat"], MASK, SEP)
+    ]
+
+
+def test_masking_needs_a_mask_token():
+    edge = make("masked-lm")
+    edge.mask_id = None
+    with pytest.raises(IntformerError, match="no mask token") as error:
+        edge.encode_masked(["the cat"])
+    assert "\n" not in str(error.value)

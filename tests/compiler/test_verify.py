@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import random_hf
+import small_tokenizer
 import tvm
 from tvm import te, tirx
 
@@ -311,6 +312,20 @@ def test_the_shipped_metadata_is_compared(library, model, source, monkeypatch):
     monkeypatch.setitem(library.metadata, "output_scale", 7.0)
     report = compare.verify(library, source, cases=1)
     assert [finding.where for finding in failed(report)["source"]] == ["meta output_scale"]
+
+
+def test_real_texts_of_a_masked_lm_may_fill_the_limit(tmp_path):
+    source = tmp_path / "bert"
+    random_hf.save(source, "bert", "masked-lm", **SHAPE)
+    small_tokenizer.save(source)
+    model = imported(source)
+    made = pipeline.compile(model, tmp_path / "a.so", target="x86-64")
+    texts = [(" ".join(["the"] * 200),), ("the",)]
+    (batch,) = compare.real_batches(made, texts)
+    assert np.diff(batch["cu_seqlens"]).tolist() == [made.metadata["max_length"], 3]
+    assert len(batch["positions"]) == 2
+    check = compare.check_results(made, model, [batch], "real")
+    assert check.ok, check
 
 
 def test_a_damaged_library_is_refused(library, tmp_path):
