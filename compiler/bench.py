@@ -2,7 +2,8 @@
 
 The contestants take short turns in round robin, so that a machine that drifts drifts for all. The
 first call of a turn refills the caches and is not counted, unless it is so long that this does not
-matter. Medians are reported. The library is verified in the same run: a wrong answer has no speed.
+matter. Medians are reported. The libraries are verified in the same run: a wrong answer has no
+speed.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,13 +67,18 @@ class OpTime:
 
 @dataclass
 class Race:
-    """What was raced, where and how fast."""
+    """What was raced, where and how fast.
+
+    verified    every raced library was verified; None where that was not tried
+    unverified  names of the libraries that failed
+    """
 
     title: str
     machine: dict
     rows: list[Row]
     ops: list[OpTime] = field(default_factory=list)
     verified: bool | None = None
+    unverified: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
         """Return everything as plain data."""
@@ -93,7 +100,7 @@ def run(
     seconds: float = 10,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Race:
-    """Race a library, verify it on the raced inputs, and time its kernels.
+    """Race a library and others, verify them on the raced inputs, and time the first's kernels.
 
     library        to race; None with a shape
     source         Hugging Face directory of the FP32 model; None races no PyTorch
@@ -112,12 +119,10 @@ def run(
         ours = load(library)
         inputs = raced_inputs(ours, batch, tokens, data, limit)
         contestants = {}
-        for path in [ours.path, *against]:
-            contestant = load(path)
+        raced = named([ours, *map(load, against)])
+        for name, contestant in raced.items():
             contestant.set_threads(threads)
             taken = given(contestant, inputs)
-            about = contestant.metadata
-            name = f"{about['name']}, {about['recipe']}, {about['target']}"
             contestants[name] = lambda run=contestant.run, taken=taken: run(**taken)
         if source is not None:
             contestants |= torch_ways(source, ours.metadata, inputs, threads)
@@ -126,8 +131,33 @@ def run(
         progress("timing kernels")
         ours.set_threads(threads)
         ops = op_times(ours, inputs, threads)
-        report = verify(ours, batches=[inputs], progress=progress)
-        return Race(described(ours, inputs), machine(threads), rows, ops, report.ok)
+        unverified = [
+            name
+            for name, contestant in raced.items()
+            if not verify(contestant, batches=[inputs], progress=progress).ok
+        ]
+        title = described(ours, inputs)
+        return Race(title, machine(threads), rows, ops, not unverified, unverified)
+
+
+def named(libraries: list[Library]) -> dict[str, Library]:
+    """Return libraries by name, recipe and target; with the path, and a number, where that is not
+    enough to tell them apart.
+    """
+
+    def look(library: Library) -> str:
+        about = library.metadata
+        return f"{about['name']}, {about['recipe']}, {about['target']}"
+
+    looks = Counter(map(look, libraries))
+    found: dict[str, Library] = {}
+    for library in libraries:
+        name = look(library)
+        if looks[name] > 1:
+            name = f"{name} ({library.path})"
+        again = sum(other == name or other.startswith(f"{name} #") for other in found)
+        found[f"{name} #{again + 1}" if again else name] = library
+    return found
 
 
 def described(library: Library, inputs: dict[str, np.ndarray]) -> str:

@@ -415,7 +415,8 @@ def bench_lines(race) -> list[str]:
         header = ["kernel", "calls", "ms", "share", "GOP/s", "of VNNI roof"]
         lines += ["", *table(header, ops)]
     if race.verified is not None:
-        lines += ["", f"raced library: {'verified' if race.verified else 'NOT verified'}"]
+        failed = f"NOT verified: {'; '.join(race.unverified)}"
+        lines += ["", f"raced libraries: {'verified' if race.verified else failed}"]
     return lines
 
 

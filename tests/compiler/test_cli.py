@@ -161,7 +161,21 @@ def test_bench_races_and_verifies(library, source, call, data):
     assert code == 0
     for way in ("padded", "sorted into buckets of 4", "sorted into buckets of 8", "one by one"):
         assert f"PyTorch FP32, {way}" in out
-    assert "raced library: verified" in out
+    assert "raced libraries: verified" in out
+
+
+def test_bench_tells_libraries_apart(library, source, call, data, tmp_path):
+    """Two files of one name, recipe and target; the rival is verified too."""
+    rival = tmp_path / "small.so"
+    shutil.copy(library, rival)
+    options = ["--against", rival, "--tokens", "8", "--seconds", "1"]
+    found = data("bench", library, *options)
+    assert [row["name"] for row in found["rows"]] == [
+        f"small, native, x86-64 ({library})",
+        f"small, native, x86-64 ({rival})",
+    ]
+    assert found["verified"] is True
+    assert found["unverified"] == []
 
 
 def test_inspect_tells_scales_and_origins(library, call, data):
