@@ -69,7 +69,8 @@ def test_every_step_equals_transformers_modules(checkpoint, options):
     for name, step in figures["local, float64"].items():
         assert step["different"] == 0, (name, step)
     for name, step in figures["local"].items():
-        assert step["largest"] <= (0 if name in ("act", "ffn_in", "embed.sum") else 1), (name, step)
+        integers = name.endswith((".act", ".ffn_in", "embed.sum"))  # no float32 rounding at all
+        assert step["largest"] <= (0 if integers else 1), (name, step)
         assert step["different"] <= 2 + 1e-3 * step["elements"], (name, step)
 
 

@@ -13,7 +13,6 @@ float64   both again with their modules run in float64 (scales, weights and bias
 import argparse
 import contextlib
 import json
-import re
 from pathlib import Path
 from unittest import mock
 
@@ -52,6 +51,9 @@ LAYER_VALUES = {  # value below layerI. -> modules below encoder.layer.I whose o
     "sum2": ["output.ln_input_act"],
     "norm2": ["output.output_activation"],
 }
+
+
+FIRST = ("embed.", "layer0.")  # what no leaked scale has touched
 
 
 def value_modules(layers: int) -> dict[str, list[str]]:
@@ -206,17 +208,17 @@ class Tally:
         total[1] += int((gap != 0).sum())
         total[2] = max(total[2], int(gap.max(initial=0)))
 
+    def equal(self, prefixes: tuple[str, ...]) -> float:
+        """Return the share of equal elements of all tensors whose names start so."""
+        totals = [total for key, total in self.count.items() if key.startswith(prefixes)]
+        return 1 - sum(total[1] for total in totals) / sum(total[0] for total in totals)
+
     def figures(self) -> dict:
         """Return key -> {elements, different, largest}."""
         names = ("elements", "different", "largest")
         return {
             key: dict(zip(names, total, strict=True)) for key, total in sorted(self.count.items())
         }
-
-
-def step(name: str) -> str:
-    """Return layer1.norm2 -> norm2: the step, whatever the layer."""
-    return re.sub(r"^layer\d+\.", "", name)
 
 
 def float_head(hf: torch.nn.Module, features: np.ndarray) -> np.ndarray:
@@ -263,7 +265,7 @@ def compare(source: Path, texts, *, mode="hf_compat", calibrate=None, size=16, s
             if steps:
                 results = local_run(model, inputs, run.values)
                 for name, array in run.values.items():
-                    local[kind].add(step(name), results[name], array)
+                    local[kind].add(name, results[name], array)
     logits = {kind: np.concatenate(parts) for kind, parts in logits.items() if parts}
     theirs = logits["float32"]
     spread = float(theirs.max() - theirs.min())
@@ -290,6 +292,13 @@ def compare(source: Path, texts, *, mode="hf_compat", calibrate=None, size=16, s
         figures |= _prefixed("float64: ", against(logits["ours"], logits["float64"]))
         figures |= _prefixed("float32 to float64: ", against(theirs, logits["float64"]))
         figures |= {f"local{_suffix(kind)}": local[kind].figures() for kind in kinds}
+    for kind in kinds:
+        groups = {"free": free, "local": local} if steps else {"free": free}
+        for group, tallies in groups.items():
+            for part, prefixes in {"layer 0": FIRST, "all layers": ("",)}.items():
+                figures[f"{part}: equal elements, {group}{_suffix(kind)}"] = tallies[kind].equal(
+                    prefixes
+                )
     return figures | {f"free{_suffix(kind)}": free[kind].figures() for kind in kinds}
 
 
