@@ -3,8 +3,9 @@
     python tests/speed.py [DATA]
 
 BERT-base with random weights (latency does not depend on them), one thread: one sequence of 128
-tokens, native beside PyTorch FP32 and beside ibert; with DATA, also the first 32 SST-2 dev
-sentences (DATA/sst2/dev.tsv) in one batch, through MiniLM-L6's tokenizer.
+tokens, native beside PyTorch FP32 and beside ibert, the kernels with non-linear functions recipe
+beside recipe; with DATA, also the first 32 SST-2 dev sentences (DATA/sst2/dev.tsv) in one batch,
+through MiniLM-L6's tokenizer.
 """
 
 import importlib.util
@@ -26,6 +27,7 @@ import make_ibert
 SHAPE = "bert-base"
 OUT = Path("out/speed")
 SECONDS = 20
+FUNCTIONS = ("dense_gelu", "attention", "layernorm")  # in the kernels' names
 
 
 def tokenizer() -> Path:
@@ -69,6 +71,19 @@ def ibert() -> Path:
     return compiled(source, "ibert")
 
 
+def functions(libraries: dict[str, Path]) -> list[str]:
+    """Return the time of the kernels with non-linear functions, a line per recipe."""
+    lines = ["ms per run, 128 tokens      " + "".join(f"{f:>16}" for f in FUNCTIONS)]
+    for recipe, path in libraries.items():
+        library = intformer.load(path)
+        library.set_threads(1)
+        batch = bench.raced_inputs(library, 1, 128, None, 0)
+        times = bench.op_times(library, batch, 1)
+        totals = (sum(t.milliseconds for t in times if f in t.kernel) for f in FUNCTIONS)
+        lines.append(f"{recipe:28}" + "".join(f"{ms:16.2f}" for ms in totals))
+    return lines
+
+
 def main() -> None:
     """Print the races."""
     torch.set_num_threads(1)
@@ -80,6 +95,7 @@ def main() -> None:
         races.append(bench.run(ours, source, data=data, limit=32, seconds=SECONDS))
     for race in races:
         print("\n".join(["", *cli.bench_lines(race)]))
+    print("\n".join(["", *functions({"native": ours, "ibert": ibert()})]))
 
 
 if __name__ == "__main__":
