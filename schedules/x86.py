@@ -14,7 +14,9 @@ from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, TensorIntrin
 from tvm.script import tirx as T
 
-CHUNK = 16  # row blocks that pass by one tile of columns: 128 rows of 3072 stay in a 1 MiB cache
+# input of the row blocks that pass by one tile of columns: it stays in the second-level cache while
+# the weights come from further away once per chunk, not once per block
+CHUNK_BYTES = 1 << 20
 
 
 def register_dot(isa, name: str) -> str:
@@ -64,8 +66,8 @@ def schedule(func: tirx.PrimFunc, isa) -> tirx.PrimFunc:
     sch = Schedule(func)
     names = [sch.get(block).name_hint for block in _blocks(sch)]
     if "matmul" in names:
-        _matmul(sch, isa)
-        return _chunked(sch.mod["main"])
+        depth = _matmul(sch, isa)
+        return _chunked(sch.mod["main"], max(1, CHUNK_BYTES // (8 * depth)))
     if "ln_sum" in names:
         _layernorm(sch, isa)
     else:
@@ -78,7 +80,8 @@ def _blocks(sch: Schedule) -> list:
     return sch.get_child_blocks(sch.get_sblock("root", func_name=name))
 
 
-def _matmul(sch: Schedule, isa) -> None:
+def _matmul(sch: Schedule, isa) -> int:
+    """Schedule all but the chunks of rows; return the length of the dot products."""
     rows, vectors = isa.matmul_tile
     matmul, *epilogue = _blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
@@ -92,6 +95,7 @@ def _matmul(sch: Schedule, isa) -> None:
         sch.compute_at(block, inner)
     sch.compute_at(matmul, row_outer, preserve_unit_loops=True)
     *_, r2, j2, lane2, ko, ki = sch.get_loops(matmul)
+    length = sch.get(ko).extent.value * isa.depth
     sch.reorder(ko, r2, j2, lane2, ki)
     for block in epilogue:
         sch.vectorize(sch.get_loops(block)[-1])
@@ -102,13 +106,14 @@ def _matmul(sch: Schedule, isa) -> None:
     sch.unroll(init[-2])
     sch.unroll(init[-3])
     sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa, f"intformer.dot_{isa.lanes}"))
+    return length
 
 
-def _chunked(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Let CHUNK row blocks pass by all tiles of columns before the next ones come.
+def _chunked(func: tirx.PrimFunc, chunk: int) -> tirx.PrimFunc:
+    """Let `chunk` row blocks pass by all tiles of columns before the next ones come.
 
         parallel c in columns: i in blocks
-        -> parallel f in columns * ceil(blocks / CHUNK): j in what is left of the chunk
+        -> parallel f in columns * ceil(blocks / chunk): j in what is left of the chunk
 
     Schedule.split would guard every block with a condition, which tensorize refuses.
     """
@@ -118,7 +123,7 @@ def _chunked(func: tirx.PrimFunc) -> tirx.PrimFunc:
     columns, blocks = column.extent, row.extent
     fused = tirx.Var("task", column.loop_var.ty)
     inner = tirx.Var("block", row.loop_var.ty)
-    first = tirx.floordiv(fused, columns) * CHUNK
+    first = tirx.floordiv(fused, columns) * chunk
     body = tirx.SeqStmt(
         [
             tirx.Bind(column.loop_var, tirx.floormod(fused, columns)),
@@ -126,8 +131,8 @@ def _chunked(func: tirx.PrimFunc) -> tirx.PrimFunc:
             row.body,
         ]
     )
-    loop = tirx.For(inner, 0, tirx.min(blocks - first, CHUNK), row.kind, body)
-    chunks = tirx.floordiv(blocks + (CHUNK - 1), CHUNK)
+    loop = tirx.For(inner, 0, tirx.min(blocks - first, chunk), row.kind, body)
+    chunks = tirx.floordiv(blocks + (chunk - 1), chunk)
     loop = tirx.For(fused, 0, columns * chunks, column.kind, loop)
     block = root.block
     block = SBlock(
