@@ -1,0 +1,290 @@
+"""Kernels on their own: a small graph goes through the passes and runs on arrays made for it.
+
+A `Graph` is an IntModel whose first values are given, not computed. A `Program` is a graph compiled
+for one target; `check` runs its kernels and compares whatever they write with the references.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from tvm import IRModule, te, tirx
+from tvm import compile as compile_tir
+from tvm.runtime import tensor
+
+from intformer import packing
+from intformer.cpu_features import host_features
+from intformer.model import IntModel, Node, Value
+from intformer.passes.fuse import fuse
+from intformer.passes.layout import plan_layout
+from intformer.passes.lower import lower
+from intformer.passes.to_relax import to_relax
+from intformer.relay_ops import OPS, i_gelu, i_gelu_ibert, i_layernorm, i_layernorm_ibert
+from intformer.relay_ops.fixedpoint import make_dyadic
+from intformer.relay_ops.op import IntOp
+from intformer.targets import TARGETS
+
+MISSING = {t.name: sorted(set(t.features) - host_features()) for t in TARGETS.values()}
+on_every_target = pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(
+            name, marks=pytest.mark.skipif(bool(lacks), reason=f"this CPU lacks {', '.join(lacks)}")
+        )
+        for name, lacks in MISSING.items()
+    ],
+)
+# ops that write 0 to the rows past the last one
+CLEARING = ("embed", "attention", "attention_ibert", "take_rows", "mean_pool")
+
+
+NOTHING = te.create_prim_func([te.compute((1,), lambda _: tirx.const(0, "int32"))])
+GIVEN = IntOp("given", reference=None, bounds=None, kernel=lambda attrs, isa: NOTHING)
+
+
+class Graph:
+    """A small IntModel under construction."""
+
+    def __init__(self, max_length: int = 512):
+        self.nodes, self.tensors, self.values = [], {}, {}
+        self.readers: list[Node] = []
+        self.max_length = max_length
+
+    def given(self, name: str, dtype: str, channels: int, rows: str = "token") -> str:
+        """Declare a value whose numbers the test supplies."""
+        return self.op("given", [], name, dtype, channels, rows)
+
+    def op(self, op, inputs, out, dtype, channels, rows="token", **attrs):
+        """Append a node and return its output(s).
+
+        inputs      names of values, program inputs and tensors; arrays become tensors "OUT.INDEX"
+        out, dtype  one of each, or tuples
+        """
+        outs, dtypes = ((out,), (dtype,)) if isinstance(out, str) else (out, dtype)
+        names = [
+            x if isinstance(x, str) else self.constant(f"{outs[0]}.{i}", x)
+            for i, x in enumerate(inputs)
+        ]
+        for name, kind in zip(outs, dtypes, strict=True):
+            self.values[name] = Value(kind, rows, channels, None, "test")
+        if op == "requantize":
+            attrs["dtype"] = dtype
+        if op == "take_rows":
+            attrs["rows"] = rows
+        self.nodes.append(Node(op, tuple(names), tuple(outs), attrs))
+        return out
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        """Add a tensor."""
+        self.tensors[name] = np.ascontiguousarray(array)
+        return name
+
+    def operand(self, x: str) -> str:
+        """Let a matmul read x, so that x is stored unsigned; that matmul is not compiled."""
+        self.readers.append(Node("matmul", (x, "", ""), (x,)))
+        return x
+
+    def model(self) -> IntModel:
+        """Return the graph; its output is the last value."""
+        meta = {"max_length": self.max_length}
+        return IntModel(self.nodes, self.tensors, self.values, self.nodes[-1].outputs[0], meta)
+
+
+def lowered(graph: Graph, target: str, into: dict | None = None):
+    """Return (scheduled kernels, plan, layout) of a graph.
+
+    into  takes the Relax modules: before and after fusion
+    """
+    model = graph.model()
+    spec = TARGETS[target]
+    isa = spec.isa()
+    layout = plan_layout(replace(model, nodes=model.nodes + graph.readers), isa)
+    constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
+    with mock.patch.dict(OPS, given=GIVEN):
+        before = to_relax(model, layout, constants)
+        after = fuse(before)
+        (into if into is not None else {}).update(before=before, after=after)
+        _, module, plan = lower(after, model, layout, constants, isa, spec.schedule())
+    return module, plan, layout
+
+
+class Program:
+    """A compiled graph.
+
+    kernels  names of the compiled kernels in the order they run
+    """
+
+    def __init__(self, graph: Graph, target: str):
+        self.model = graph.model()
+        module, plan, self.layout = lowered(graph, target)
+        self.steps = [step for step in plan.steps if not step.kernel.startswith("given")]
+        self.kernels = [step.kernel for step in self.steps]
+        chosen = {name: module[name] for name in dict.fromkeys(self.kernels)}
+        self.built = compile_tir(IRModule(chosen), target=dict(TARGETS[target].tvm)).mod
+
+    def object_file(self, folder: Path) -> Path:
+        """Write the machine code."""
+        path = Path(folder) / "kernels.o"
+        self.built.write_to_file(str(path), "o")
+        return path
+
+    def check(self, arrays: dict, tensors: dict | None = None) -> dict[str, np.ndarray]:
+        """Run all kernels; fail unless each value they write is its reference's; return those.
+
+        arrays   program inputs and given values, logical
+        tensors  in place of the graph's, of the same shapes
+        """
+        arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
+        tensors = {**self.model.tensors, **(tensors or {})}
+        inside = [node for node in self.model.nodes if node.op != "given"]
+        expected = replace(self.model, nodes=inside, tensors=tensors).run(arrays)
+        written = self._run(arrays, tensors, {name: len(x) for name, x in expected.items()})
+        clearing = {n.outputs[0] for n in inside if n.op in CLEARING}
+        for name, stored in written.items():
+            want, columns = expected[name], self._columns(name)
+            n, padding = len(want), np.setdiff1d(np.arange(stored.shape[1]), columns)
+            np.testing.assert_array_equal(stored[:n, columns], want, err_msg=name)
+            assert not stored[:n, padding].any(), f"{name}: padding columns are not 0"
+            assert name not in clearing or not stored[n:].any(), f"{name}: rows past the end"
+        return {name: expected[name] for name in written}
+
+    def _columns(self, name: str) -> np.ndarray:
+        return packing.columns(self.layout.maps[name])
+
+    def _run(self, arrays: dict, tensors: dict, rows: dict[str, int]) -> dict[str, np.ndarray]:
+        """Call the kernels; return what they wrote, all rows and columns, less the zero point."""
+        buffers = self.layout.buffers
+        have = {k: packing.pack(s, tensors) for k, s in self.layout.packing.items()}
+        have |= {k: self._physical(k, x) if k in buffers else x for k, x in arrays.items()}
+        have = {name: tensor(np.ascontiguousarray(x)) for name, x in have.items()}
+        for step in self.steps:
+            for name in step.outputs:
+                b = buffers[name]
+                stale = np.full((-(-rows[name] // 8), 8, b.width), 0x55, b.dtype)
+                have[name] = tensor(stale)
+            self.built[step.kernel](*(have[name] for name in step.args))
+        return {
+            name: have[name].numpy().reshape(-1, buffers[name].width).astype(np.int64)
+            - buffers[name].zero_point
+            for step in self.steps
+            for name in step.outputs
+        }
+
+    def _physical(self, name: str, logical: np.ndarray) -> np.ndarray:
+        """Store a given value; rows past the last one hold anything, padding columns 0."""
+        b = self.layout.buffers[name]
+        assert logical.dtype == self.model.values[name].dtype, (name, logical.dtype)
+        blocks, info = -(-len(logical) // 8), np.iinfo(b.dtype)
+        out = np.random.default_rng(0).integers(info.min, info.max, (blocks * 8, b.width))
+        out[: len(logical)] = b.zero_point
+        out[: len(logical), self._columns(name)] = logical.astype(np.int64) + b.zero_point
+        return out.astype(b.dtype).reshape(blocks, 8, b.width)
+
+
+def integers(rng, low, high, shape, dtype):
+    """Uniform over low..high, ends included."""
+    return rng.integers(low, high, shape, endpoint=True).astype(dtype)
+
+
+class Chain:
+    """A graph of one chain of ops, and inputs for it."""
+
+    def __init__(self, ops, k, n, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.ops, self.k, self.n = ops, k, n
+        self.graph, self.arrays = Graph(), {}
+        self.last = None
+        for number, op in enumerate(ops):
+            following = ops[number + 1] if number + 1 < len(ops) else None
+            getattr(self, op)(f"v{number}", following)
+
+    def give(self, name, dtype, low, high, channels):
+        self.graph.given(name, dtype, channels)
+        rows = integers(self.rng, low, high, (37, channels), dtype)
+        rows[0], rows[1] = low, high
+        self.arrays[name] = rows
+        return name
+
+    def add(self, op, inputs, out, dtype="int32", **attrs):
+        self.last = self.graph.op(op, inputs, out, dtype, self.n, **attrs)
+
+    def matmul(self, out, following):
+        x = self.give("x", "int8", -128, 127, self.k)
+        w = integers(self.rng, -127, 127, (self.n, self.k), np.int8)
+        bias = integers(self.rng, -(2**18), 2**18, self.n, np.int32)
+        self.reach = self.k * 2**14 + 2**18
+        self.add("matmul", [x, w, bias], out)
+
+    def requantize(self, out, following):
+        """To what follows; at the end to int8. Some channels are cut off, one is turned round."""
+        limit, dtype = {
+            None: (127, "int8"),
+            "requantize": (127, "int8"),
+            "add_bias": (2**20, "int32"),
+            "i_gelu": (i_gelu.LIMIT, "int32"),
+            "i_tanh": (2**31 - 1, "int32"),
+        }[following]
+        goal = 2**15 if following in ("i_gelu", "i_tanh") else limit
+        ratio = goal / self.reach * self.rng.uniform(0.5, 4, self.n)
+        ratio[-1] *= -1
+        ratio[0] = 2.0 ** np.floor(np.log2(ratio[0]))  # ties
+        self.reach = goal * 4
+        inputs = [self.last, *make_dyadic(ratio)]
+        self.add("requantize", inputs, out, dtype, lo=-limit, hi=limit)
+        if following is None:
+            self.graph.operand(out)
+
+    def add_bias(self, out, following):
+        bias = integers(self.rng, -self.reach, self.reach, self.n, np.int32)
+        self.add("add_bias", [self.last, bias], out)
+        self.reach *= 2
+
+    def relu(self, out, following):
+        self.add("relu", [self.last], out)
+
+    def i_gelu(self, out, following):
+        self.add("i_gelu", [self.last], out, form="erf")
+        self.reach = i_gelu.LIMIT
+
+    def i_tanh(self, out, following):
+        self.add("i_tanh", [self.last], out)
+        self.reach = 2**15
+
+    def i_gelu_ibert(self, out, following):
+        scale = np.maximum(self.rng.uniform(2, 9, self.n) / self.reach, i_gelu_ibert.MIN_SCALE)
+        tables = i_gelu_ibert.tables(scale, 0.05)
+        self.add("i_gelu_ibert", [self.last, *tables.values()], out, "int8", lo=-128, hi=127)
+        self.reach = 128
+        if following is None:
+            self.graph.operand(out)
+
+    def residual_add(self, out, following):
+        dtype, limit = ("int16", 2**15) if following == "i_layernorm" else ("int8", 128)
+        a = self.give("a", "int32", -(2**15), 2**15, self.n)
+        b = self.give("b", dtype, -limit, limit - 1, self.n)
+        ratio = make_dyadic(np.array([2.0**15 / limit * 0.7]))
+        self.add("residual_add", [a, b, *ratio], out, lo=-(2**15), hi=2**15)
+
+    def norm_input(self):
+        if self.last is None:
+            self.last = self.give("x", "int32", -(2**15), 2**15, self.n)
+        signs = self.rng.choice([-1, 1], self.n)
+        return self.rng.uniform(0.2, 3, self.n) * signs, self.rng.normal(size=self.n)
+
+    def i_layernorm(self, out, following):
+        tables = i_layernorm.tables(1e-3, *self.norm_input(), 1e-12, 3 / 127, 9 / 32767)
+        outs = (out, f"{out}_wide")
+        self.add("i_layernorm", [self.last, *tables.values()], outs, ("int8", "int16"))
+        self.graph.operand(out)
+
+    def i_layernorm_ibert(self, out, following):
+        gamma, beta = self.norm_input()
+        beta = beta.clip(-1, 1) * np.abs(gamma)
+        tables = i_layernorm_ibert.tables(gamma, beta, 3 / 127)
+        inputs = [self.last, *tables.values(), np.array([1], np.int32)]
+        self.add("i_layernorm_ibert", inputs, out, "int8", lo=-128, hi=127)
+        self.reach = 128
+        if following is None:
+            self.graph.operand(out)
