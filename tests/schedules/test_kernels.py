@@ -25,6 +25,7 @@ from intformer.relay_ops import (
     i_tanh,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic
+from intformer.schedules.x86 import CHUNK_BYTES
 
 INT32_MAX = 2**31 - 1
 IDENTITY, HALF = (2**30, 30), (2**30, 31)
@@ -317,12 +318,16 @@ def test_matmul_accumulators(target, n, k):
 
 
 @on_every_target
-@pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 128, 257])
-def test_any_number_of_rows(target, count):
-    rng = np.random.default_rng(count)
-    weight = integers(rng, -127, 127, (26, 60), np.int8)
-    x = integers(rng, -128, 127, (count, 60), np.int8)
-    dense(target, 26, 60).check({"x": x}, {"acc.1": weight})
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_any_number_of_rows(target, chunk):
+    """Around every multiple of eight rows, and of the rows that pass by one tile of columns."""
+    rng = np.random.default_rng(chunk)
+    weight = integers(rng, -127, 127, (33, 3072), np.int8)
+    first = chunk * (CHUNK_BYTES // (8 * 3072)) * 8
+    for count in (first - 1, first, first + 1, first + 8, first + 16):
+        if count > 0:
+            x = integers(rng, -128, 127, (count, 3072), np.int8)
+            dense(target, 33, 3072).check({"x": x}, {"acc.1": weight})
 
 
 # -- chains ----------------------------------------------------------------------------------------
