@@ -129,6 +129,7 @@ def compile_verb(args: argparse.Namespace) -> Result:
         name=args.name,
         header=args.header,
         dump_ir=args.dump_ir,
+        cache=not args.no_cache,
         progress=progress,
     )
     about = library.metadata
@@ -468,6 +469,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="of intformer_get_NAME() (default: from the file name)")
     sub.add_argument("--header", action="store_true", help="write the C files beside it")
     sub.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module of each phase")
+    sub.add_argument("--no-cache", action="store_true", help="compile every kernel anew")
 
     sub = verb("run", run_verb, "answer texts: --text, a file, or lines on stdin")
     sub.add_argument("library")

@@ -1,6 +1,7 @@
 """Every environment flag, in one place. README.md has the same table."""
 
 import os
+from pathlib import Path
 
 from intformer.errors import IntformerError
 
@@ -13,6 +14,17 @@ def debug() -> int:
 def threads() -> int:
     """INTFORMER_THREADS: threads of a loaded library; 0 takes what the CPU quota allows."""
     return _number("INTFORMER_THREADS", 0)
+
+
+def cache() -> Path | None:
+    """INTFORMER_CACHE: folder of what compilations keep; default intformer in the user's cache."""
+    if folder := os.environ.get("INTFORMER_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:  # a relative XDG folder is to be ignored
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "intformer"
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def _number(name: str, default: int) -> int:

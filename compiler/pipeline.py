@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from intformer import library, packing, ranges
+from intformer import knobs, library, packing, ranges
 from intformer.errors import CompileError
 from intformer.model import IntModel
+from intformer.object_cache import ObjectCache
 from intformer.runtime import Library, load
 from intformer.targets import TargetSpec, get
 
@@ -25,6 +26,7 @@ def compile(
     name: str | None = None,
     header: bool = False,
     dump_ir: str | Path | None = None,
+    cache: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compile a checkpoint (or an IntModel) to a shared library and open it.
@@ -36,6 +38,7 @@ def compile(
     name       C identifier of the library (default: from the file name)
     header     also write intformer.h and intformer_open.c beside the library
     dump_ir    directory for the module after every phase, one text file each
+    cache      keep objects of kernels in INTFORMER_CACHE and take known ones from there
     progress   called with a line of text at every phase
     Raises CheckpointError, RangeError or CompileError.
     """
@@ -54,6 +57,7 @@ def compile(
     tell("proving that no integer overflows")
     ranges.check(model)
 
+    from intformer import codegen
     from intformer.passes.fuse import fuse
     from intformer.passes.layout import plan_layout
     from intformer.passes.lower import lower
@@ -74,9 +78,13 @@ def compile(
     dump("4-scheduled.py", scheduled.script)
     _check_integers(scheduled, spec)
 
+    dump("5-kernels.s", lambda: codegen.assembly(scheduled, spec.tvm))
+
+    kept = knobs.cache() if cache else None
+    known = ObjectCache(kept / "objects") if kept else None
     tell(f"generating code for {len(scheduled.functions)} kernels")
     with tempfile.TemporaryDirectory() as folder:
-        objects = generate(scheduled, spec, Path(folder), dump)
+        objects = codegen.generate(scheduled, spec.tvm, Path(folder), known, tell)
         tell("linking")
         path = library.build(
             plan,
@@ -91,17 +99,6 @@ def compile(
             header=header,
         )
     return load(path)
-
-
-def generate(module, spec: TargetSpec, folder: Path, dump: Callable) -> list[Path]:
-    """Return the object files of the scheduled kernels."""
-    import tvm
-
-    built = tvm.compile(module, target=dict(spec.tvm)).mod
-    dump("5-kernels.s", lambda: built.inspect_source("s"))
-    path = folder / "kernels.o"
-    built.write_to_file(str(path), "o")
-    return [path]
 
 
 def compress(module) -> bytes:

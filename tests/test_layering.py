@@ -14,7 +14,15 @@ FOLDERS = {
 }
 # Lowest first. A name covers the modules below it; the longest name that fits decides.
 LAYERS = [
-    ("errors", "knobs", "finding", "cpu_features", "x86_mnemonics", "relay_ops.fixedpoint"),
+    (
+        "errors",
+        "knobs",
+        "finding",
+        "object_cache",
+        "cpu_features",
+        "x86_mnemonics",
+        "relay_ops.fixedpoint",
+    ),
     ("relay_ops",),
     ("schedules", "tuning_logs"),
     ("model", "plan", "elf", "footer", "packing"),
@@ -22,7 +30,7 @@ LAYERS = [
     ("edge", "library", "ranges", "op_errors"),
     ("frontend",),
     ("targets",),
-    ("passes",),
+    ("passes", "codegen"),
     ("pipeline",),
     ("float_model", "compare"),
     ("accuracy", "bench"),

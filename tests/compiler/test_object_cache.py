@@ -1,0 +1,101 @@
+"""Objects come back whole or not at all, whoever else writes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from intformer import knobs
+from intformer.object_cache import DIGEST, ObjectCache
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ObjectCache(tmp_path / "deep" / "objects")
+
+
+def test_objects_come_back(cache):
+    assert cache.get("a") is None
+    cache.put("a", b"first")
+    cache.put("b", b"")
+    cache.put("a", b"second")
+    assert cache.get("a") == b"second" and cache.get("b") == b""
+    assert sorted(os.listdir(cache.folder)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, DIGEST - 1, DIGEST, DIGEST + 1, DIGEST + 5])
+def test_a_cut_entry_counts_as_absent(cache, keep):
+    cache.put("a", b"object")
+    entry = cache.folder / "a"
+    entry.write_bytes(entry.read_bytes()[:keep])
+    assert cache.get("a") is None
+    cache.put("a", b"object")
+    assert cache.get("a") == b"object"
+
+
+def test_an_altered_entry_counts_as_absent(cache):
+    cache.put("a", b"object")
+    entry = cache.folder / "a"
+    for at in range(DIGEST + len(b"object")):
+        data = bytearray(entry.read_bytes())
+        data[at] ^= 1
+        entry.write_bytes(data)
+        assert cache.get("a") is None
+        cache.put("a", b"object")
+
+
+def test_the_entries_used_longest_ago_go_first(tmp_path):
+    cache = ObjectCache(tmp_path, limit=3 * (DIGEST + 100))
+    for age, key in enumerate("abcd"):
+        cache.put(key, bytes(100))
+        os.utime(tmp_path / key, (1000 + age, 1000 + age))
+    (tmp_path / ".new-left").write_bytes(b"by a process that was killed")
+    os.utime(tmp_path / ".new-left", (999, 999))
+    assert cache.get("a") == bytes(100)  # used now
+    cache.trim()
+    assert sorted(os.listdir(tmp_path)) == ["a", "c", "d"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = ObjectCache(tmp_path / "file" / "objects")
+    assert cache.get("a") is None
+    with pytest.raises(OSError):
+        cache.put("a", b"object")
+
+
+WRITER = """
+import sys
+from intformer.object_cache import ObjectCache
+cache = ObjectCache(sys.argv[1], limit=1 << 20)
+data = bytes(range(256)) * 256
+for turn in range(300):
+    key = str(turn % 40)
+    cache.put(key, data)
+    if (found := cache.get(key)) not in (None, data):
+        sys.exit(f"{len(found)} bytes")
+    cache.trim()
+"""
+
+
+def test_two_processes_at_once(tmp_path):
+    """They write, read and drop the same entries; each sees whole ones alone."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".new-")]
+    assert sum(entry.stat().st_size for entry in os.scandir(tmp_path)) <= 1 << 20
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTFORMER_CACHE", str(tmp_path))
+    assert knobs.cache() == tmp_path
+    monkeypatch.setenv("INTFORMER_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert str(knobs.cache()) == "/home/me/.cache/intformer"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/big")
+    assert str(knobs.cache()) == "/big/intformer"
