@@ -12,6 +12,7 @@ Five checks, and a sixth with the source at hand:
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
@@ -190,7 +191,7 @@ def check_machine_code(library: Library) -> Check:
 
 def spelling(feature: str) -> str:
     """Return a CPU feature's name without what LLVM and iced-x86 spell differently."""
-    name = feature.lower().replace(".", "").replace("_", "")
+    name = re.sub(r"[._-]", "", feature.lower())
     return "bmi" if name == "bmi1" else name
 
 

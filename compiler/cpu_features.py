@@ -6,6 +6,7 @@ Source: Intel SDM volume 2A, CPUID; AMD64 APM volume 3, appendix E (lzcnt, leaf 
 from pathlib import Path
 
 _YMM, _ZMM = 0x06, 0xE6  # XCR0: SSE + AVX state; the same + opmask, upper halves, zmm16..31
+_AMX = 0x60000  # tile configuration and tile data, which Linux gives to those who ask (cpu.c)
 _EAX, _EBX, _ECX, _EDX = range(4)
 
 # name -> (leaf, subleaf, register, bit, XCR0 bits the operating system must have set)
@@ -41,13 +42,15 @@ CPU_FEATURES: dict[str, tuple[int, int, int, int, int]] = {
     "avx512vnni": (7, 0, _ECX, 11, _ZMM),
     "avx512bitalg": (7, 0, _ECX, 12, _ZMM),
     "avx512vpopcntdq": (7, 0, _ECX, 14, _ZMM),
+    "amx-tile": (7, 0, _EDX, 24, _AMX),
+    "amx-int8": (7, 0, _EDX, 25, _AMX),
     "avxvnni": (7, 1, _EAX, 4, _YMM),
     "lzcnt": (0x80000001, 0, _ECX, 5, 0),
 }
 
 # Linux's spelling where it is more than "_" for "." or nothing
 _LINUX = {"bmi1": "bmi", "abm": "lzcnt", "pclmulqdq": "pclmul", "sse4_1": "sse4.1"}
-_LINUX |= {"sse4_2": "sse4.2", "pni": "sse3"}
+_LINUX |= {"sse4_2": "sse4.2", "pni": "sse3", "amx_tile": "amx-tile", "amx_int8": "amx-int8"}
 
 
 def host_features() -> set[str]:

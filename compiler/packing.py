@@ -5,15 +5,19 @@ A constant of a plan is one tensor of the IntModel in a layout that a spec descr
     {"tensor": name, "kind": "raw"}                    as it is
     {"tensor": name, "kind": "channels", "width": W, "map": groups, "fill": v}
                                                        [..., C] spread over [..., W]
-    {"tensor": name, "kind": "weight", "rows": C, "columns": K, "lanes": L, "depth": D, ...}
-                                                       [N, K] as [N' / L, K' / D, L, D]
+    {"tensor": name, "kind": "weight", ...}            [N, K] as [N' / 16, K' / 4, 16, 4]
     {"tensor": name, "kind": "bias", "weight": name, ...}
                                                        less 128 * the row sums of the weight
+Sixteen rows of a weight are what one AVX-512 register or AMX tile takes, four columns what one lane
+of a dot product sums; a chip with narrower vectors reads the sixteen in parts. So every x86 target
+reads the same bytes.
+
 A channel map is (groups, size, padded): channel g * size + j sits in column g * padded + j.
 """
 
 import numpy as np
 
+LANES, DEPTH = 16, 4  # rows and columns of a weight that lie together
 ZERO_POINT = 128  # of int8 values that a matmul reads as uint8
 
 
@@ -42,8 +46,8 @@ def pack(spec: dict, tensors: dict[str, np.ndarray]) -> np.ndarray:
     if spec["kind"] == "weight":
         array = spread(array, 1, spec["map_in"], spec["width_in"])
         array = spread(array, 0, spec["map_out"], spec["width_out"])
-        n, k, lanes, depth = *array.shape, spec["lanes"], spec["depth"]
-        blocked = array.reshape(n // lanes, lanes, k // depth, depth)
+        n, k = array.shape
+        blocked = array.reshape(n // LANES, LANES, k // DEPTH, DEPTH)
         return np.ascontiguousarray(blocked.transpose(0, 2, 1, 3))
     if spec["kind"] == "bias":
         # sums wrap as the kernel's accumulator does; the total fits int32 (range analysis)
@@ -61,8 +65,8 @@ def unpack(packing: dict[str, dict], constants: dict[str, np.ndarray]) -> dict[s
         if spec["kind"] == "bias":
             biases.append((array, spec))
         elif spec["kind"] == "weight":
-            n, k, lanes, depth = array.shape
-            array = array.transpose(0, 2, 1, 3).reshape(n * lanes, k * depth)
+            n, k, *_ = array.shape
+            array = array.transpose(0, 2, 1, 3).reshape(n * LANES, k * DEPTH)
             tensors[spec["tensor"]] = np.ascontiguousarray(
                 array[np.ix_(columns(spec["map_out"]), columns(spec["map_in"]))]
             )

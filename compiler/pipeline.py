@@ -65,7 +65,7 @@ def compile(
 
     tell("choosing layouts, packing weights")
     isa = spec.isa()
-    layout = plan_layout(model, isa)
+    layout = plan_layout(model)
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
 
     tell("lowering to integer kernels")

@@ -22,15 +22,16 @@ class TargetSpec:
     name: str
     title: str
     features: tuple[str, ...]
-    tvm: Mapping[str, str]
+    tvm: Mapping[str, str | list[str]]
     isa: Callable
     schedule: Callable
     vector_shifts: bool
 
 
-# what LLVM takes for granted on a Cascade Lake, as far as the kernels can use it
+# what LLVM takes for granted on these chips, as far as the kernels can use it
+AVX2_FEATURES = ("sse4.1", "sse4.2", "popcnt", "movbe", "lzcnt", "bmi", "bmi2", "avx", "avx2")
 VNNI_FEATURES = (
-    *("sse4.1", "sse4.2", "popcnt", "movbe", "lzcnt", "bmi", "bmi2", "avx", "avx2"),
+    *AVX2_FEATURES,
     *("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni"),
 )
 
@@ -39,6 +40,18 @@ def _vnni():
     from intformer.schedules.isa import VNNI
 
     return VNNI
+
+
+def _avx_vnni():
+    from intformer.schedules.isa import AVX_VNNI
+
+    return AVX_VNNI
+
+
+def _avx2():
+    from intformer.schedules.isa import AVX2
+
+    return AVX2
 
 
 def _sse2():
@@ -60,6 +73,24 @@ TARGETS: dict[str, TargetSpec] = {
         features=VNNI_FEATURES,
         tvm={"kind": "llvm", "mcpu": "cascadelake"},
         isa=_vnni,
+        schedule=_x86,
+        vector_shifts=True,
+    ),
+    "avxvnni": TargetSpec(
+        name="avxvnni",
+        title="CPU with AVX-VNNI (Alder Lake, Sierra Forest, Zen 5 and newer)",
+        features=(*AVX2_FEATURES, "avxvnni"),
+        tvm={"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]},
+        isa=_avx_vnni,
+        schedule=_x86,
+        vector_shifts=True,
+    ),
+    "avx2": TargetSpec(
+        name="avx2",
+        title="CPU with AVX2 (Haswell, Zen and newer)",
+        features=AVX2_FEATURES,
+        tvm={"kind": "llvm", "mcpu": "haswell"},
+        isa=_avx2,
         schedule=_x86,
         vector_shifts=True,
     ),

@@ -6,8 +6,8 @@ query rows at a time: scores (int32), numerators (int16), context. K is the unsi
 takes away again. Numerators and V are int16 for the second product. The chip enters through `isa`
 alone (see schedules/isa.py):
 
-    lanes  int32 lanes of one vector, L     depth  int8 products summed per lane, D
-    dot    (int32 x L, uint8 x (L D), int8 x (L D)) -> int32 x L
+    lanes  int32 lanes of one vector, L
+    dot    (int32 x L, uint8 x 4 L, int8 x 4 L) -> int32 x L
     dot16  (int32 x L, int16 x 2 L, int16 x 2 L) -> int32 x L
     score_tiles  key vectors per score tile    context_tiles  accumulators per context tile
 """
@@ -17,6 +17,7 @@ from tvm.script import tirx as T
 from intformer.relay_ops import expr
 
 ROWS = 8  # query rows handled together
+DEPTH = 4  # int8 products that a dot adds to one lane
 MASKED = -(2**30)  # score of a column past the sequence: never the row maximum
 
 
@@ -76,14 +77,14 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
     numerics  "native" or "ibert" with the constants of that op: a dict
     """
     heads, dim = attrs["heads"], attrs["head_dim"]
-    lanes, depth, tiles = isa.lanes, isa.depth, isa.score_tiles
+    lanes, depth, tiles = isa.lanes, DEPTH, isa.score_tiles
     width, steps, spans = heads * dim, dim // depth, dim // lanes
     group = tiles * lanes
     limit = -(-attrs["max_length"] // group) * group
     limit = -(-limit // 16) * 16
     part = max(1, min(ROWS, isa.context_tiles // spans))  # rows of one context tile
-    word, pairs = f"int{8 * depth}", f"int16x{2 * lanes}"
-    flip = {2: T.int16(-0x7F80), 4: T.int32(-0x7F7F7F80)}[depth]  # 0x80 in every byte
+    pairs = f"int16x{2 * lanes}"
+    flip = T.int32(-0x7F7F7F80)  # 0x80 in every byte
     u8, s8 = f"uint8x{lanes * depth}", f"int8x{lanes * depth}"
     zero_point, out_type = attrs["zero_points_out"][0], attrs["dtypes_out"][0]
     native = numerics["recipe"] == "native"
@@ -95,7 +96,7 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
         return T.broadcast(T.int32(value), lanes)
 
     def load_word(x, row, column):
-        return T.reinterpret(x[row, T.ramp(column, 1, depth)], dtype=word)
+        return T.reinterpret(x[row, T.ramp(column, 1, depth)], dtype="int32")
 
     def load_pair(probs, row, pair):
         return T.reinterpret(probs[row, T.ramp(pair * 2, 1, 2)], dtype="int32")
@@ -167,11 +168,11 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
             start: T.let = cu[b]
             length: T.let = cu[b + 1] - cu[b]
             last: T.let = cu[b + 1] - 1
-            kp = T.alloc_buffer((limit * steps,), word)
+            kp = T.alloc_buffer((limit * steps,), "int32")
             vp = T.alloc_buffer((limit // 2 * dim,), "int32")
             scores = T.alloc_buffer((ROWS, limit), "int32")
             probs = T.alloc_buffer((ROWS, limit), "int16")
-            # pack K as [keys / L, dim / D, L, D], unsigned, and V as [keys / 2, dim / L, L, 2]
+            # pack K as [keys / L, dim / 4, L, 4], unsigned, and V as [keys / 2, dim / L, L, 2]
             for j in T.serial(length):
                 for k in T.serial(steps):
                     kp[(j // lanes * steps + k) * lanes + j % lanes] = (

@@ -58,7 +58,7 @@ def bounds(*arrays, lo: int, hi: int, types: int) -> Interval:
 def define(args: list, attrs: dict) -> list:
     """Tensor expression over [b, 8, W]; rows past the last token are 0.
 
-    The word table is [V, W], or packed as the tied decoder's weight, [V / L, W / D, L, D].
+    The word table is [V, W], or packed as the tied decoder's weight, [V / 16, W / 4, 16, 4].
     """
     from tvm import te, tirx
 

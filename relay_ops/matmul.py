@@ -60,7 +60,7 @@ def _ends(w: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarra
 
 
 def define(args: list, attrs: dict) -> list:
-    """Tensor expression: x uint8 [b, 8, K] (zero point 128), w packed [N / L, K / D, L, D] int8.
+    """Tensor expression: x uint8 [b, 8, K] (zero point 128), w packed [N / 16, K / 4, 16, 4] int8.
 
     The bias holds the column sum's share of the zero point, so that the result is the logical one.
     """

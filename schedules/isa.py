@@ -9,21 +9,19 @@ from tvm.script import tirx as T
 class Isa:
     """What a kernel needs to know of a chip.
 
-    lanes          int32 lanes of the accumulator vector, L
-    depth          int8 products that one dot adds to a lane, D
+    lanes          int32 lanes of the accumulator vector, L: 16, 8 or 4
     matmul_tile    (rows, vectors): accumulators held in registers
     score_tiles    key vectors per tile of the attention scores
     context_tiles  accumulators of one tile of the attention context
     """
 
     lanes: int
-    depth: int
     matmul_tile: tuple[int, int]
     score_tiles: int
     context_tiles: int
 
     def dot(self, acc, a, b):
-        """Return acc + the sums of `depth` products: int32 x L, uint8 x L D, int8 x L D."""
+        """Return acc + the sums of four products: int32 x L, uint8 x 4 L, int8 x 4 L."""
         raise AssertionError("a chip defines it")
 
     def dot16(self, acc, a, b):
@@ -31,45 +29,63 @@ class Isa:
         raise AssertionError("a chip defines it")
 
 
+@dataclass(frozen=True)
 class Vnni(Isa):
-    """AVX512-VNNI: vpdpbusd, 64 products at once, no saturation."""
+    """AVX512-VNNI and AVX-VNNI: vpdpbusd, four products a lane at once, no saturation.
+
+    bits  of one vector, as the names of LLVM's intrinsics have it
+    """
+
+    bits: int = 512
 
     def dot(self, acc, a, b):
         """One vpdpbusd."""
-        return T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpdpbusd.512"),
-            acc,
-            a,
-            b,
-            dtype="int32x16",
-        )
+        return self._intrinsic("vpdpbusd", acc, a, b)
 
     def dot16(self, acc, a, b):
         """One vpdpwssd."""
-        return T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpdpwssd.512"),
-            acc,
-            a,
-            b,
-            dtype="int32x16",
-        )
+        return self._intrinsic("vpdpwssd", acc, a, b)
+
+    def _intrinsic(self, name, *args):
+        number = T.llvm_lookup_intrinsic_id(f"llvm.x86.avx512.{name}.{self.bits}")
+        return T.call_llvm_pure_intrin(number, *args, dtype=f"int32x{self.lanes}")
 
 
-class Sse2(Isa):
-    """Any x86-64: pmaddwd on widened bytes, 8 products at once, exact."""
+@dataclass(frozen=True)
+class Madd(Isa):
+    """SSE2 and AVX2: pmaddwd on the even and on the odd bytes, exact where pmaddubsw saturates.
+
+    Of two tiles that share a operand LLVM keeps its even and odd halves in registers.
+
+    intrinsic  LLVM's name of pmaddwd
+    """
+
+    intrinsic: str = "llvm.x86.sse2.pmadd.wd"
 
     def dot(self, acc, a, b):
-        """Widen to int16, then dot16."""
-        return self.dot16(acc, T.cast(a, "int16x8"), T.cast(b, "int16x8"))
+        """Products of the even bytes, then of the odd bytes."""
+        kind = f"x{2 * self.lanes}"
+        eight = T.broadcast(T.uint16(8), 2 * self.lanes)
+        eight_signed = T.broadcast(T.int16(8), 2 * self.lanes)
+        a, b = T.reinterpret(a, dtype=f"uint16{kind}"), T.reinterpret(b, dtype=f"int16{kind}")
+        low = T.reinterpret(a & T.broadcast(T.uint16(255), 2 * self.lanes), dtype=f"int16{kind}")
+        high = T.reinterpret(a >> eight, dtype=f"int16{kind}")
+        acc = self.dot16(acc, low, (b << eight_signed) >> eight_signed)
+        return self.dot16(acc, high, b >> eight_signed)
 
     def dot16(self, acc, a, b):
         """One pmaddwd, one paddd (which wraps like vpdpbusd)."""
-        pairs = T.call_llvm_pure_intrin(
-            T.llvm_lookup_intrinsic_id("llvm.x86.sse2.pmadd.wd"), a, b, dtype="int32x4"
-        )
-        total = T.cast(acc, "uint32x4") + T.cast(pairs, "uint32x4")
-        return T.cast(total, "int32x4")
+        kind = f"x{self.lanes}"
+        number = T.llvm_lookup_intrinsic_id(self.intrinsic)
+        pairs = T.call_llvm_pure_intrin(number, a, b, dtype=f"int32{kind}")
+        total = T.cast(acc, f"uint32{kind}") + T.cast(pairs, f"uint32{kind}")
+        return T.cast(total, f"int32{kind}")
 
 
-VNNI = Vnni(lanes=16, depth=4, matmul_tile=(8, 2), score_tiles=2, context_tiles=16)
-SSE2 = Sse2(lanes=4, depth=2, matmul_tile=(2, 4), score_tiles=1, context_tiles=8)
+VNNI = Vnni(lanes=16, matmul_tile=(8, 2), score_tiles=2, context_tiles=16)
+# 16 registers: a tile of 8, the vectors of weights, what is broadcast
+AVX_VNNI = Vnni(lanes=8, matmul_tile=(4, 2), score_tiles=1, context_tiles=8, bits=256)
+AVX2 = Madd(
+    lanes=8, matmul_tile=(4, 2), score_tiles=1, context_tiles=8, intrinsic="llvm.x86.avx2.pmadd.wd"
+)
+SSE2 = Madd(lanes=4, matmul_tile=(2, 4), score_tiles=1, context_tiles=8)

@@ -17,14 +17,13 @@ from tvm.script import tirx as T
 # input of the row blocks that pass by one tile of columns: it stays in the second-level cache while
 # the weights come from further away once per chunk, not once per block
 CHUNK_BYTES = 1 << 20
+DEPTH = 4  # int8 products that a dot adds to one lane, on every chip
 
 
 def register_dot(isa, name: str) -> str:
     """Register the chip's dot product as a tensor intrinsic (once) and return its name."""
-    lanes, depth = isa.lanes, isa.depth
-    word = {2: "int16", 4: "int32"}[depth]
+    lanes, depth = isa.lanes, DEPTH
     u8 = f"uint8x{lanes * depth}"
-    narrow = f"uint8x{depth}"
 
     @T.prim_func(s_tir=True)
     def description(
@@ -52,7 +51,8 @@ def register_dot(isa, name: str) -> str:
             c[T.ramp(T.int32(0), 1, lanes)] = isa.dot(
                 c.vload([0], dtype=f"int32x{lanes}"),
                 T.reinterpret(
-                    T.broadcast(T.reinterpret(a.vload([0], narrow), dtype=word), lanes), dtype=u8
+                    T.broadcast(T.reinterpret(a.vload([0], "uint8x4"), dtype="int32"), lanes),
+                    dtype=u8,
                 ),
                 w.vload([0, 0], dtype=f"int8x{lanes * depth}"),
             )
@@ -95,16 +95,17 @@ def _matmul(sch: Schedule, isa) -> int:
         sch.compute_at(block, inner)
     sch.compute_at(matmul, row_outer, preserve_unit_loops=True)
     *_, r2, j2, lane2, ko, ki = sch.get_loops(matmul)
-    length = sch.get(ko).extent.value * isa.depth
-    sch.reorder(ko, r2, j2, lane2, ki)
+    part, lane2 = sch.split(lane2, [None, isa.lanes])  # of the sixteen rows that lie together
+    length = sch.get(ko).extent.value * DEPTH
+    sch.reorder(ko, r2, j2, part, lane2, ki)
     for block in epilogue:
         sch.vectorize(sch.get_loops(block)[-1])
-    for loop in (row, inner, r2, j2):
+    for loop in (row, inner, r2, j2, part):
         sch.unroll(loop)
     init = sch.get_loops(sch.decompose_reduction(matmul, ko))
     sch.vectorize(init[-1])
-    sch.unroll(init[-2])
-    sch.unroll(init[-3])
+    for loop in init[-4:-1]:
+        sch.unroll(loop)
     sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa, f"intformer.dot_{isa.lanes}"))
     return length
 

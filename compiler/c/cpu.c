@@ -1,10 +1,12 @@
 /* What this machine lets us use: CPUs by affinity and cgroup quota, instruction sets by CPUID. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -127,15 +129,30 @@ static bool has(const plan_feature *feature) {
   if (!(r[feature->reg] >> feature->bit & 1)) return false;
   return !feature->xcr0 || (saved_state() & feature->xcr0) == feature->xcr0;
 }
+
+/* Tile data is 8 KiB a thread, so Linux gives it to a process that asks: arch_prctl(2). All threads
+ * of the process and its forked children have it from then on. */
+int if_request_tiles(void) {
+  const long request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+  return syscall(SYS_arch_prctl, request, tile_data) ? errno : 0;
+}
 #else
 static bool has(const plan_feature *feature) {
   (void)feature;
   return false;
 }
+
+int if_request_tiles(void) { return ENOSYS; }
 #endif
 
 const plan_feature *if_missing_feature(void) {
   for (int32_t i = 0; i < intformer_plan.num_features; i++)
     if (!has(&intformer_plan.features[i])) return &intformer_plan.features[i];
   return NULL;
+}
+
+bool if_needs_tiles(void) {
+  for (int32_t i = 0; i < intformer_plan.num_features; i++)
+    if (intformer_plan.features[i].xcr0 >> 18 & 1) return true;
+  return false;
 }

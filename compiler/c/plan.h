@@ -27,7 +27,7 @@ typedef struct {
 
 typedef int32_t (*kernel_fn)(void *self, const tvm_any *args, int32_t num_args, tvm_any *result);
 
-enum { BLOCK = 8, ALIGN = 64 };
+enum { BLOCK = 8, READ_AHEAD = 3, ALIGN = 64 }; /* rows, blocks, bytes */
 enum rows { TOKEN, SEQUENCE, POSITION, ROW_KINDS };
 enum tensor_kind { INPUT, BUFFER, CONSTANT };
 /* the first tensors of every plan, in this order */
@@ -111,5 +111,7 @@ void if_clear_kernel_message(void);
 /* cpu.c */
 int if_usable_cpus(void); /* by affinity and cgroup quota, at least 1 */
 const plan_feature *if_missing_feature(void); /* NULL: this CPU runs the library */
+bool if_needs_tiles(void); /* the library uses AMX */
+int if_request_tiles(void); /* 0: this process may use AMX tiles; else the errno of the refusal */
 
 #endif

@@ -24,6 +24,7 @@ static context *idle; /* contexts nobody runs in */
 static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static const plan_feature *missing_feature;
+static int tiles_refused; /* errno, if the system does not let this process use AMX */
 
 static void before_fork(void) { pthread_mutex_lock(&idle_lock); }
 static void after_fork_parent(void) { pthread_mutex_unlock(&idle_lock); }
@@ -35,6 +36,7 @@ static void after_fork_child(void) {
 static void set_up(void) {
   pthread_atfork(before_fork, after_fork_parent, after_fork_child);
   missing_feature = if_missing_feature();
+  if (!missing_feature && if_needs_tiles()) tiles_refused = if_request_tiles();
 }
 
 /* ---- errors ---- */
@@ -205,7 +207,7 @@ static bool lay_out(context *c, const intformer_input *in) {
   int64_t blocks[ROW_KINDS];
   for (int i = 0; i < ROW_KINDS; i++) blocks[i] = (rows[i] + BLOCK - 1) / BLOCK;
 
-  size_t input_at[INPUTS], slot_at[plan->num_slots + 1], end = 0;
+  size_t input_at[INPUTS], slot_at[plan->num_slots + 1], end = 0, longest = 0;
   for (int32_t i = 0; i < INPUTS; i++) {
     int64_t length = rows[plan->tensors[i].rows] + (i == CU_SEQLENS);
     c->shapes[i][0] = length;
@@ -217,10 +219,14 @@ static bool lay_out(context *c, const intformer_input *in) {
     for (int k = 0; k < ROW_KINDS; k++) {
       size_t bytes = plan->slots[i].bytes[k] * (size_t)blocks[k];
       if (bytes > most) most = bytes;
+      if (plan->slots[i].bytes[k] > longest) longest = plan->slots[i].bytes[k];
     }
     slot_at[i] = end;
     end += aligned(most);
   }
+
+  /* kernels read whole tiles of rows: up to READ_AHEAD blocks past the last row of any buffer */
+  end += longest * READ_AHEAD;
 
   if (end > c->arena_size) {
     void *arena = NULL;
@@ -313,6 +319,11 @@ int if_run(const intformer_input *in, int32_t *out, size_t out_len, char *text, 
     return fail(err, INTFORMER_CPU,
                 "this CPU (or the system) lacks %s - compile for another target, such as x86-64",
                 missing_feature->name);
+  if (tiles_refused)
+    return fail(err, INTFORMER_CPU,
+                "the system refuses AMX tiles to this process (arch_prctl: %s) - allow it, or "
+                "compile for another target, such as cascadelake",
+                strerror(tiles_refused));
   if (in) {
     copy = *in;
     in = &copy;

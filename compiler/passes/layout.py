@@ -25,7 +25,7 @@ PADDING = {  # (op, argument) -> shift in padding columns, where 0 would be outs
 
 @dataclass
 class Layout:
-    """Physical form of a model on one chip.
+    """Physical form of a model, on every chip.
 
     buffers  value name -> Buffer
     maps     value name -> (groups, size, padded) channel map
@@ -39,8 +39,8 @@ class Layout:
     packing: dict[str, dict] = field(default_factory=dict)
 
 
-def plan_layout(model: IntModel, isa) -> Layout:
-    """Return the layout of a model for a chip's vector shape (isa.lanes, isa.depth)."""
+def plan_layout(model: IntModel) -> Layout:
+    """Return the layout of a model, the same on every chip."""
     layout = Layout(maps=_channel_maps(model))
     unsigned = {node.inputs[0] for node in model.nodes if node.op == "matmul"}
     for name, value in model.values.items():
@@ -59,7 +59,7 @@ def plan_layout(model: IntModel, isa) -> Layout:
     for index, node in enumerate(model.nodes):
         for argument, name in enumerate(node.inputs):
             if name in model.tensors:
-                spec = _spec(model, layout, isa, node, argument, tied)
+                spec = _spec(model, layout, node, argument, tied)
                 layout.names[index, argument] = _intern(layout, name, spec)
     return layout
 
@@ -82,12 +82,12 @@ def _channel_maps(model: IntModel) -> dict[str, tuple[int, int, int]]:
     return maps
 
 
-def _spec(model: IntModel, layout: Layout, isa, node: Node, argument: int, tied: set) -> dict:
+def _spec(model: IntModel, layout: Layout, node: Node, argument: int, tied: set) -> dict:
     name = node.inputs[argument]
     out = node.outputs[0]
     if node.op == "matmul":
         if argument == 1:
-            return _weight(layout, isa, name, node.inputs[0], out)
+            return _weight(layout, name, node.inputs[0], out)
         return {
             "tensor": name,
             "kind": "bias",
@@ -100,7 +100,7 @@ def _spec(model: IntModel, layout: Layout, isa, node: Node, argument: int, tied:
             return {"tensor": name, "kind": "raw"}
         if name in tied:  # one copy, as the decoder's matmul reads it
             user = next(n for n in model.nodes if n.op == "matmul" and n.inputs[1] == name)
-            return _weight(layout, isa, name, user.inputs[0], user.outputs[0])
+            return _weight(layout, name, user.inputs[0], user.outputs[0])
         return _channels(layout, name, out, 0)
     if model.tensors[name].shape[-1] == model.values[out].channels and not (
         node.op in ATTENTION and argument < 3
@@ -109,7 +109,7 @@ def _spec(model: IntModel, layout: Layout, isa, node: Node, argument: int, tied:
     return {"tensor": name, "kind": "raw"}
 
 
-def _weight(layout: Layout, isa, name: str, x: str, out: str) -> dict:
+def _weight(layout: Layout, name: str, x: str, out: str) -> dict:
     return {
         "tensor": name,
         "kind": "weight",
@@ -117,8 +117,6 @@ def _weight(layout: Layout, isa, name: str, x: str, out: str) -> dict:
         "width_in": layout.buffers[x].width,
         "map_out": layout.maps[out],
         "width_out": layout.buffers[out].width,
-        "lanes": isa.lanes,
-        "depth": isa.depth,
     }
 
 

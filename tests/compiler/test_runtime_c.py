@@ -12,6 +12,7 @@ import toy
 from c_program import PRINT, batch_c, run_c
 
 from intformer import library, runtime
+from intformer.cpu_features import host_features
 from intformer.errors import LibraryError
 
 SUPPORT = Path(toy.__file__).parent
@@ -443,6 +444,85 @@ def test_a_cpu_that_cannot_run_it(toy_library, tmp_path):
     assert run_c(tmp_path, source, path).startswith("3 this CPU (or the system) lacks avx512er")
 
 
+@pytest.mark.skipif("amx-tile" not in host_features(), reason="this CPU has no AMX")
+def test_tiles_are_asked_for(toy_library):
+    """A library that needs AMX runs; one whose process may not have it says so, in one line."""
+
+    path = toy_library("tiles", cpu_features=["amx-tile", "amx-int8"])
+    code = f"""
+        import ctypes, sys
+        sys.path.insert(0, {str(SUPPORT)!r})
+        import intformer, toy
+        from deny_tiles import deny_tiles
+        if len(sys.argv) > 1:
+            deny_tiles()
+        ids, offsets = toy.batch(0, (3,))
+        library = intformer.load({str(path)!r})
+        for _ in range(2):
+            try:
+                assert (library.run(ids, offsets) == toy.expected(0, ids, offsets)).all()
+            except intformer.IntformerError as error:
+                print(error)
+        given = ctypes.c_uint64()
+        assert not ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(given))
+        print(given.value >> 18 & 1)
+    """
+
+    def printed(*arguments):
+        command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert printed() == ["1"]
+    first, second, given = printed("deny")
+    assert first == second and given == "0"
+    assert "the system refuses AMX tiles to this process (arch_prctl: Operation not perm" in first
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 9, 40])
+def test_a_kernel_may_read_24_rows_past_the_end(tmp_path, tokens):
+    """Tiles are read whole: the arena goes on behind the last row of every buffer."""
+    source = f"""
+        #include "{library.SOURCES}/runtime.c"
+        const plan_feature *if_missing_feature(void) {{ return NULL; }}
+        bool if_needs_tiles(void) {{ return false; }}
+        int if_request_tiles(void) {{ return 0; }}
+        void if_pool_reset_after_fork(void) {{}}
+        const char *if_kernel_message(void) {{ return ""; }}
+        void if_clear_kernel_message(void) {{}}
+        const unsigned char intformer_blob[64];
+        const intformer_api intformer_table;
+        static const plan_tensor tensors[] = {{
+            {{"input_ids", "int32", INPUT, TOKEN, 0, 32, 0, 0, 1, NULL, 0}},
+            {{"types", "int32", INPUT, TOKEN, 0, 32, 0, 0, 1, NULL, 0}},
+            {{"position_ids", "int32", INPUT, TOKEN, 0, 32, 0, 0, 1, NULL, 0}},
+            {{"cu_seqlens", "int32", INPUT, SEQUENCE, 0, 32, 0, 0, 1, NULL, 0}},
+            {{"positions", "int32", INPUT, POSITION, 0, 32, 0, 0, 1, NULL, 0}},
+            {{"wide", "int32", BUFFER, TOKEN, 0, 32, 0, 64, 3, NULL, 0}},
+            {{"pooled", "int32", BUFFER, SEQUENCE, 0, 32, 1, 64, 3, NULL, 0}},
+            {{"narrow", "uint8", BUFFER, TOKEN, 1, 8, 2, 16, 3, NULL, 0}},
+        }};
+        static const plan_slot slots[] = {{
+            {{{{8 * 64 * 4}}}}, {{{{0, 8 * 64 * 4}}}}, {{{{8 * 16}}}}}};
+        const plan_table intformer_plan = {{.tensors = tensors, .num_tensors = 8, .slots = slots,
+            .num_slots = 3}};
+        int main(void) {{
+          context *c = new_context();
+          intformer_input in = {{.num_tokens = {tokens}, .batch = 1}};
+          if (!c || !lay_out(c, &in)) return 1;
+          for (int i = INPUTS; i < 8; i++) {{
+            const plan_tensor *t = &tensors[i];
+            int64_t rows = c->shapes[i][0] * BLOCK + 24;
+            char *end = (char *)c->tensors[i].data + rows * t->width * t->bits / 8;
+            printf("%d ", end <= c->arena + c->arena_size);
+          }}
+          return 0;
+        }}
+    """
+    assert run_c(tmp_path, source).split() == ["1"] * 3
+
+
 def test_cpu_features_agree_with_linux(tmp_path):
     """Each feature that /proc/cpuinfo knows by the same name is found, and no other."""
     from intformer.cpu_features import CPU_FEATURES
@@ -458,7 +538,7 @@ def test_cpu_features_agree_with_linux(tmp_path):
         f: f"avx512_{f[6:]}"
         for f in ("avx512vbmi2", "avx512vnni", "avx512bitalg", "avx512vpopcntdq")
     }
-    linux |= {"avxvnni": "avx_vnni"}
+    linux |= {"avxvnni": "avx_vnni", "amx-tile": "amx_tile", "amx-int8": "amx_int8"}
     rows = "".join(
         f'{{"{name}", {", ".join(map(str, row))}}},' for name, row in CPU_FEATURES.items()
     )

@@ -8,9 +8,11 @@ import pytest
 from kernels import Chain, Graph, Program
 
 from intformer import machine_code
+from intformer.compare import BASELINE, spelling
 from intformer.elf import Elf
 from intformer.passes.fuse import CHAINS
 from intformer.relay_ops import attention, attention_ibert
+from intformer.targets import TARGETS
 
 iced_x86 = pytest.importorskip("iced_x86", reason="needs the compiler extra")
 
@@ -126,12 +128,14 @@ def code(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("target", ["cascadelake", "x86-64"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", NAMES)
 def test_no_float_instruction(code, target, name):
     found = code(target, name).found
     assert found.instructions > 500
     assert found.findings == []
+    asked = {spelling(f) for f in (*TARGETS[target].features, *BASELINE)}
+    assert {spelling(f) for f in found.features} <= asked
 
 
 @pytest.mark.parametrize("name", ["-".join(chain) for chain in DENSE])
@@ -146,6 +150,23 @@ def test_dense_holds_a_tile_in_registers_on_vnni(code, name):
         assert len(accumulators) == 16 and all(a.startswith("zmm") for a in accumulators)
         assert not [i.text for i in loop if "[rsp" in i.text]
         assert len(loop) <= 32
+
+
+@pytest.mark.parametrize("name", ["-".join(chain) for chain in DENSE])
+@pytest.mark.parametrize(
+    ("target", "dot", "count", "others"),
+    [("avxvnni", "vpdpbusd", 8, 10), ("avx2", "vpmaddwd", 16, 42)],
+)
+def test_dense_holds_a_tile_in_registers_on_avx2(code, name, target, dot, count, others):
+    """4 rows x 2 vectors, nothing spilled; AVX2 unpacks 2 vectors of weights for the 4 rows."""
+    loops = [i for i in code(target, name).inner_loops(dot) if len(i) >= count + 4]
+    assert loops
+    for loop in loops:
+        steps = sum(i.name == dot for i in loop) / count
+        assert steps in (1, 2)
+        assert all("ymm" in i.text for i in loop if i.name == dot)
+        assert not [i.text for i in loop if "[rsp" in i.text]
+        assert len(loop) <= steps * (count + others)
 
 
 @pytest.mark.parametrize("name", ATTENTION)

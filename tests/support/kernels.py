@@ -100,7 +100,7 @@ def lowered(graph: Graph, target: str, into: dict | None = None):
     model = graph.model()
     spec = TARGETS[target]
     isa = spec.isa()
-    layout = plan_layout(replace(model, nodes=model.nodes + graph.readers), isa)
+    layout = plan_layout(replace(model, nodes=model.nodes + graph.readers))
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
     with mock.patch.dict(OPS, given=GIVEN):
         before = to_relax(model, layout, constants)
