@@ -76,7 +76,7 @@ typedef struct {
 /* Exported by every library, together with intformer_get_<name>(). */
 const intformer_api *intformer_get(void);
 
-/* intformer_open.c: checks length and CRC of the file, the interface version and the glibc this
+/* intformer_open.c: checks length and checksum of the file, the interface version and the glibc this
  * process runs on, then loads the library. NULL and a one-line message in err on failure. */
 const intformer_api *intformer_open(const char *path, char *err, size_t err_len);
 

@@ -1,9 +1,11 @@
 """The compiled library from C and from Python: results, threads, fork, neighbours, bad input."""
 
 import os
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import toy
 from c_program import PRINT, batch_c, run_c
 
-from intformer import library, runtime
+from intformer import footer, library, runtime
 from intformer.cpu_features import host_features
 from intformer.errors import LibraryError
 
@@ -702,10 +704,38 @@ def test_opener_refuses(toy_path, tmp_path):
     assert run_c(tmp_path, source, OPENER).splitlines() == [
         "not an intformer library, or cut short (no footer)",
         "not an intformer library, or cut short (no footer)",
-        "library is altered: wrong CRC",
+        "library is altered: wrong checksum",
         "library is damaged: its length is not the one in its footer",
         "cannot open library",
     ]
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 7, footer.PART, 4 * footer.PART - 1])
+@pytest.mark.parametrize("parts", [4, 8])
+def test_checksum_around_whole_parts(toy_path, tmp_path, parts, more):
+    """Python's, C's and the definition agree, whatever is left behind the last whole part."""
+    data = toy_path.read_bytes()[: -footer.SIZE]
+    whole = -(-len(data) // footer.PART) + parts
+    data += np.random.default_rng(0).bytes(whole * footer.PART + more - len(data))
+    crcs = [zlib.crc32(data[i : i + footer.PART]) for i in range(0, len(data), footer.PART)]
+    path = tmp_path / "libpadded.so"
+    path.write_bytes(data)
+    footer.append(path, (2, 2), footer.check(toy_path).build_id)
+    assert footer.check(path).checksum == zlib.crc32(struct.pack(f"<{len(crcs)}I", *crcs))
+    source = f"""
+        int main(void) {{
+          char err[300];
+          if (!intformer_open("{path}", err, sizeof err)) puts(err);
+          return 0;
+        }}
+    """
+    assert run_c(tmp_path, source, OPENER) == ""
+    with path.open("r+b") as file:
+        file.seek(len(data) - 1)
+        file.write(bytes([data[-1] ^ 1]))
+    assert run_c(tmp_path, source, OPENER).startswith("library is altered: wrong checksum")
+    with pytest.raises(LibraryError, match="library is altered"):
+        footer.check(path)
 
 
 def test_opener_loads_a_replaced_file_anew(toy_library, tmp_path):
