@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.fixedpoint import LIMITS
+from intformer.relay_ops.fixedpoint import LIMITS, round_shift
 
 
 def exact(x) -> np.ndarray:
     """X as an array of Python integers, any shape."""
-    return np.asarray(np.asarray(x).tolist(), dtype=object)
+    return np.asarray(x).astype(object)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,17 @@ class Interval:
         return Interval(self.low + other.low, self.high + other.high)
 
 
+def _round_shift(product: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """RHE(product / 2^shift) of Python integers; in int64 where every step of it fits."""
+    if np.max(np.abs(product)) + (1 << (int(np.max(shift)) - 1)) < 2**63:
+        return exact(round_shift(product.astype(np.int64), shift.astype(np.int64)))
+    return _round_shift_any(product, shift)
+
+
 def _rhe(product: int, shift: int) -> int:
     floor, rest = product >> shift, product & ((1 << shift) - 1)
     half = 1 << (shift - 1)
     return floor + (rest > half or (rest == half and floor & 1))
 
 
-_round_shift = np.frompyfunc(_rhe, 2, 1)
+_round_shift_any = np.frompyfunc(_rhe, 2, 1)

@@ -1,6 +1,7 @@
 """The range analysis: lemmas at their extremes, whole models inside their intervals, refusals."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -40,6 +41,37 @@ def test_matmul_interval_is_reached_in_every_channel(rng):
         for end, x in (("high", (w[n] > 0)), ("low", (w[n] < 0))):
             x = np.where(x, high, low).astype(np.int8)[None]
             assert OPS["matmul"].reference(x, w, bias)[0, n] == getattr(interval, end)[n]
+
+
+@pytest.mark.parametrize("terms", [511, 512, 513, 1024, 3000])
+@pytest.mark.parametrize("weight", [-128, 127])
+def test_matmul_interval_is_exact_for_the_largest_terms(rng, terms, weight):
+    """The sums of the analysis go through float32: every factor at its largest, odd ones too."""
+    w = np.full((3, terms), weight, np.int8)
+    w[1] = np.where(rng.random(terms) < 0.5, -128, 127)
+    w[2, ::2] = 1
+    interval = OPS["matmul"].bounds(Interval.of(-128, 127), w, np.zeros(3, np.int32))
+    ends = np.sort(np.multiply.outer(w.astype(np.int64), [-128, 127]), -1).sum(1)
+    assert ends.tolist() == [list(pair) for pair in zip(interval.low, interval.high, strict=True)]
+
+
+def test_matmul_refuses_an_input_beyond_int8():
+    with pytest.raises(RangeError, match="input can be -129"):
+        OPS["matmul"].bounds(Interval.of(-129, 0), np.ones((1, 4), np.int8), np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize("bits", [8, 40, 61, 62, 63, 70])
+def test_dyadic_of_an_interval_is_exact_beyond_int64(rng, bits):
+    """Inside int64 numpy computes it, beyond it Python's integers: the same numbers."""
+    high = [int(b) << (bits - 8) for b in rng.integers(0, 256, 50)]
+    high = np.array(
+        [h + int(o) for h, o in zip(high, rng.integers(-3, 4, 50), strict=True)], object
+    )
+    shift = rng.integers(1, 62, 50)
+    found = Interval(-high, high).dyadic(np.ones(50, np.int64), shift)
+    for i in range(50):
+        exact = [round(Fraction(sign * high[i], 1 << int(shift[i]))) for sign in (-1, 1)]
+        assert [found.low[i], found.high[i]] == sorted(exact)
 
 
 @pytest.mark.parametrize(
