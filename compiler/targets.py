@@ -66,7 +66,22 @@ def _x86():
     return schedule
 
 
+def _amx():
+    from intformer.schedules.amx import schedule
+
+    return schedule
+
+
 TARGETS: dict[str, TargetSpec] = {
+    "sapphirerapids": TargetSpec(
+        name="sapphirerapids",
+        title="Xeon with AMX (Sapphire Rapids and newer)",
+        features=(*VNNI_FEATURES, "amx-tile", "amx-int8"),
+        tvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["+amx-tile", "+amx-int8"]},
+        isa=_vnni,
+        schedule=_amx,
+        vector_shifts=True,
+    ),
     "cascadelake": TargetSpec(
         name="cascadelake",
         title="Xeon with AVX512-VNNI (Cascade Lake and newer)",

@@ -4,6 +4,7 @@ A `Graph` is an IntModel whose first values are given, not computed. A `Program`
 for one target; `check` runs its kernels and compares whatever they write with the references.
 """
 
+import ctypes
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -26,7 +27,18 @@ from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.op import IntOp
 from intformer.targets import TARGETS
 
-MISSING = {t.name: sorted(set(t.features) - host_features()) for t in TARGETS.values()}
+
+def _missing(target) -> list[str]:
+    """Return what this machine lacks of a target's needs; ask for AMX where it needs that."""
+    lacks = sorted(set(target.features) - host_features())
+    request, tile_data = 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    if not lacks and "amx-tile" in target.features:
+        libc = ctypes.CDLL(None)
+        return ["permission to use AMX tiles"] if libc.syscall(158, request, tile_data) else []
+    return lacks
+
+
+MISSING = {target.name: _missing(target) for target in TARGETS.values()}
 on_every_target = pytest.mark.parametrize(
     "target",
     [
