@@ -74,7 +74,7 @@ class Interval:
 def _round_shift(product: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """RHE(product / 2^shift) of Python integers; in int64 where every step of it fits."""
     if np.max(np.abs(product)) + (1 << (int(np.max(shift)) - 1)) < 2**63:
-        return exact(round_shift(product.astype(np.int64), shift.astype(np.int64)))
+        return exact(round_shift(product, shift))
     return _round_shift_any(product, shift)
 
 
