@@ -5,7 +5,7 @@ op with the NumPy references. Every number that depends on a scale is a tensor, 
 attribute, so that layers of one shape share one kernel.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -81,10 +81,10 @@ class IntModel:
         return {name: seen[name] for name in self.values}
 
     def to_json(self) -> dict:
-        """Return everything but tensors and files, JSON-able."""
+        """Return everything but tensors and files, JSON-able; parts of the model, not copies."""
         return {
-            "nodes": [asdict(node) for node in self.nodes],
-            "values": {name: asdict(value) for name, value in self.values.items()},
+            "nodes": [vars(node) for node in self.nodes],
+            "values": {name: vars(value) for name, value in self.values.items()},
             "output": self.output,
             "meta": self.meta,
         }

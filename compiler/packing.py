@@ -28,7 +28,13 @@ def columns(channel_map: tuple[int, int, int]) -> np.ndarray:
 
 
 def spread(array: np.ndarray, axis: int, channel_map, width: int, fill: int = 0) -> np.ndarray:
-    """Return the array with one axis moved from logical channels to physical columns."""
+    """Return the array with one axis moved from logical channels to physical columns.
+
+    It is the same array where nothing moves.
+    """
+    groups, size, padded = channel_map
+    if width == array.shape[axis] and (groups == 1 or size == padded):
+        return array
     shape = list(array.shape)
     shape[axis] = width
     out = np.full(shape, fill, array.dtype)

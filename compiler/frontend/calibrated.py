@@ -8,7 +8,6 @@ from intformer.edge import Edge
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.families import read_encoder
 from intformer.frontend.native import equalisation, lower
 from intformer.frontend.progress import progress
@@ -98,10 +97,9 @@ def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
     return 10 * float(np.log10(max(float(np.square(wanted).sum()), 1e-30) / max(noise, 1e-30)))
 
 
-def score(encoder: FloatEncoder, model: IntModel, inputs: list[dict]) -> float:
+def score(wanted: np.ndarray, model: IntModel, inputs: list[dict]) -> float:
     """Return the SNR of the integer reference's output against the float one, in dB."""
     scale = model.meta["output_scale"]
-    wanted = np.concatenate([encoder.forward(batch) for batch in inputs])
     got = np.concatenate([model.run(batch)[model.output] for batch in inputs])
     return snr_db(wanted, got * scale)
 
@@ -109,10 +107,11 @@ def score(encoder: FloatEncoder, model: IntModel, inputs: list[dict]) -> float:
 def best(encoder, seen, inputs, note: str, methods) -> tuple[IntModel, dict[str, float]]:
     """Lower with every method; return the one with the best output and every method's score."""
     chosen, scores = None, {}
-    factors = equalisation(encoder, seen)
+    factors, rounded = equalisation(encoder, seen), {}
+    wanted = np.concatenate([encoder.forward(batch) for batch in inputs])
     for method in progress(methods, "choosing the calibration method"):
-        model = lower(encoder, seen, factors, method, note)
-        scores[method] = score(encoder, model, inputs)
+        model = lower(encoder, seen, factors, method, note, rounded)
+        scores[method] = score(wanted, model, inputs)
         if scores[method] >= max(scores.values()):
             chosen = model
     return chosen, scores

@@ -12,7 +12,7 @@ from intformer.frontend.calibration import Seen
 from intformer.frontend.emit import Emitter
 from intformer.frontend.encoder import POOLS, TANH_GELU, Dense, FloatEncoder, Layer, Linear, Norm
 from intformer.frontend.progress import progress
-from intformer.frontend.scales import TINY, channel_peaks, equalise, peak
+from intformer.frontend.scales import TINY, channel_peaks, equalise, peak, round_rows, row_peaks
 from intformer.model import IntModel
 from intformer.relay_ops import attention, i_gelu, i_layernorm, i_tanh
 
@@ -115,6 +115,7 @@ def lower(
     factors: dict[str, np.ndarray],
     method: str,
     note: str,
+    rounded: dict[str, tuple] | None = None,
 ) -> IntModel:
     """Return the IntModel (meta holds only what the numbers decide; the caller adds the rest).
 
@@ -122,14 +123,17 @@ def lower(
     factors  of equalisation
     method   one of scales.METHODS
     note     how calibration went, for the origin of every calibrated scale
+    rounded  what one method leaves for the next: weight stem -> (scale of each row, integers)
     """
-    return _Lowering(encoder, seen, factors, method, note).model()
+    known = {} if rounded is None else rounded
+    return _Lowering(encoder, seen, factors, method, note, known).model()
 
 
 class _Lowering(Emitter):
-    def __init__(self, encoder: FloatEncoder, seen: dict, factors: dict, method: str, note: str):
+    def __init__(self, encoder, seen: dict, factors: dict, method: str, note: str, rounded: dict):
         super().__init__()
         self.encoder, self.seen, self.factors, self.method = encoder, seen, factors, method
+        self.rounded = rounded
         self.calibrated = f"calibration: {method}, {note}"
         self.plan = Plan(encoder)
         self.steps: dict[str, np.ndarray] = {}  # weight stem -> real scale of each row [N]
@@ -149,16 +153,13 @@ class _Lowering(Emitter):
         f, scale = self.factors[stem], self.channel_scale(x)
         s_x = float(np.mean(scale / f))
         if stem not in self.steps:
-            weight = linear.weight * f
-            steps = np.abs(weight).max(1) / INT8_MAX
+            steps = row_peaks(linear.weight, f) / INT8_MAX
             # a row too small for its bias (or all zero) gets the scale its bias needs
             floor = np.maximum(
                 np.abs(linear.bias) / (BIAS_MAX * s_x), steps.max(initial=TINY) * FLUSH
             )
             steps = np.maximum(steps, np.maximum(floor, TINY))
-            integers = np.rint(weight / steps[:, None])
-            self.constant(stem + ".weight", integers.astype(np.int8))
-            self.steps[stem] = steps
+            self.weight(stem, linear.weight, f, steps, np.int8)
         acc_scale = s_x * self.steps[stem]
         bias = np.rint(linear.bias / acc_scale)
         if np.abs(bias).max(initial=0) > 2**31 - 2**27:
@@ -177,6 +178,14 @@ class _Lowering(Emitter):
         )
         self.node("matmul", (x, stem + ".weight", name + ".bias"), acc)
         return acc
+
+    def weight(self, stem: str, weight: np.ndarray, f, steps: np.ndarray, dtype) -> None:
+        """Keep weight * f rounded at the scale of each row."""
+        known = self.rounded.get(stem)
+        if known is None or not np.array_equal(known[0], steps):
+            known = self.rounded[stem] = steps, round_rows(weight, f, steps, dtype)
+        self.steps[stem], integers = known
+        self.constant(stem + ".weight", integers)
 
     def norm(self, x: str, name: str, tap: str, norm: Norm, s8: np.ndarray) -> tuple[str, str]:
         """LayerNorm of x; returns (int8 at scale s8, int16 residual)."""
@@ -232,9 +241,7 @@ class _Lowering(Emitter):
         if stem == "embed.word" and stages and stages[-1].tied:
             s_x = float(self.head_operand(len(stages) - 1)[0])
             steps = np.maximum(steps, np.abs(stages[-1].linear.bias) / (BIAS_MAX * s_x))
-        integers = np.rint(table / steps[:, None])
-        self.steps[stem] = steps
-        self.constant(stem + ".weight", integers.astype(np.int8 if limit == 127 else np.int16))
+        self.weight(stem, table, 1.0, steps, np.int8 if limit == INT8_MAX else np.int16)
         return (stem + ".weight", *self.dyadic(stem, steps / scale))
 
     def embeddings(self) -> str:

@@ -16,6 +16,7 @@ PERCENTILE = 99.99
 CLIPS = np.linspace(1.0, 0.3, 29)  # fractions of the peak that "mse" tries
 STRENGTHS = (0.5, 0.65, 0.75, 0.85, 0.92, 1.0)  # of equalisation; none is tried too
 SEARCH_ROWS = 128
+BLOCK_ROWS = 32  # of a weight at a time: temporaries stay in the second-level cache
 SMALLEST = 1e-4  # of the largest channel: what a dead channel is taken for
 TINY = 1e-20  # stands for 0 where something is divided by it
 
@@ -56,6 +57,23 @@ def peak(seen: Seen, method: str, f=1.0, importance: np.ndarray | float = 1.0) -
     return top
 
 
+def row_peaks(weight: np.ndarray, f: np.ndarray | float) -> np.ndarray:
+    """Return the largest |weight[n, k] f[k]| of every row, float64 [N]."""
+    return np.concatenate([np.abs(weight[r] * f).max(1) for r in _blocks(weight)])
+
+
+def round_rows(weight: np.ndarray, f: np.ndarray | float, steps: np.ndarray, dtype) -> np.ndarray:
+    """Return weight[n, k] f[k] / steps[n], rounded to integers of `dtype`, [N, K]."""
+    out = np.empty(weight.shape, dtype)
+    for r in _blocks(weight):
+        out[r] = np.rint(weight[r] * f / steps[r, None])
+    return out
+
+
+def _blocks(weight: np.ndarray) -> list[slice]:
+    return [slice(i, i + BLOCK_ROWS) for i in range(0, len(weight), BLOCK_ROWS)]
+
+
 def channel_peaks(seen: Seen, method: str) -> np.ndarray:
     """Return the |x| that 127 stands for in each channel, [C], all positive."""
     top = seen.peaks.max(0)
@@ -92,13 +110,14 @@ def equalise(seen: list[Seen], weight: np.ndarray) -> np.ndarray:
     energy = [max(float(np.square(want).sum()), TINY) for want in wanted]
 
     def error(f: np.ndarray) -> float:
-        steps = np.maximum(np.abs(weight * f).max(1, keepdims=True), TINY) / 127
-        rounded = (np.rint(weight * (f / steps)) * steps).T
+        steps = np.maximum(row_peaks(weight, f), TINY) / 127
+        rounded = round_rows(weight, f, steps, np.float32).T
         total = 0.0
         for s, want, whole in zip(seen, wanted, energy, strict=True):
             step = max(float((s.peaks / f).max()), TINY) / 127
-            rows = np.rint(s.rows[:SEARCH_ROWS] / (f * step)) * step
-            total += float(np.square(rows @ rounded - want).sum()) / whole
+            rows = np.rint(s.rows[:SEARCH_ROWS] / (f * step))
+            found = (rows @ rounded) * (steps * step)
+            total += float(np.square(found - want).sum()) / whole
         return total
 
     f = min(candidates, key=error)
