@@ -284,7 +284,7 @@ def inspect_verb(args: argparse.Namespace) -> Result:
 
     library = load(args.library)
     graph = library.graph()
-    about = {key: value for key, value in library.metadata.items() if key != "labels"}
+    about = {k: v for k, v in library.metadata.items() if k not in ("labels", "variants")}
     kernels: dict[str, int] = {}
     for step in library.plan["steps"]:
         kernels[step["kernel"]] = kernels.get(step["kernel"], 0) + 1
@@ -295,12 +295,15 @@ def inspect_verb(args: argparse.Namespace) -> Result:
         "library": str(args.library),
         "bytes": Path(args.library).stat().st_size,
         "metadata": library.metadata,
+        "variant_in_use": library.variant,
+        "not_run_here": {name: why for name, why in library.refusals().items() if why},
         "ops": ops,
         "kernels": kernels,
         "values": graph["values"],
     }
     lines = [f"{args.library}: {data['bytes'] / 1e6:.1f} MB"]
     lines += table(["key", "value"], [(key, short(value)) for key, value in about.items()])
+    lines += ["", *table(["variant", "here", "CPU features"], variant_rows(library, data))]
     lines += ["", *table(["op", "count"], ops.items())]
     lines += ["", *table(["kernel", "steps"], kernels.items())]
     values = graph["values"].items() if args.values else ()
@@ -310,6 +313,17 @@ def inspect_verb(args: argparse.Namespace) -> Result:
     else:
         lines += ["", "scales and their origins: --values"]
     return data, lines
+
+
+def variant_rows(library, data: dict) -> list[tuple[str, str, str]]:
+    """Return a line for each variant: its name, what it is on this machine, what it needs."""
+    rows = []
+    for name, features in library.variants.items():
+        here = data["not_run_here"].get(name, "runs")
+        if name == data["variant_in_use"]:
+            here = "in use"
+        rows.append((name, here, " ".join(features) or "any x86-64"))
+    return rows
 
 
 def short(value: object) -> str:
@@ -330,6 +344,7 @@ def targets_verb(args: argparse.Namespace) -> Result:
         name: {
             "title": target.title,
             "cpu_features": list(target.features),
+            "variants": list(target.variants),
             "missing_here": [feature for feature in target.features if feature not in have],
         }
         for name, target in TARGETS.items()

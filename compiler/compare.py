@@ -3,9 +3,10 @@
 Five checks, and a sixth with the source at hand:
   tensor programs  no float, no division by a variable, no shift LLVM turns into float
   machine code     every instruction is on the written list of integer work, and the CPU features
-                   used are the ones the library asks for
+                   each variant uses are the ones it asks for
   tensors          the packed constants, unpacked, have the SHA-256 recorded before packing
-  results          every observed value equals the NumPy reference, bit for bit
+  results          every observed value equals the NumPy reference, bit for bit, in each variant
+                   that this CPU runs
   defaults         the same with types and positions left to the library, on 1 thread and on several
   source           importing the checkpoint again gives the same program, integers and meaning
 """
@@ -25,7 +26,7 @@ from intformer.edge import Edge
 from intformer.finding import Finding
 from intformer.model import IntModel
 from intformer.packing import pack, unpack
-from intformer.plan import BLOCK
+from intformer.plan import BLOCK, symbol
 from intformer.runtime import Library, load
 
 LENGTHS = (1, 2, 3, 5)  # every random batch starts with these, and ends with the longest
@@ -154,16 +155,20 @@ def check_programs(library: Library) -> Check:
 
     That the machine code comes from this TIR is not shown here: check_machine_code reads the code.
     """
-    try:
-        module = tir_check.load(library.section("tir.json.xz"))
-    except Exception as error:  # lzma, UTF-8, JSON and TVM each have their own
-        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        finding = Finding("tir.json.xz", f"cannot be read: {fault}")
-        return Check("tensor programs", "none read", [finding])
-    wide = "avx2" in library.metadata["cpu_features"]
-    findings = misnamed(module, {step["kernel"] for step in library.plan["steps"]})
-    findings += tir_check.check(module, vector_shifts=wide)
-    return Check("tensor programs", f"{len(module.functions)} functions", findings)
+    kernels = {step["kernel"] for step in library.plan["steps"]}
+    findings, functions = [], 0
+    for variant, features in library.variants.items():
+        section = f"tir/{variant}.json.xz"
+        try:
+            module = tir_check.load(library.section(section))
+        except Exception as error:  # lzma, UTF-8, JSON and TVM each have their own
+            fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            findings.append(Finding(section, f"cannot be read: {fault}"))
+            continue
+        functions += len(module.functions)
+        findings += misnamed(module, {symbol(kernel, variant) for kernel in kernels})
+        findings += tir_check.check(module, vector_shifts="avx2" in features)
+    return Check("tensor programs", f"{functions} functions", findings)
 
 
 def misnamed(module, kernels: set[str]) -> list[Finding]:
@@ -175,15 +180,30 @@ def misnamed(module, kernels: set[str]) -> list[Finding]:
 
 
 def check_machine_code(library: Library) -> Check:
-    """Read every instruction of the library."""
+    """Read every instruction of the library, and whose it is.
+
+    The runtime comes first; the code of a variant starts with a function of that variant's name.
+    """
     code = machine_code.check(library.path)
-    asked = {spelling(name) for name in library.metadata["cpu_features"]} | {
-        spelling(name) for name in BASELINE
+    asked = {
+        variant: {spelling(name) for name in (*BASELINE, *features)}
+        for variant, features in {"": (), **library.variants}.items()
     }
-    unasked = [name for name in sorted(code.features) if spelling(name) not in asked]
+    marks = {symbol("", variant): variant for variant in library.variants}
+    here, unasked = "", {}
+    for function, features in code.functions:
+        here = next((v for mark, v in marks.items() if mark in function), here)
+        for name in sorted(features):
+            if spelling(name) not in asked[here]:
+                unasked.setdefault((here, name), function)
     findings = code.findings + [
-        Finding("cpu features", f"code uses {name}, which the library does not ask for")
-        for name in unasked
+        Finding(
+            function,
+            f"code uses {name}, which variant {variant} does not ask for"
+            if variant
+            else f"code outside the kernels uses {name}",
+        )
+        for (variant, name), function in unasked.items()
     ]
     detail = f"{code.instructions} instructions, {len(code.mnemonics)} kinds"
     return Check("machine code", detail, findings)
@@ -224,17 +244,36 @@ def check_tensors(library: Library, tensors: dict[str, np.ndarray]) -> Check:
 
 
 def check_results(library: Library, model: IntModel, batches: list[dict], kind: str) -> Check:
-    """Run library and reference on the same batches; name the first value that differs."""
-    values, findings = 0, []
-    for batch in batches:
-        finding, compared = first_difference(library, model, batch)
-        values += compared
-        if finding:
-            findings.append(finding)
-            break
+    """Run every variant and the reference on the same batches; name the first difference."""
+    refusals = library.refusals()
+    runs = [variant for variant, why in refusals.items() if not why]
+    before, values, wrong = library.variant, 0, {}
+    try:
+        for batch in batches:
+            reference = model.run(batch)
+            for variant in runs:
+                if variant in wrong:
+                    continue
+                library.set_variant(variant)
+                finding, compared = first_difference(library, model, batch, reference)
+                values += compared
+                if finding:
+                    wrong[variant] = finding
+    finally:
+        if before:
+            library.set_variant(before)
+    findings = [
+        finding if len(refusals) == 1 else finding._replace(where=f"{finding.where}, {variant}")
+        for variant, finding in wrong.items()
+    ]
+    if not runs:
+        findings = [Finding(variant, why) for variant, why in refusals.items()]
     tokens = sum(len(batch["input_ids"]) for batch in batches)
     sequences = sum(len(batch["cu_seqlens"]) - 1 for batch in batches)
     detail = f"{kind}: {sequences} sequences, {tokens} tokens, {values} numbers equal"
+    if len(refusals) > 1:
+        detail += f", variants {' '.join(runs)}"
+        detail += "".join(f"; {v} not run: {why}" for v, why in refusals.items() if why)
     return Check("results", detail, findings)
 
 
@@ -247,11 +286,12 @@ def check_defaults(library: Library, model: IntModel, seed: int) -> Check:
     lengths = [n for n in (*LENGTHS, 4 * BLOCK) if n <= meta["max_length"]]
     batch = random_batch(meta, lengths, np.random.default_rng(seed))
     batch["token_type_ids"] = np.zeros_like(batch["token_type_ids"])
+    reference = model.run(batch)
     counts, findings, values = (1, max(2, before)), [], 0
     try:
         for threads in counts:
             library.set_threads(threads)
-            finding, compared = first_difference(library, model, batch, DEFAULTED)
+            finding, compared = first_difference(library, model, batch, reference, DEFAULTED)
             values += compared
             if finding:
                 where = f"{finding.where}, threads: {threads}"
@@ -267,11 +307,13 @@ def first_difference(
     library: Library,
     model: IntModel,
     batch: dict[str, np.ndarray],
+    reference: dict[str, np.ndarray],
     left_out: Container[str] = (),
 ) -> tuple[Finding | None, int]:
     """Compare every value the library shows with the reference, in the model's own order.
 
-    left_out  inputs that the reference gets and the library does not
+    reference  what the model's `run` makes of the batch
+    left_out   inputs that the reference gets and the library does not
     Returns the first difference (op, value, index, both numbers), and how many numbers were equal.
     """
     shown: dict[str, np.ndarray] = {}
@@ -282,7 +324,6 @@ def first_difference(
 
     taken = {name: a for name, a in given(library, batch).items() if name not in left_out}
     result = library.run(**taken, observer=observer)
-    reference = model.run(batch)
     shown[model.output] = result
     compared = 0
     for node in model.nodes:

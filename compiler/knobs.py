@@ -16,6 +16,10 @@ def threads() -> int:
     return _number("INTFORMER_THREADS", 0)
 
 
+# INTFORMER_VARIANT: which variant of its kernels a library runs. The library reads it itself
+# (compiler/c/runtime.c), so that it works without Python.
+
+
 def cache() -> Path | None:
     """INTFORMER_CACHE: folder of what compilations keep; default intformer in the user's cache."""
     if folder := os.environ.get("INTFORMER_CACHE"):

@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from intformer.elf import Elf
 from intformer.errors import CompileError
 from intformer.memory import ROWS, assign_slots
 from intformer.model import INPUTS, IntModel
-from intformer.plan import BLOCK, Buffer, Plan
+from intformer.plan import BLOCK, Buffer, Plan, symbol
 
 SOURCES = Path(__file__).parent / "c"
 GLIBC_FLOOR = (2, 34)  # libraries run on this glibc and newer; the build fails if one would not
@@ -50,52 +50,61 @@ RUNTIME = ("runtime", "pool", "cpu")  # sources in compiler/c that go into every
 LIBRARIES = ["-lc", "-lm", "-lpthread"]
 
 
+@dataclass(frozen=True)
+class Variant:
+    """The kernels of a plan for one kind of chip.
+
+    name      of the target they were compiled for
+    objects   object files made by TVM that define `__tvm_ffi_` + symbol(kernel, name) of every step
+    features  LLVM names (keys of CPU_FEATURES) they need; checked before they run
+    tir       scheduled TIR, xz-compressed JSON
+    """
+
+    name: str
+    objects: Sequence[Path]
+    features: Sequence[str] = ()
+    tir: bytes = b""
+
+
 @dataclass
 class _Job:
     """One library to be: what `build` was given, checked."""
 
     plan: Plan
-    objects: list[Path]
+    variants: list[Variant]
     model: IntModel
     name: str
-    features: list[str]
     limits: dict[str, int]
-    tir: bytes
 
 
 def build(
     plan: Plan,
-    objects: Iterable[Path],
+    variants: Sequence[Variant],
     model: IntModel,
     path: Path,
     *,
     target: str,
-    cpu_features: Iterable[str] = (),
     name: str | None = None,
-    tir: bytes = b"",
     metadata: dict | None = None,
     header: bool = False,
 ) -> Path:
     """Link the library and return its path.
 
-    plan          steps, buffers, packed constants
-    objects       object files made by TVM that define `__tvm_ffi_<kernel>` of every step
-    model         graph, meta, tokenizer files, and the tensors whose SHA-256 is recorded
-    path          the library to write
-    target        name of the target, for the metadata
-    cpu_features  LLVM names (keys of CPU_FEATURES) the kernels need; checked before they run
-    name          C identifier of intformer_get_<name>; default: from the file name
-    tir           scheduled TIR, xz-compressed JSON
-    metadata      more keys for metadata.json
-    header        also write intformer.h and intformer_open.c beside the library
+    plan      steps, buffers, packed constants
+    variants  kernels, the fastest first: the first whose features a CPU has runs there
+    model     graph, meta, tokenizer files, and the tensors whose SHA-256 is recorded
+    path      the library to write
+    target    name of the target, for the metadata
+    name      C identifier of intformer_get_<name>; default: from the file name
+    metadata  more keys for metadata.json
+    header    also write intformer.h and intformer_open.c beside the library
     """
     path = Path(path)
     name = _identifier(name or path.name.removeprefix("lib").split(".")[0])
-    features = sorted(set(cpu_features))
-    if unknown := [f for f in features if f not in CPU_FEATURES]:
-        raise CompileError(f"unknown CPU feature {unknown[0]!r}", where=f"target {target}")
-    objects = [Path(o) for o in objects]
-    _check_plan(plan, objects)
+    variants = [replace(v, features=sorted(set(v.features))) for v in variants]
+    _check_plan(plan)
+    for variant in variants:
+        _check_variant(plan, variant)
     limits = _limits(plan, model.meta)
     output = plan.buffers[plan.output]
     about = {
@@ -105,7 +114,7 @@ def build(
         "intformer": intformer.__version__,
         "abi_version": footer.ABI_VERSION,
         "target": target,
-        "cpu_features": features,
+        "variants": [{"name": v.name, "cpu_features": v.features} for v in variants],
         "inputs": list(plan.inputs),
         "output": plan.output,
         "output_rows": output.rows,
@@ -115,7 +124,7 @@ def build(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            job = _Job(plan, objects, model, name, features, limits, tir)
+            job = _Job(plan, variants, model, name, limits)
             done = _build_in(Path(folder), job, path.name, about)
             if header:
                 for file in ("intformer.h", "intformer_open.c"):
@@ -146,10 +155,24 @@ def _identifier(text: str) -> str:
     return name
 
 
-def _check_plan(plan: Plan, objects: list[Path]) -> None:
+def _check_plan(plan: Plan) -> None:
     known = {*INPUTS, *plan.buffers, *plan.constants}
+    for number, step in enumerate(plan.steps):
+        where = f"step {number}, kernel {step.kernel}"
+        if unknown := [a for a in (*step.args, *step.outputs) if a not in known]:
+            raise CompileError(f"unknown argument {unknown[0]!r}", where=where)
+        if used := [a for a in step.args if a in INPUTS and a not in plan.inputs]:
+            raise CompileError(f"{used[0]!r} is missing in plan.inputs", where=where)
+    output = plan.buffers.get(plan.output)
+    if output is None or output.dtype != "int32":
+        raise CompileError(f"output {plan.output!r} is no int32 buffer", where="plan")
+
+
+def _check_variant(plan: Plan, variant: Variant) -> None:
+    if unknown := [f for f in variant.features if f not in CPU_FEATURES]:
+        raise CompileError(f"unknown CPU feature {unknown[0]!r}", where=f"target {variant.name}")
     defined: set[str] = set()
-    for path in objects:
+    for path in variant.objects:
         symbols = Elf(path).symbols()
         defined |= {s for s, here in symbols.items() if here}
         hooks = {s for s, here in symbols.items() if here and s.startswith(("__TVM", "TVM"))}
@@ -159,16 +182,11 @@ def _check_plan(plan: Plan, objects: list[Path]) -> None:
                 where=str(path),
             )
     for number, step in enumerate(plan.steps):
-        where = f"step {number}, kernel {step.kernel}"
-        if f"__tvm_ffi_{step.kernel}" not in defined:
-            raise CompileError("kernel is in no object file", where=where)
-        if unknown := [a for a in (*step.args, *step.outputs) if a not in known]:
-            raise CompileError(f"unknown argument {unknown[0]!r}", where=where)
-        if used := [a for a in step.args if a in INPUTS and a not in plan.inputs]:
-            raise CompileError(f"{used[0]!r} is missing in plan.inputs", where=where)
-    output = plan.buffers.get(plan.output)
-    if output is None or output.dtype != "int32":
-        raise CompileError(f"output {plan.output!r} is no int32 buffer", where="plan")
+        if f"__tvm_ffi_{symbol(step.kernel, variant.name)}" not in defined:
+            raise CompileError(
+                "kernel is in no object file",
+                where=f"target {variant.name}, step {number}, kernel {step.kernel}",
+            )
 
 
 def _limits(plan: Plan, meta: dict) -> dict[str, int]:
@@ -241,7 +259,7 @@ def _sections(job: _Job, about: dict) -> dict[str, bytes]:
     return {
         **{f"constants/{name}": _bytes(array) for name, array in plan.constants.items()},
         **{f"files/{name}": data for name, data in model.files.items()},
-        "tir.json.xz": job.tir,
+        **{f"tir/{variant.name}.json.xz": variant.tir for variant in job.variants},
         "plan.json": _to_json(_plan_json(plan)),
         "graph.json": _to_json(model.to_json()),
         "packing.json": _to_json(packing),
@@ -285,6 +303,30 @@ def _numbers(values: Iterable[int]) -> str:
     return "{" + ", ".join(str(int(v)) for v in values) + "}"
 
 
+def _variants_c(job: _Job) -> list[str]:
+    """Return the C source of the kernel tables."""
+    kernels = dict.fromkeys(step.kernel for step in job.plan.steps)
+    rows, source = [], []
+    for number, variant in enumerate(job.variants):
+        names = {k: f"__tvm_ffi_{symbol(k, variant.name)}" for k in kernels}
+        features = [
+            f"{{{_string(f)}, {', '.join(str(v) for v in CPU_FEATURES[f])}}}"
+            for f in variant.features
+        ]
+        source += [
+            *(
+                f"extern int32_t {n}(void *, const tvm_any *, int32_t, tvm_any *);"
+                for n in names.values()
+            ),
+            _array("kernel_fn", f"kernels_{number}", [names[s.kernel] for s in job.plan.steps]),
+            _array("plan_feature", f"features_{number}", features or ["{0, 0, 0, 0, 0, 0}"]),
+        ]
+        rows.append(
+            f"{{{_string(variant.name)}, kernels_{number}, features_{number}, {len(features)}}}"
+        )
+    return [*source, _array("plan_variant", "variants", rows)]
+
+
 def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> str:
     """Return the C source of the static tables that compiler/c/runtime.c walks."""
     plan, limits = job.plan, job.limits
@@ -314,25 +356,19 @@ def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> st
     steps, args, outputs = [], [], []
     for step in plan.steps:
         steps.append(
-            f"{{{_string(step.kernel)}, __tvm_ffi_{step.kernel}, {len(args)}, {len(step.args)}, "
-            f"{len(outputs)}, {len(step.outputs)}}}"
+            f"{{{_string(step.kernel)}, {len(args)}, {len(step.args)}, {len(outputs)}, "
+            f"{len(step.outputs)}}}"
         )
         args += [str(number[a]) for a in step.args]
         outputs += [str(number[a]) for a in step.outputs]
-    kernels = dict.fromkeys(step.kernel for step in plan.steps)
     slot_rows = ["{{" + ", ".join(str(s.bytes[r]) for r in ROWS) + "}}" for s in slots]
     section_rows = [f"{{{_string(n)}, {at}, {size}}}" for n, (at, size) in index.items()]
-    feature_rows = [
-        f"{{{_string(f)}, {', '.join(str(v) for v in CPU_FEATURES[f])}}}" for f in job.features
-    ]
     output = plan.buffers[plan.output]
     columns = [] if output.channel_map is None else [str(int(c)) for c in output.channel_map]
     return "\n".join(
         [
             "/* Generated by intformer (compiler/library.py). */",
             '#include "plan.h"',
-            *(f"extern int32_t __tvm_ffi_{k}(void *, const tvm_any *, int32_t, tvm_any *);"
-              for k in kernels),
             *shapes,
             _array("plan_tensor", "tensors", tensors),
             _array("plan_step", "steps", steps),
@@ -340,7 +376,7 @@ def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> st
             _array("int32_t", "outputs", outputs),
             _array("plan_slot", "slots", slot_rows),
             _array("plan_section", "sections", section_rows),
-            _array("plan_feature", "features", feature_rows or ["{0, 0, 0, 0, 0, 0}"]),
+            *_variants_c(job),
             _array("int32_t", "columns", columns),
             _array("uint8_t", "build_id", [", ".join(str(b) for b in build_id)]),
             "const plan_table intformer_plan = {",
@@ -349,7 +385,7 @@ def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> st
             f"  .args = args, .num_args = {len(args)}, .outputs = outputs,",
             f"  .slots = slots, .num_slots = {len(slots)},",
             f"  .sections = sections, .num_sections = {len(index)},",
-            f"  .features = features, .num_features = {len(job.features)},",
+            f"  .variants = variants, .num_variants = {len(job.variants)},",
             f"  .output = {number[plan.output]},",
             f"  .output_columns = {'columns' if columns else 0},",
             f"  .vocab_size = {limits['vocab_size']},",
@@ -363,7 +399,7 @@ def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> st
             "const intformer_api intformer_table = {",
             f"  INTFORMER_ABI_VERSION, {output.channels}, {_string(job.name)}, build_id,",
             "  if_section, if_section_name, if_output_size, if_run, if_set_threads,",
-            "  if_get_threads,",
+            "  if_get_threads, if_variant, if_set_variant,",
             "};",
             *(
                 f'__attribute__((visibility("default"))) const intformer_api *{get}(void) '
@@ -419,9 +455,9 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     cc = compiler()
     for file in SOURCES.iterdir():
         shutil.copyfile(file, folder / file.name)
-    kernels = []
-    for number, path in enumerate(job.objects):
-        kernels.append(f"kernels{number}.o")
+    kernels = []  # each variant's together, which is how check_machine_code tells them apart
+    for path in (path for variant in job.variants for path in variant.objects):
+        kernels.append(f"kernels{len(kernels)}.o")
         shutil.copyfile(path, folder / kernels[-1])
     fixed = [f"{source}.o" for source in RUNTIME]
     for source, made in zip(RUNTIME, fixed, strict=True):
@@ -430,7 +466,7 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     def link(sections: dict[str, bytes]) -> bytes:
         index = _write_blob(folder / "blob", sections)
         inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in RUNTIME))]
-        build_id = _digest(inputs, json.dumps([job.name, job.features, job.limits]))
+        build_id = _digest(inputs, json.dumps([job.name, about["variants"], job.limits]))
         (folder / "plan.c").write_text(_plan_c(job, index, build_id))
         (folder / "blob.s").write_text(_BLOB_S.format(build_id=build_id.hex()))
         _call([*cc, *CFLAGS, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")

@@ -6,6 +6,7 @@ from libm count as float too.
 """
 
 import bisect
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -30,14 +31,20 @@ class MachineCode:
 
     instructions  how many were decoded
     mnemonics     how often each occurs
-    features      CPUID features the code uses, as iced-x86 names them (AVX512_VNNI, ...)
+    functions     in the order of their addresses: name, and the CPUID features its code uses, as
+                  iced-x86 names them (AVX512_VNNI, ...)
     findings      instructions and imports that are not integer work
     """
 
     instructions: int = 0
     mnemonics: Counter = field(default_factory=Counter)
-    features: set[str] = field(default_factory=set)
+    functions: list[tuple[str, set[str]]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def features(self) -> set[str]:
+        """CPUID features of all code."""
+        return set().union(*(features for _, features in self.functions))
 
 
 def check(path: Path) -> MachineCode:
@@ -65,10 +72,15 @@ def check(path: Path) -> MachineCode:
         if not section.flags & EXECUTABLE:
             continue
         code = elf.data[section.offset : section.offset + section.size]
+        next_function = 0  # address where another one starts
         for instruction in iced_x86.Decoder(64, code, ip=section.addr):
             name = names[instruction.mnemonic]
             found.mnemonics[name] += 1
-            found.features.update(features[f] for f in instruction.cpuid_features())
+            if instruction.ip >= next_function:
+                name_here, next_function = functions.around(instruction.ip)
+                used: set[str] = set()
+                found.functions.append((name_here, used))
+            used.update(features[f] for f in instruction.cpuid_features())
             reason = fault(name)
             if reason:
                 text = f"{reason}: {formatter.format(instruction)}"
@@ -97,6 +109,12 @@ class Functions:
                         found[value] = text(elf, section, name)
         self.addresses = sorted(found)
         self.names = [found[address] for address in self.addresses]
+
+    def around(self, address: int) -> tuple[str, float]:
+        """Return the name of the function, "" before the first, and where the next one starts."""
+        i = bisect.bisect_right(self.addresses, address)
+        following = self.addresses[i] if i < len(self.addresses) else math.inf
+        return self.names[i - 1] if i else "", following
 
     def at(self, address: int) -> str:
         """Return "function+0x12", or the bare address before the first symbol."""

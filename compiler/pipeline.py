@@ -10,8 +10,9 @@ from intformer import knobs, library, packing, ranges
 from intformer.errors import CompileError
 from intformer.model import IntModel
 from intformer.object_cache import ObjectCache
+from intformer.plan import Plan, symbol
 from intformer.runtime import Library, load
-from intformer.targets import TargetSpec, get
+from intformer.targets import TargetSpec, chips, get
 
 
 def compile(
@@ -64,45 +65,59 @@ def compile(
     from intformer.passes.to_relax import to_relax
 
     tell("choosing layouts, packing weights")
-    isa = spec.isa()
     layout = plan_layout(model)
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
-
-    tell("lowering to integer kernels")
     module = to_relax(model, layout, constants)
     dump("1-relax.py", module.script)
     module = fuse(module)
     dump("2-fused.py", module.script)
-    plain, scheduled, plan = lower(module, model, layout, constants, isa, spec.schedule())
-    dump("3-tir.py", plain.script)
-    dump("4-scheduled.py", scheduled.script)
-    _check_integers(scheduled, spec)
-
-    dump("5-kernels.s", lambda: codegen.assembly(scheduled, spec.tvm))
 
     kept = knobs.cache() if cache else None
     known = ObjectCache(kept / "objects") if kept else None
-    tell(f"generating code for {len(scheduled.functions)} kernels")
     with tempfile.TemporaryDirectory() as folder:
-        objects = codegen.generate(scheduled, spec.tvm, Path(folder), known, tell)
+        variants: list[library.Variant] = []
+        plan: Plan | None = None
+        for chip in chips(spec):
+            tell(f"lowering to integer kernels for {chip.name}")
+            mark = f".{chip.name}" if spec.variants else ""
+            plain, scheduled, its_plan = lower(
+                module, model, layout, constants, chip.isa(), chip.schedule()
+            )
+            scheduled = _named_for(chip.name, scheduled)
+            dump(f"3-tir{mark}.py", plain.script)
+            dump(f"4-scheduled{mark}.py", scheduled.script)
+            _check_integers(scheduled, chip)
+            plan = plan or its_plan
+            if its_plan != plan:
+                raise CompileError("plans of two variants differ", where=f"target {chip.name}")
+            dump(f"5-kernels{mark}.s", lambda m=scheduled, t=chip.tvm: codegen.assembly(m, t))
+            tell(f"generating code for {len(scheduled.functions)} kernels")
+            objects = codegen.generate(scheduled, chip.tvm, Path(folder), known, tell)
+            variants.append(library.Variant(chip.name, objects, chip.features, compress(scheduled)))
         tell("linking")
         path = library.build(
             plan,
-            objects,
+            variants,
             model,
             Path(output),
             target=spec.name,
-            cpu_features=spec.features,
             name=name,
-            tir=compress(scheduled),
-            metadata={"kernels": len(scheduled.functions), "steps": len(plan.steps)},
+            metadata={"kernels": len({s.kernel for s in plan.steps}), "steps": len(plan.steps)},
             header=header,
         )
     return load(path)
 
 
+def _named_for(variant: str, module):
+    """Return the kernels under the names that they have in a library with several variants."""
+    import tvm
+
+    functions = {symbol(var.name_hint, variant): f for var, f in module.functions.items()}
+    return tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
+
+
 def compress(module) -> bytes:
-    """Return a module as the section tir.json.xz holds it."""
+    """Return a module as a section tir/VARIANT.json.xz holds it."""
     import tvm
 
     return lzma.compress(tvm.ir.save_json(module).encode(), preset=1)

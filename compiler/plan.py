@@ -5,6 +5,7 @@ the number of packed tokens; sequence buffers have ceil(batch / 8) blocks, posit
 ceil(positions / 8). Width is the number of channels padded to a multiple of 16.
 """
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +39,7 @@ class Buffer:
 class Step:
     """One kernel call.
 
-    kernel   symbol in the object files, without the prefix `__tvm_ffi_`
+    kernel   name; the object files of a variant define the function `symbol(kernel, variant)`
     args     program inputs, buffers and constants in PrimFunc parameter order, outputs last
     outputs  the buffers among args that this step writes (an observer sees them after the step)
     """
@@ -46,6 +47,11 @@ class Step:
     kernel: str
     args: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+def symbol(kernel: str, variant: str) -> str:
+    """Return the name of the function that a kernel is in one variant of the program."""
+    return f"{kernel}__{re.sub(r'[^A-Za-z0-9]', '_', variant)}"
 
 
 @dataclass

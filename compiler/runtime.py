@@ -67,6 +67,11 @@ class _Api(ctypes.Structure):
         ),
         ("set_threads", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)),
         ("get_threads", ctypes.CFUNCTYPE(ctypes.c_int)),
+        ("variant", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+        (
+            "set_variant",
+            ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t),
+        ),
     )
 
 
@@ -164,6 +169,37 @@ class Library:
         """Set the threads of one run; 0 = as affinity and the cgroup quota allow (default)."""
         if not 0 <= threads <= 1024 or self._api.set_threads(threads):
             raise LibraryError(f"{threads} threads", hint="a number from 0 to 1024 is needed")
+
+    @property
+    def variants(self) -> dict[str, list[str]]:
+        """CPU features that each variant of the kernels needs, the fastest variant first."""
+        return {v["name"]: v["cpu_features"] for v in self.metadata["variants"]}
+
+    @property
+    def variant(self) -> str | None:
+        """The variant in use; None if this CPU runs none, which `run` says more about."""
+        name = self._api.variant()
+        return None if name is None else name.decode()
+
+    def set_variant(self, name: str | None) -> None:
+        """Run this variant from now on; None: the one INTFORMER_VARIANT names, or the fastest."""
+        error = ctypes.create_string_buffer(1024)
+        wanted = None if name is None else name.encode()
+        if self._api.set_variant(wanted, error, ctypes.sizeof(error)):
+            raise LibraryError(error.value.decode(), where=str(self.path))
+
+    def refusals(self) -> dict[str, str]:
+        """Return why each variant does not run here, "" where it does; tries them in turn."""
+        before, why = self.variant, {}
+        for name in self.variants:
+            try:
+                self.set_variant(name)
+                why[name] = ""
+            except LibraryError as error:
+                why[name] = error.what
+        if before is not None:
+            self.set_variant(before)
+        return why
 
     def run(
         self,

@@ -1,14 +1,14 @@
 """The chips a model can be compiled for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intformer.errors import CompileError
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One chip family.
+    """One chip family, or several in one library.
 
     name      as in `--target`
     title     what it is, for people
@@ -17,15 +17,18 @@ class TargetSpec:
     isa       () -> Isa, its dot products (imports TVM)
     schedule  () -> rule (PrimFunc, isa) -> PrimFunc
     vector_shifts  lanes can be shifted by different amounts without float
+    variants  names of the targets whose kernels one library holds, the fastest first; such a target
+              has no code of its own
     """
 
     name: str
     title: str
     features: tuple[str, ...]
-    tvm: Mapping[str, str | list[str]]
-    isa: Callable
-    schedule: Callable
-    vector_shifts: bool
+    tvm: Mapping[str, str | list[str]] = field(default_factory=dict)
+    isa: Callable | None = None
+    schedule: Callable | None = None
+    vector_shifts: bool = False
+    variants: tuple[str, ...] = ()
 
 
 # what LLVM takes for granted on these chips, as far as the kernels can use it
@@ -72,7 +75,7 @@ def _amx():
     return schedule
 
 
-TARGETS: dict[str, TargetSpec] = {
+TARGETS: dict[str, TargetSpec] = {  # the fastest first
     "sapphirerapids": TargetSpec(
         name="sapphirerapids",
         title="Xeon with AMX (Sapphire Rapids and newer)",
@@ -118,6 +121,12 @@ TARGETS: dict[str, TargetSpec] = {
         schedule=_x86,
         vector_shifts=False,
     ),
+    "x86-auto": TargetSpec(
+        name="x86-auto",
+        title="any x86-64 CPU, with kernels for all the others",
+        features=(),
+        variants=("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64"),
+    ),
 }
 
 
@@ -130,9 +139,15 @@ def get(name: str) -> TargetSpec:
     return TARGETS[name]
 
 
+def chips(spec: TargetSpec) -> list[TargetSpec]:
+    """Return the targets whose kernels a library for `spec` holds, the fastest first."""
+    return [TARGETS[name] for name in spec.variants] or [spec]
+
+
 def host_target() -> str:
-    """Return the best target this CPU can run."""
+    """Return the fastest single target this CPU can run."""
     from intformer.cpu_features import host_features
 
     have = host_features()
-    return next(t.name for t in TARGETS.values() if have.issuperset(t.features))
+    fitting = (t for t in TARGETS.values() if have.issuperset(t.features) and not t.variants)
+    return next(t.name for t in fitting)

@@ -21,7 +21,7 @@ VECTORIZED = 2  # tirx.ForKind
 
 
 def load(compressed: bytes) -> "tvm.IRModule":
-    """Return the module that a library carries in its section tir.json.xz."""
+    """Return the module that a library carries in a section tir/VARIANT.json.xz."""
     import tvm
 
     module = tvm.ir.load_json(lzma.decompress(compressed).decode())

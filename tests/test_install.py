@@ -99,7 +99,8 @@ def test_a_wheel_alone_runs_a_library(tree, base, tmp_path):
         assert Path(line).is_relative_to(installed)
 
     path = tmp_path / "libtoy.so"
-    library.build(toy.plan(), [toy.object_file(tmp_path)], toy.model(), path, target="x86-64")
+    variant = library.Variant("x86-64", [toy.object_file(tmp_path)])
+    library.build(toy.plan(), [variant], toy.model(), path, target="x86-64")
     ids, offsets = toy.batch(0, (3, 12, 7))
     code = f"""
         import intformer

@@ -145,14 +145,14 @@ static bool has(const plan_feature *feature) {
 int if_request_tiles(void) { return ENOSYS; }
 #endif
 
-const plan_feature *if_missing_feature(void) {
-  for (int32_t i = 0; i < intformer_plan.num_features; i++)
-    if (!has(&intformer_plan.features[i])) return &intformer_plan.features[i];
+const plan_feature *if_missing_feature(const plan_variant *variant) {
+  for (int32_t i = 0; i < variant->num_features; i++)
+    if (!has(&variant->features[i])) return &variant->features[i];
   return NULL;
 }
 
-bool if_needs_tiles(void) {
-  for (int32_t i = 0; i < intformer_plan.num_features; i++)
-    if (intformer_plan.features[i].xcr0 >> 18 & 1) return true;
+bool if_needs_tiles(const plan_variant *variant) {
+  for (int32_t i = 0; i < variant->num_features; i++)
+    if (variant->features[i].xcr0 >> 18 & 1) return true;
   return false;
 }

@@ -16,11 +16,11 @@
 extern "C" {
 #endif
 
-#define INTFORMER_ABI_VERSION 1
+#define INTFORMER_ABI_VERSION 2
 
 enum {
   INTFORMER_OK = 0,
-  INTFORMER_BAD_INPUT = 1, /* the caller's numbers; the message says which */
+  INTFORMER_BAD_INPUT = 1, /* the caller's numbers or names; the message says which */
   INTFORMER_BAD_OUTPUT = 2, /* out is NULL or too small */
   INTFORMER_CPU = 3, /* this CPU lacks an instruction set the library was compiled for */
   INTFORMER_MEMORY = 4, /* not enough memory */
@@ -55,7 +55,7 @@ typedef struct {
   const uint8_t *build_id; /* 32 bytes, the same as in the file's footer */
 
   /* Data carried along, or NULL: "metadata.json", "graph.json", "plan.json", "packing.json",
-   * "tensors.json", "tir.json.xz", "files/NAME" (tokenizer), "constants/NAME". */
+   * "tensors.json", "tir/VARIANT.json.xz", "files/NAME" (tokenizer), "constants/NAME". */
   const void *(*section)(const char *name, size_t *size);
   /* Name of section number index, NULL past the last. */
   const char *(*section_name)(size_t index);
@@ -71,6 +71,15 @@ typedef struct {
    * A run that starts while another one computes uses its own thread only. */
   int (*set_threads)(int threads); /* returns INTFORMER_BAD_INPUT for numbers outside 0..1024 */
   int (*get_threads)(void);
+
+  /* A library may hold several variants of its kernels, all of which compute the same numbers. The
+   * first call chooses the one that the environment variable INTFORMER_VARIANT names, else the
+   * fastest that this CPU runs. Name of the one in use, or NULL: none runs here, run() says why. */
+  const char *(*variant)(void);
+  /* Changes it for runs that start from now on; NULL chooses again as the first call does. Returns
+   * INTFORMER_BAD_INPUT for a name that is not in metadata.json, INTFORMER_CPU for a variant that
+   * does not run here, with a message in err (err may be NULL). */
+  int (*set_variant)(const char *name, char *err, size_t err_len);
 } intformer_api;
 
 /* Exported by every library, together with intformer_get_<name>(). */

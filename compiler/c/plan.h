@@ -47,8 +47,7 @@ typedef struct {
 } plan_tensor;
 
 typedef struct {
-  const char *name;
-  kernel_fn kernel;
+  const char *name; /* of its kernel */
   int32_t first_arg, num_args; /* in plan.args */
   int32_t first_output, num_outputs; /* in plan.outputs */
 } plan_step;
@@ -69,6 +68,14 @@ typedef struct {
   uint32_t xcr0; /* state the operating system must save */
 } plan_feature;
 
+/* The kernels for one kind of chip. All variants compute the same numbers in the same memory. */
+typedef struct {
+  const char *name;
+  const kernel_fn *kernels; /* of each step */
+  const plan_feature *features;
+  int32_t num_features;
+} plan_variant;
+
 typedef struct {
   const plan_tensor *tensors;
   int32_t num_tensors;
@@ -81,8 +88,8 @@ typedef struct {
   int32_t num_slots;
   const plan_section *sections;
   int32_t num_sections;
-  const plan_feature *features;
-  int32_t num_features;
+  const plan_variant *variants; /* the fastest first */
+  int32_t num_variants;
   int32_t output; /* tensor returned to the caller */
   const int32_t *output_columns; /* channel -> column, or NULL: the first output_channels */
   int32_t vocab_size, type_vocab_size, num_position_ids, first_position, max_length;
@@ -100,6 +107,8 @@ const void *if_section(const char *name, size_t *size);
 const char *if_section_name(size_t index);
 size_t if_output_size(const intformer_input *input);
 int if_run(const intformer_input *input, int32_t *out, size_t out_len, char *err, size_t err_len);
+const char *if_variant(void);
+int if_set_variant(const char *name, char *err, size_t err_len);
 
 /* pool.c */
 void if_pool_reset_after_fork(void);
@@ -110,8 +119,9 @@ void if_clear_kernel_message(void);
 
 /* cpu.c */
 int if_usable_cpus(void); /* by affinity and cgroup quota, at least 1 */
-const plan_feature *if_missing_feature(void); /* NULL: this CPU runs the library */
-bool if_needs_tiles(void); /* the library uses AMX */
+/* NULL: this CPU runs the variant */
+const plan_feature *if_missing_feature(const plan_variant *variant);
+bool if_needs_tiles(const plan_variant *variant); /* it uses AMX */
 int if_request_tiles(void); /* 0: this process may use AMX tiles; else the errno of the refusal */
 
 #endif

@@ -10,6 +10,8 @@
 
 static const plan_table *const plan = &intformer_plan;
 
+enum { REASON = 600 }; /* characters of a message about variants */
+
 /* What one run needs; kept for the next run. */
 typedef struct context {
   struct context *next;
@@ -23,20 +25,15 @@ typedef struct context {
 static context *idle; /* contexts nobody runs in */
 static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static const plan_feature *missing_feature;
-static int tiles_refused; /* errno, if the system does not let this process use AMX */
+static const plan_variant *_Atomic variant_in_use; /* NULL: none runs here */
+static int refusal_code;                           /* why not, as found at the first call */
+static char refusal[REASON];
 
 static void before_fork(void) { pthread_mutex_lock(&idle_lock); }
 static void after_fork_parent(void) { pthread_mutex_unlock(&idle_lock); }
 static void after_fork_child(void) {
   pthread_mutex_unlock(&idle_lock); /* the forking thread holds it */
   if_pool_reset_after_fork();
-}
-
-static void set_up(void) {
-  pthread_atfork(before_fork, after_fork_parent, after_fork_child);
-  missing_feature = if_missing_feature();
-  if (!missing_feature && if_needs_tiles()) tiles_refused = if_request_tiles();
 }
 
 /* ---- errors ---- */
@@ -55,6 +52,68 @@ __attribute__((format(printf, 3, 4))) static int fail(message err, int code, con
     va_end(list);
   }
   return code;
+}
+
+/* ---- variants ---- */
+
+/* True if this CPU and the system let the variant run; else the reason is in why. */
+static bool usable(const plan_variant *variant, message why) {
+  const plan_feature *missing = if_missing_feature(variant);
+  int refused = !missing && if_needs_tiles(variant) ? if_request_tiles() : 0;
+  if (missing) fail(why, 0, "this CPU (or the system) lacks %s", missing->name);
+  if (refused)
+    fail(why, 0, "the system refuses AMX tiles to this process (arch_prctl: %s)",
+         strerror(refused));
+  return !missing && !refused;
+}
+
+static void list_variants(char *text, size_t size) {
+  size_t used = 0;
+  text[0] = 0;
+  for (int32_t i = 0; i < plan->num_variants && used < size; i++)
+    used += (size_t)snprintf(text + used, size - used, "%s%s", i ? ", " : "",
+                             plan->variants[i].name);
+}
+
+/* The variant called `name`; without a name the one INTFORMER_VARIANT says; without that the first
+ * that runs here. Leaves the variant in use alone where that fails. */
+static int choose(message err, const char *name) {
+  const plan_variant *found = NULL;
+  char reason[REASON] = "", all[REASON];
+  message why = {reason, sizeof reason};
+  if (!name || !*name) name = getenv("INTFORMER_VARIANT");
+  bool any = !name || !*name;
+  for (int32_t i = 0; i < plan->num_variants && !found; i++)
+    if (any ? usable(&plan->variants[i], why) : !strcmp(plan->variants[i].name, name))
+      found = &plan->variants[i];
+  if (!found && any)
+    return fail(err, INTFORMER_CPU, "%s - compile for another target, such as x86-64", reason);
+  list_variants(all, sizeof all);
+  if (!found)
+    return fail(err, INTFORMER_BAD_INPUT, "variant %.100s is unknown - this library has %s", name,
+                all);
+  if (!any && !usable(found, why))
+    return fail(err, INTFORMER_CPU, "variant %s does not run here: %s - this library has %s", name,
+                reason, all);
+  variant_in_use = found;
+  return INTFORMER_OK;
+}
+
+static void set_up(void) {
+  pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+  refusal_code = choose((message){refusal, sizeof refusal}, NULL);
+}
+
+const char *if_variant(void) {
+  pthread_once(&once, set_up);
+  const plan_variant *variant = variant_in_use;
+  return variant ? variant->name : NULL;
+}
+
+int if_set_variant(const char *name, char *text, size_t size) {
+  if (text && size) text[0] = 0;
+  pthread_once(&once, set_up);
+  return choose((message){text, size}, name);
 }
 
 /* ---- input ---- */
@@ -267,12 +326,13 @@ static void observe(const context *c, const intformer_input *in, int32_t step) {
   }
 }
 
-static int run_steps(message err, const context *c, const intformer_input *in) {
+static int run_steps(message err, const plan_variant *variant, const context *c,
+                     const intformer_input *in) {
   if_clear_kernel_message();
   for (int32_t i = 0; i < plan->num_steps; i++) {
     const plan_step *s = &plan->steps[i];
     tvm_any result = {TVM_NONE, 0, NULL};
-    int32_t code = s->kernel(NULL, c->args + s->first_arg, s->num_args, &result);
+    int32_t code = variant->kernels[i](NULL, c->args + s->first_arg, s->num_args, &result);
     if (code)
       return fail(err, INTFORMER_KERNEL, "kernel %s of step %d failed with code %d: %s", s->name,
                   i, code, if_kernel_message());
@@ -294,7 +354,8 @@ static void copy_output(const context *c, const intformer_input *in, int32_t *ou
   }
 }
 
-static int run_in(message err, context *c, const intformer_input *in, int32_t *out) {
+static int run_in(message err, const plan_variant *variant, context *c, const intformer_input *in,
+                  int32_t *out) {
   int32_t *data[INPUTS];
   if (!lay_out(c, in))
     return fail(err, INTFORMER_MEMORY,
@@ -305,7 +366,7 @@ static int run_in(message err, context *c, const intformer_input *in, int32_t *o
   int code = check_copies(err, in, data);
   if (code) return code;
   if (!in->position_ids) count_positions(in, data);
-  code = run_steps(err, c, in);
+  code = run_steps(err, variant, c, in);
   if (!code) copy_output(c, in, out);
   return code;
 }
@@ -315,15 +376,8 @@ int if_run(const intformer_input *in, int32_t *out, size_t out_len, char *text, 
   intformer_input copy; /* counts and pointers cannot change between check and use */
   if (text && size) text[0] = 0;
   pthread_once(&once, set_up);
-  if (missing_feature)
-    return fail(err, INTFORMER_CPU,
-                "this CPU (or the system) lacks %s - compile for another target, such as x86-64",
-                missing_feature->name);
-  if (tiles_refused)
-    return fail(err, INTFORMER_CPU,
-                "the system refuses AMX tiles to this process (arch_prctl: %s) - allow it, or "
-                "compile for another target, such as cascadelake",
-                strerror(tiles_refused));
+  const plan_variant *variant = variant_in_use;
+  if (!variant) return fail(err, refusal_code, "%s", refusal);
   if (in) {
     copy = *in;
     in = &copy;
@@ -336,7 +390,7 @@ int if_run(const intformer_input *in, int32_t *out, size_t out_len, char *text, 
                 out ? out_len : 0, if_output_size(in));
   context *c = take_context();
   if (!c) return fail(err, INTFORMER_MEMORY, "no memory for a run");
-  code = run_in(err, c, in, out);
+  code = run_in(err, variant, c, in, out);
   return_context(c);
   return code;
 }

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_sections(toy_path):
     assert about["name"] == "toy"
     assert about["output_channels"] == toy.CHANNELS
     assert about["recipe"] == "native"
-    assert set(lib.sections()) >= {"constants/word", "files/tokenizer.json", "tir.json.xz"}
+    assert set(lib.sections()) >= {"constants/word", "files/tokenizer.json", "tir/x86-64.json.xz"}
     with pytest.raises(LibraryError, match="no section 'nope'"):
         lib.section("nope")
     with pytest.raises(LibraryError, match="no constant 'nope'"):
@@ -105,8 +106,8 @@ def test_same_input_same_file(toy_library):
     ("file", "name"),
     [("libbert-base.v2.so", "bert_base"), ("7b.so", "m7b"), ("é x.so", "__x")],
 )
-def test_name_comes_from_the_file(toy_object, tmp_path, file, name):
-    path = library.build(toy.plan(), [toy_object], toy.model(), tmp_path / file, target="x86-64")
+def test_name_comes_from_the_file(toy_variant, tmp_path, file, name):
+    path = library.build(toy.plan(), [toy_variant], toy.model(), tmp_path / file, target="x86-64")
     assert runtime.load(path).metadata["name"] == name
     assert f"intformer_get_{name}" in Elf(path).symbols()
 
@@ -131,27 +132,26 @@ def test_abi_version_is_the_header_s():
 # ---- faults ----
 
 
-def refused(tmp_path, plan, objects, model, match, **options):
-    options = {"target": "x86-64", **options}
+def refused(tmp_path, plan, variants, model, match):
     with pytest.raises(CompileError, match=match) as caught:
-        library.build(plan, objects, model, tmp_path / "out" / "libx.so", **options)
+        library.build(plan, variants, model, tmp_path / "out" / "libx.so", target="x86-64")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out/*")), "half-written"
 
 
-def test_no_c_compiler(tmp_path, toy_object, monkeypatch):
+def test_no_c_compiler(tmp_path, toy_variant, monkeypatch):
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
-    refused(tmp_path, toy.plan(), [toy_object], toy.model(), "no C compiler.*pip install ziglang")
+    refused(tmp_path, toy.plan(), [toy_variant], toy.model(), "no C compiler.*pip install ziglang")
 
 
-def test_compiler_that_fails(tmp_path, toy_object, monkeypatch):
+def test_compiler_that_fails(tmp_path, toy_variant, monkeypatch):
     monkeypatch.setattr(library, "compiler", lambda: ["false"])
-    refused(tmp_path, toy.plan(), [toy_object], toy.model(), "compiling failed: exit code 1")
+    refused(tmp_path, toy.plan(), [toy_variant], toy.model(), "compiling failed: exit code 1")
 
 
 @pytest.mark.parametrize("content", [None, b"neither a program nor a script"])
-def test_compiler_that_does_not_start(tmp_path, toy_object, monkeypatch, content):
+def test_compiler_that_does_not_start(tmp_path, toy_variant, monkeypatch, content):
     cc = tmp_path / "bin" / "cc"
     cc.parent.mkdir()
     if content:
@@ -159,13 +159,13 @@ def test_compiler_that_does_not_start(tmp_path, toy_object, monkeypatch, content
         cc.chmod(0o755)
     monkeypatch.setattr(library, "compiler", lambda: [str(cc)])
     error = "cannot start the C compiler: .*bin/cc"
-    refused(tmp_path, toy.plan(), [toy_object], toy.model(), error)
+    refused(tmp_path, toy.plan(), [toy_variant], toy.model(), error)
 
 
 @pytest.mark.parametrize("file", ["a,b.so", "a b.so"])
-def test_the_file_name_is_the_soname(toy_object, tmp_path, file):
+def test_the_file_name_is_the_soname(toy_variant, tmp_path, file):
     path = library.build(
-        toy.plan(), [toy_object], toy.model(), tmp_path / file, target="x86-64", name="toy"
+        toy.plan(), [toy_variant], toy.model(), tmp_path / file, target="x86-64", name="toy"
     )
     ids, offsets = toy.batch(0, (3, 9))
     np.testing.assert_array_equal(
@@ -187,28 +187,29 @@ def test_zig_in_place_of_cc(toy_library, monkeypatch):
     )
 
 
-def test_previous_library_stays_when_a_build_fails(toy_object, tmp_path):
+def test_previous_library_stays_when_a_build_fails(toy_variant, tmp_path):
     path = tmp_path / "libx.so"
     path.write_text("before")
     plan = toy.plan()
     plan.steps.append(Step("nowhere", ("scaled", "scaled"), ()))
     with pytest.raises(CompileError, match=r"kernel is in no object file.*kernel nowhere"):
-        library.build(plan, [toy_object], toy.model(), path, target="x86-64")
+        library.build(plan, [toy_variant], toy.model(), path, target="x86-64")
     assert path.read_text() == "before"
 
 
-def test_bad_plans(tmp_path, toy_object):
+def test_bad_plans(tmp_path, toy_variant):
     def changed(**changes):
         return Plan(**{**vars(toy.plan()), **changes})
 
-    def check(plan, match, model=None, **options):
-        refused(tmp_path, plan, [toy_object], model or toy.model(), match, **options)
+    def check(plan, match, model=None, **changes):
+        variant = replace(toy_variant, **changes)
+        refused(tmp_path, plan, [variant], model or toy.model(), match)
 
     steps = toy.plan().steps
     check(changed(inputs=("input_ids",)), "'token_type_ids' is missing in plan.inputs")
     check(changed(steps=[*steps, Step("relu", ("no", "e"), ())]), "unknown argument 'no'")
     check(changed(output="no"), "output 'no' is no int32 buffer")
-    check(toy.plan(), "unknown CPU feature 'mmx3'", cpu_features=["sse3", "mmx3"])
+    check(toy.plan(), "unknown CPU feature 'mmx3'", features=["sse3", "mmx3"])
     for key in ("vocab_size", "max_length", "position_rule"):
         model = toy.model()
         del model.meta[key]
@@ -216,29 +217,30 @@ def test_bad_plans(tmp_path, toy_object):
     check(toy.plan(), "'sideways'", toy.model(position_rule="sideways"))
 
 
-def test_a_kernel_that_calls_back_into_tvm(tmp_path, toy_object):
+def test_a_kernel_that_calls_back_into_tvm(tmp_path, toy_variant):
     source = tmp_path / "hook.c"
     source.write_text("void *__TVMFFIFunctionCall __attribute__((weak));")
     subprocess.run(["cc", "-c", source, "-o", tmp_path / "hook.o"], check=True)
-    objects = [toy_object, tmp_path / "hook.o"]
-    refused(tmp_path, toy.plan(), objects, toy.model(), "kernels call __TVMFFIFunctionCall")
+    variant = replace(toy_variant, objects=[*toy_variant.objects, tmp_path / "hook.o"])
+    refused(tmp_path, toy.plan(), [variant], toy.model(), "kernels call __TVMFFIFunctionCall")
 
 
-def test_an_unknown_symbol(tmp_path, toy_object):
+def test_an_unknown_symbol(tmp_path, toy_variant):
     source = tmp_path / "kernel.c"
     source.write_text(
-        "int nobody_has_this(void); int __tvm_ffi_k(void) { return nobody_has_this(); }"
+        "int nobody_has_this(void); int __tvm_ffi_k__x86_64(void) { return nobody_has_this(); }"
     )
     subprocess.run(["cc", "-c", "-fPIC", source, "-o", tmp_path / "kernel.o"], check=True)
     plan = toy.plan()
     plan.steps.insert(0, Step("k", ("e",), ()))
-    objects = [toy_object, tmp_path / "kernel.o"]
-    refused(tmp_path, plan, objects, toy.model(), "linking failed: .*nobody_has_this")
+    variant = replace(toy_variant, objects=[*toy_variant.objects, tmp_path / "kernel.o"])
+    refused(tmp_path, plan, [variant], toy.model(), "linking failed: .*nobody_has_this")
 
 
 def test_no_object_file(tmp_path):
     (tmp_path / "text.o").write_text("no ELF")
-    refused(tmp_path, toy.plan(), [tmp_path / "text.o"], toy.model(), "not a 64-bit .* ELF file")
+    variant = library.Variant("x86-64", [tmp_path / "text.o"])
+    refused(tmp_path, toy.plan(), [variant], toy.model(), "not a 64-bit .* ELF file")
 
 
 # ---- footer ----
@@ -283,7 +285,9 @@ def test_other_interface_version(toy_path, tmp_path, monkeypatch):
     monkeypatch.setattr(footer, "ABI_VERSION", 99)
     footer.append(path, (2, 2), bytes(32))
     monkeypatch.undo()
-    with pytest.raises(LibraryError, match="interface version 99, this intformer 1"):
+    with pytest.raises(
+        LibraryError, match=f"interface version 99, this intformer {footer.ABI_VERSION}"
+    ):
         runtime.load(path)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,11 +109,11 @@ def test_logical_removes_zero_point_and_padding(lib, monkeypatch):
     assert got.tolist() == [[127, -128]]
 
 
-def test_replaced_file_is_loaded_anew(toy_library, toy_object, tmp_path):
+def test_replaced_file_is_loaded_anew(toy_library, toy_variant, tmp_path):
     ids, offsets = toy.batch(1, (5, 6))
     path = tmp_path / "libagain.so"
     for seed in range(3):
-        library.build(toy.plan(seed), [toy_object], toy.model(seed), path, target="x86-64")
+        library.build(toy.plan(seed), [toy_variant], toy.model(seed), path, target="x86-64")
         got = runtime.load(path).run(ids, offsets)
         np.testing.assert_array_equal(got, toy.expected(seed, ids, offsets))
 
@@ -344,10 +345,10 @@ def test_beside_an_imported_tvm(toy_path, first):
             x = np.arange(-640, 640, dtype=np.int32).reshape(10, 8, 16)
             for _ in range(20):
                 out = tvm.runtime.tensor(np.zeros_like(x))
-                run["relu"](tvm.runtime.tensor(x), out)
+                run["relu__x86_64"](tvm.runtime.tensor(x), out)
                 assert (out.numpy() == np.maximum(x, 0)).all()
                 factor = tvm.runtime.tensor(np.array([7], np.int32))
-                run["scale"](tvm.runtime.tensor(x), factor, out)
+                run["scale__x86_64"](tvm.runtime.tensor(x), factor, out)
                 assert (out.numpy() == 7 * x).all()
         for step in {["tvm", "library"] if first == "tvm" else ["library", "tvm"]} * 2:
             {{"tvm": tvm, "library": library}}[step]()
@@ -424,11 +425,12 @@ def test_cgroup_quota(tmp_path, cgroup, files, quota):
     assert usable == min(found, cpus)
 
 
-def test_a_cpu_that_cannot_run_it(toy_library, tmp_path):
+def test_a_cpu_that_cannot_run_it(toy_library, toy_variant, tmp_path):
     """avx512er exists on Xeon Phi alone."""
-    path = toy_library("phi", cpu_features=["avx512er", "sse3"])
+    path = toy_library("phi", variants=[replace(toy_variant, features=["sse3", "avx512er"])])
     phi = runtime.load(path)
-    assert phi.metadata["cpu_features"] == ["avx512er", "sse3"]
+    assert phi.variants == {"x86-64": ["avx512er", "sse3"]}
+    assert phi.variant is None
     with pytest.raises(LibraryError, match=r"lacks avx512er - compile for another target"):
         phi.run(*toy.batch(0, (3,)))
     ids, offsets = toy.batch(0, (3,))
@@ -447,10 +449,10 @@ def test_a_cpu_that_cannot_run_it(toy_library, tmp_path):
 
 
 @pytest.mark.skipif("amx-tile" not in host_features(), reason="this CPU has no AMX")
-def test_tiles_are_asked_for(toy_library):
+def test_tiles_are_asked_for(toy_library, toy_variant):
     """A library that needs AMX runs; one whose process may not have it says so, in one line."""
-
-    path = toy_library("tiles", cpu_features=["amx-tile", "amx-int8"])
+    features = ["amx-tile", "amx-int8"]
+    path = toy_library("tiles", variants=[replace(toy_variant, features=features)])
     code = f"""
         import ctypes, sys
         sys.path.insert(0, {str(SUPPORT)!r})
@@ -487,8 +489,8 @@ def test_a_kernel_may_read_24_rows_past_the_end(tmp_path, tokens):
     """Tiles are read whole: the arena goes on behind the last row of every buffer."""
     source = f"""
         #include "{library.SOURCES}/runtime.c"
-        const plan_feature *if_missing_feature(void) {{ return NULL; }}
-        bool if_needs_tiles(void) {{ return false; }}
+        const plan_feature *if_missing_feature(const plan_variant *v) {{ return (void)v, NULL; }}
+        bool if_needs_tiles(const plan_variant *v) {{ return (void)v, false; }}
         int if_request_tiles(void) {{ return 0; }}
         void if_pool_reset_after_fork(void) {{}}
         const char *if_kernel_message(void) {{ return ""; }}
@@ -616,7 +618,7 @@ def test_bad_positions(pick, positions, match):
         pick.run(IDS, OFFSETS, positions=positions)
 
 
-def test_types_for_a_model_without(toy_library, toy_object, tmp_path):
+def test_types_for_a_model_without(toy_library, toy_variant, tmp_path):
     plan = toy.plan()
     # the toy's kernel reads types: give it positions in their place
     step = plan.steps[0]
@@ -624,7 +626,7 @@ def test_types_for_a_model_without(toy_library, toy_object, tmp_path):
     plan.steps[0] = type(step)(step.kernel, args, step.outputs)
     plan.inputs = ("input_ids", "position_ids")
     path = tmp_path / "libtypes.so"
-    library.build(plan, [toy_object], toy.model(type_vocab_size=2), path, target="x86-64")
+    library.build(plan, [toy_variant], toy.model(type_vocab_size=2), path, target="x86-64")
     lib = runtime.load(path)
     places = np.zeros(7, np.int32)
     ok = lib.run(IDS, OFFSETS, np.zeros(7, np.int32), places)
@@ -766,12 +768,12 @@ def test_opener_loads_a_replaced_file_anew(toy_library, tmp_path):
     np.testing.assert_array_equal(got, np.concatenate(want))
 
 
-def test_a_kernel_that_fails_is_named(toy_object, tmp_path):
+def test_a_kernel_that_fails_is_named(toy_variant, tmp_path):
     plan = toy.plan()
     step = plan.steps[2]
     plan.steps[2] = type(step)("broken", step.args, step.outputs)
     path = library.build(
-        plan, [toy_object], toy.model(), tmp_path / "libbroken.so", target="x86-64"
+        plan, [toy_variant], toy.model(), tmp_path / "libbroken.so", target="x86-64"
     )
     with pytest.raises(LibraryError, match=r"kernel broken of step 2 failed .*: ValueError: .*32"):
         runtime.load(path).run(IDS, OFFSETS)

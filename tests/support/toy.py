@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.model import IntModel
-from intformer.plan import Buffer, Plan, Step
+from intformer.plan import Buffer, Plan, Step, symbol
 
 VOCAB, TYPES, LENGTH, CHANNELS, WIDTH = 50, 2, 12, 10, 16
 META = {
@@ -25,8 +25,11 @@ META = {
 }
 
 
-def kernels():
-    """The IRModule: x -> physical [nb, 8, W]; rows past n are 0."""
+def kernels(variant="x86-64", more=0):
+    """The IRModule: x -> physical [nb, 8, W]; rows past n are 0.
+
+    more  what the kernels of this variant add to the right result
+    """
     import tvm
     from tvm import te
 
@@ -45,7 +48,7 @@ def kernels():
             schedule.parallel(loops[0])
             if name == "scale":
                 schedule.compute_at(schedule.get_sblock("wide"), loops[0])
-        return schedule.mod["main"].with_attr("global_symbol", name)
+        return schedule.mod["main"].with_attr("global_symbol", symbol(name, variant))
 
     def guarded(i, count, value):
         return tvm.tirx.if_then_else(i < count, value, 0)
@@ -75,7 +78,9 @@ def kernels():
     factor = te.placeholder((1,), "int32", "factor")
     # 64 KiB a block: goes through the workspace hook
     wide = te.compute((nb, 8, WIDTH, 64), lambda b, r, c, k: x[b, r, c] * factor[0] + k, "wide")
-    scale = te.compute((nb, 8, WIDTH), lambda b, r, c: wide[b, r, c, 63 - c] - 63 + c, "scale")
+    scale = te.compute(
+        (nb, 8, WIDTH), lambda b, r, c: wide[b, r, c, 63 - c] - 63 + c + more, "scale"
+    )
     offsets = te.placeholder((batch,), "int32", "offsets")
     first = te.compute(
         (pb, 8, WIDTH),
@@ -120,18 +125,18 @@ def kernels():
 
 
 @functools.cache
-def compiled():
-    """The kernels as a TVM executable for any x86-64 CPU."""
+def compiled(variant: str = "x86-64", more: int = 0):
+    """The kernels as a TVM executable for any x86-64 CPU, whatever the variant is called."""
     import tvm
 
     target = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})
-    return tvm.compile(kernels(), target=target)
+    return tvm.compile(kernels(variant, more), target=target)
 
 
-def object_file(folder: Path) -> Path:
+def object_file(folder: Path, variant: str = "x86-64", more: int = 0) -> Path:
     """Write the kernels' object file."""
-    path = Path(folder) / "toy.o"
-    compiled().mod.write_to_file(str(path), "o")
+    path = Path(folder) / f"toy-{variant}-{more}.o"
+    compiled(variant, more).mod.write_to_file(str(path), "o")
     return path
 
 
