@@ -1,10 +1,12 @@
 """Schedule rule for Intel AMX: int8 matrix products on tiles; all else as in x86.py.
 
 The layouts are the tiles' own: 16 rows of x [blocks, 8, K] are an A tile (one row every K bytes),
-and 64 K-products of a packed weight [N / 16, K / 4, 16, 4] are 16 lines of 64 bytes, a B tile.
+and 64 products of a packed weight [N / 16, K / 4, 16, 4] are 16 lines of 64 bytes, a B tile.
 
-A task takes a group of columns past a chunk of rows, 32 rows at a time: the tiles' accumulators go
-to a scratch of int32 [4, 8, vectors, 16], from where the epilogue reads them.
+32 rows times 32 columns are one turn: four accumulators, of 16 x 16 each. They go to a scratch of
+int32; while the tiles compute the next turn, the vector units run the epilogue of the last one, a
+few rows with every step of the product. The rows stay in the first-level cache while a few groups
+of columns pass by, whose weights stay in the second-level cache for the next rows.
 """
 
 import tvm_ffi
@@ -19,6 +21,10 @@ TILE_ROWS, TILE_BYTES, TILES = 16, 64, 8
 BLOCK = 8  # rows of a block
 GROUP = 2 * TILE_ROWS // BLOCK  # blocks of two row tiles
 A, B = 4, 6  # numbers of the first operand tiles; accumulators are 2 row + column
+# groups of columns that pass by the rows of a tile, which stay in the first-level cache: the most,
+# and how many tasks they must leave
+COLUMNS, TASKS = 4, 12
+FIRST_LEVEL, SECOND_LEVEL = 3, 2  # of the caches, as llvm.prefetch counts locality
 SHORTEST = 32  # bytes of a row of an A tile below which the tiles do not pay
 
 
@@ -51,19 +57,21 @@ def _matmul(sch: Schedule, depth: int) -> tirx.PrimFunc:
     for block in epilogue:
         sch.vectorize(sch.get_loops(block)[-1])
     sch.unroll(inner)
-    return _Tiled(sch.mod["main"], depth, vectors).func()
+    out = sch.get(epilogue[-1]).writes[0].source
+    return _Tiled(sch.mod["main"], out, depth, vectors).func()
 
 
 class _Tiled:
     """A scheduled matmul, its product replaced by tile instructions."""
 
-    def __init__(self, func: tirx.PrimFunc, depth: int, vectors: int):
+    def __init__(self, func: tirx.PrimFunc, out, depth: int, vectors: int):
         """Take the parts of the function apart.
 
+        out      the buffer that the epilogue ends in
         depth    products of one tile
         vectors  of 16 columns in a group
         """
-        self.whole, self.depth, self.vectors = func, depth, vectors
+        self.whole, self.out, self.depth, self.vectors = func, out, depth, vectors
         root = func.body.block
         product, self.column = root.body
         self.row = self.column.body
@@ -71,72 +79,110 @@ class _Tiled:
         while not isinstance(product, SBlockRealize):
             product = product.body
         self.x, self.w = (region.source for region in product.block.reads)
-        self.scratch = tirx.decl_buffer((GROUP, BLOCK, vectors, 16), "int32", "acc", scope="global")
+        self.length = int(self.x.shape[2])
+        self.steps = self.length // depth
+        shape = (2, GROUP, BLOCK, vectors * 16)  # this tile and the one before
+        self.scratch = tirx.decl_buffer(shape, "int32", "acc", scope="global", data_alignment=64)
         self.config = tirx.decl_buffer((TILE_BYTES,), "uint8", "config", data_alignment=64)
 
     def func(self) -> tirx.PrimFunc:
         """Return the function with tiles.
 
-        parallel task in columns * chunks: group in the chunk's rows / 32:
-            tiles -> scratch, epilogue of up to four row blocks
+        parallel task in chunks of rows x chunks of columns:
+            number in its tiles + 1: products of this tile, epilogue of the one before
         """
-        length = int(self.x.shape[2])
-        chunk = max(1, CHUNK_BYTES // (GROUP * BLOCK * length)) * GROUP
         columns, blocks = self.column.extent, self.row.extent
-        task, group, part = (tirx.Var(n, "int32") for n in ("task", "group", "part"))
-        column, first, base = self.column.loop_var, tirx.Var("first", "int32"), None
-        base, left = tirx.Var("base", "int32"), tirx.Var("left", "int32")
-        inside = tirx.For(
-            part,
-            0,
-            left,
-            tirx.ForKind.SERIAL,
-            tirx.SeqStmt([tirx.Bind(self.row.loop_var, base + part), self._epilogue(base)]),
-        )
-        body = tirx.SeqStmt(
-            [
-                tirx.Bind(base, first + group * GROUP),
-                tirx.Bind(left, tirx.min(blocks - base, GROUP)),
-                tirx.IfThenElse(tirx.any(group == 0, left < GROUP), self._configure(left), None),
-                tirx.IfThenElse(
-                    left > GROUP // 2, self._tiles(2, column, base), self._tiles(1, column, base)
-                ),
-                inside,
-            ]
-        )
-        rows = tirx.min(blocks - first, chunk)
+        chunk = max(1, CHUNK_BYTES // (GROUP * BLOCK * self.length)) * GROUP
+        widths = [c for c in range(1, COLUMNS + 1) if columns % c == 0]
+        width = max((c for c in widths if columns // c >= TASKS), default=1)
+        task, number, first, start = _variables("task", "number", "first", "start")
+        groups = tirx.ceildiv(tirx.min(blocks - first, chunk), GROUP)
         body = tirx.SeqStmt(
             [
                 *self._constant_configuration(),
-                tirx.For(group, 0, tirx.ceildiv(rows, GROUP), tirx.ForKind.SERIAL, body),
+                _for(number, groups * width + 1, self._tile(number, first, start, groups, width)),
                 _intrinsic("tilerelease"),
             ]
         )
         inner = SBlock([], [], [], "tiles", body, None, [self.scratch, self.config])
+        parts = columns // width
         body = tirx.SeqStmt(
             [
-                tirx.Bind(column, tirx.floormod(task, columns)),
-                tirx.Bind(first, tirx.floordiv(task, columns) * chunk),
+                tirx.Bind(start, tirx.floormod(task, parts) * width),
+                tirx.Bind(first, tirx.floordiv(task, parts) * chunk),
                 SBlockRealize([], True, inner),
             ]
         )
-        tasks = columns * tirx.ceildiv(blocks, chunk)
-        loop = tirx.For(task, 0, tasks, tirx.ForKind.PARALLEL, body)
+        loop = _for(task, parts * tirx.ceildiv(blocks, chunk), body, tirx.ForKind.PARALLEL)
         root = self.whole.body.block
         kept = [b for b in root.alloc_buffers if not b.same_as(self.acc)]
         root = SBlock([], root.reads, root.writes, root.name_hint, loop, None, kept)
         return self.whole.with_body(SBlockRealize([], True, root))
 
-    def _epilogue(self, base):
-        """Return the body of one row block, reading the scratch in place of the product."""
+    def _tile(self, number, first, start, groups, width: int):
+        """Return one turn: tile `number` into the scratch, the epilogue of the tile before."""
+        column, base, left, before, rows, k, q = _variables(
+            "column", "base", "left", "before", "rows", "k", "q"
+        )
+        active, both = number < groups * width, left > GROUP // 2
+        last = number - 1
+        part = -(-GROUP * BLOCK // self.steps)  # rows whose epilogue goes with one step
+        row = q + k * part
+        ahead = [
+            self._prefetch_weights(
+                tirx.min(start + width, self.column.extent - width), number, k, groups
+            ),
+            self._prefetch_rows(base + GROUP, k, column - start, width),
+            self._prefetch_output(base, k, part, column),
+        ]
+        epilogue = tirx.SeqStmt(
+            [
+                tirx.Bind(self.row.loop_var, before + tirx.floordiv(row, BLOCK)),
+                tirx.Bind(self.row.body.loop_var, tirx.floormod(row, BLOCK)),
+                self._epilogue(before, tirx.floormod(last, 2)),
+            ]
+        )
+        products = self._step(k, column, base, both)
+        step = [
+            tirx.IfThenElse(active, products, None),
+            *ahead,
+            _for(q, tirx.min(rows - k * part, part), epilogue),
+        ]
+        fresh = tirx.any(number == 0, tirx.all(left < GROUP, tirx.floormod(number, width) == 0))
+        begin = tirx.SeqStmt(
+            [tirx.IfThenElse(fresh, self._configure(left), None), *self._begin(column, base, both)]
+        )
+        end = tirx.SeqStmt(self._end(tirx.floormod(number, 2), both))
+        return tirx.SeqStmt(
+            [
+                tirx.Bind(column, start + tirx.floormod(number, width)),
+                tirx.Bind(base, first + tirx.floordiv(number, width) * GROUP),
+                tirx.Bind(left, tirx.min(self.row.extent - base, GROUP)),
+                tirx.Bind(self.column.loop_var, start + tirx.floormod(last, width)),
+                tirx.Bind(before, first + tirx.floordiv(last, width) * GROUP),
+                tirx.Bind(
+                    rows,
+                    tirx.Select(
+                        number > 0,
+                        tirx.min(self.row.extent - before, GROUP) * BLOCK,
+                        tirx.const(0, "int32"),
+                    ),
+                ),
+                tirx.IfThenElse(active, begin, None),
+                _for(k, self.steps, tirx.SeqStmt(step)),
+                tirx.IfThenElse(active, end, None),
+            ]
+        )
+
+    def _epilogue(self, before, half):
+        """Return the body of one row, reading the scratch in place of the product."""
 
         def load(node):
             if not node.source.same_as(self.acc):
                 return node
             i, r, jo, ji = node.indices
-            return tirx.BufferLoad(
-                self.scratch, [i - base, r, jo - self.column.loop_var * self.vectors, ji]
-            )
+            j = (jo - self.column.loop_var * self.vectors) * 16 + ji
+            return tirx.BufferLoad(self.scratch, [half, i - before, r, j])
 
         def region(node):
             if not node.source.same_as(self.acc):
@@ -145,7 +191,7 @@ class _Tiled:
             return tirx.BufferRegion(self.scratch, whole)
 
         return tvm_ffi.structural_map(
-            self.row.body, [(ir.TensorLoad, load), (ir.TensorRegion, region)]
+            self.row.body.body, [(ir.TensorLoad, load), (ir.TensorRegion, region)]
         )
 
     def _constant_configuration(self) -> list:
@@ -171,51 +217,104 @@ class _Tiled:
         ]
         return tirx.SeqStmt([*stores, _intrinsic("ldtilecfg", _address(self.config, 0))])
 
-    def _tiles(self, rows: int, column, base):
-        """Compute `rows` row tiles of the column group into the scratch."""
-        k = tirx.Var("k", "int32")
-        stride = tirx.const(int(self.x.shape[2]), "int64")
-        line = tirx.const(64, "int64")
-        acc = [(a, j) for a in range(rows) for j in range(self.vectors)]
-        step = [
-            _intrinsic(
-                "tileloadd64",
-                _tile(A + a),
-                _address(self.x, base + 2 * a, 0, k * self.depth),
-                stride,
-            )
-            for a in range(rows)
+    def _load_a(self, tile: int, base, k):
+        address = _address(self.x, base + 2 * tile, 0, k * self.depth)
+        return _intrinsic("tileloadd64", _tile(A + tile), address, _long(self.length))
+
+    def _load_b(self, tile: int, column, k):
+        vector = column * self.vectors + tile
+        address = _address(self.w, vector, k * (self.depth // 4), 0, 0)
+        return _intrinsic("tileloadd64", _tile(B + tile), address, _long(TILE_BYTES))
+
+    def _begin(self, column, base, both) -> list:
+        """Clear the accumulators; load what the first step begins with."""
+        zero = [_intrinsic("tilezero", _tile(t)) for t in range(4)]
+        loads = [self._load_b(0, column, 0), self._load_a(0, base, 0)]
+        if self.vectors == 2:
+            return [*zero, *loads, self._load_b(1, column, 0)]
+        return [zero[0], zero[2], *loads]
+
+    def _step(self, k, column, base, both):
+        """One product of every accumulator; an operand of the next step after its last use."""
+        more = k + 1 < self.steps
+        body = [
+            _dot(0, 0),
+            tirx.IfThenElse(both, self._load_a(1, base, k), None),
+            *([_dot(0, 1)] if self.vectors == 2 else []),
+            tirx.IfThenElse(more, self._load_a(0, base, k + 1), None),
+            tirx.IfThenElse(both, _dot(1, 0), None),
+            tirx.IfThenElse(more, self._load_b(0, column, k + 1), None),
         ]
-        step += [
-            _intrinsic(
-                "tileloadd64",
-                _tile(B + j),
-                _address(self.w, column * self.vectors + j, k * (self.depth // 4), 0, 0),
-                line,
-            )
-            for j in range(self.vectors)
-        ]
-        step += [
-            _intrinsic("tdpbusd", _tile(2 * a + j), _tile(A + a), _tile(B + j)) for a, j in acc
-        ]
-        steps = int(self.x.shape[2]) // self.depth
-        loop = tirx.For(k, 0, steps, tirx.ForKind.SERIAL, tirx.SeqStmt(step))
-        pitch = tirx.const(self.vectors * 64, "int64")
-        return tirx.SeqStmt(
-            [
-                *(_intrinsic("tilezero", _tile(2 * a + j)) for a, j in acc),
-                loop,
-                *(
-                    _intrinsic(
-                        "tilestored64",
-                        _tile(2 * a + j),
-                        _address(self.scratch, 2 * a, 0, j, 0),
-                        pitch,
-                    )
-                    for a, j in acc
-                ),
+        if self.vectors == 2:
+            body += [
+                tirx.IfThenElse(both, _dot(1, 1), None),
+                tirx.IfThenElse(more, self._load_b(1, column, k + 1), None),
             ]
-        )
+        return tirx.SeqStmt(body)
+
+    def _prefetch_weights(self, start, number, k, groups):
+        """The weights of the next task, spread evenly over the steps of this one.
+
+        Some lines may lie past the last weight: a prefetch of what is not there does nothing.
+        """
+        (line,) = _variables("line")
+        count = tirx.ceildiv(self.vectors * 16, groups)
+        at = (number * self.steps + k) * count + line
+        address = _address(self.w, start * self.vectors, at, 0, 0)
+        return _for(line, count, _prefetch(address, SECOND_LEVEL))
+
+    def _prefetch_rows(self, base, k, turn, turns: int):
+        """One line of each of the next 32 rows of x, spread over the turns of these rows."""
+        (line,) = _variables("line")
+        count = -(-GROUP * BLOCK // turns)
+        row = turn * count + line
+        block = base + tirx.floordiv(row, BLOCK)
+        address = _address(self.x, block, tirx.floormod(row, BLOCK), k * self.depth)
+        return _for(line, count, _prefetch(address, SECOND_LEVEL))
+
+    def _prefetch_output(self, base, k, count: int, column):
+        """Where the epilogue of this turn will write."""
+        (line,) = _variables("line")
+        row = k * count + line
+        block = base + tirx.floordiv(row, BLOCK)
+        address = _address(self.out, block, tirx.floormod(row, BLOCK), column * self.vectors * 16)
+        return _for(line, count, _prefetch(address, FIRST_LEVEL, write=True))
+
+    def _end(self, half, both) -> list:
+        """Store the accumulators."""
+        pitch = _long(self.vectors * TILE_BYTES)
+
+        def store(a, j):
+            address = _address(self.scratch, half, 2 * a, 0, j * 16)
+            return _intrinsic("tilestored64", _tile(2 * a + j), address, pitch)
+
+        upper, lower = ([store(a, j) for j in range(self.vectors)] for a in (0, 1))
+        return [
+            *upper,
+            tirx.IfThenElse(both, tirx.SeqStmt(lower) if len(lower) > 1 else lower[0], None),
+        ]
+
+
+def _variables(*names):
+    return [tirx.Var(name, "int32") for name in names]
+
+
+def _for(var, extent, body, kind=tirx.ForKind.SERIAL):
+    return tirx.For(var, 0, extent, kind, body)
+
+
+def _long(number: int):
+    return tirx.const(number, "int64")
+
+
+def _prefetch(address, level: int, write: bool = False):
+    number = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+    args = (tirx.const(int(write), "int32"), tirx.const(level, "int32"), tirx.const(1, "int32"))
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", number, address, *args))
+
+
+def _dot(a: int, j: int):
+    return _intrinsic("tdpbusd", _tile(2 * a + j), _tile(A + a), _tile(B + j))
 
 
 def _tile(number: int):

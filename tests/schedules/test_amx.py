@@ -63,10 +63,10 @@ def mnemonics(tmp_path_factory):
 
 
 def test_tiles_are_multiplied_and_never_saved(mnemonics):
-    """Two row tiles x two column tiles, and one x two for what is left; each is stored once."""
-    found = mnemonics(2304, 64)
-    assert found["tdpbusd"] == found["tilestored"] == 4 + 2
-    assert found["tileloadd"] == 4 + 3
+    """Two row tiles x two column tiles: each is loaded in one place, multiplied and stored."""
+    found = mnemonics(2304, 768)
+    assert found["tdpbusd"] == found["tilestored"] == 4
+    assert found["tileloadd"] == 3 + 4  # of the first step, and in the loop
     assert found["ldtilecfg"] == found["tilerelease"] == 1
     assert found["vpdpbusd"] == 0
 
