@@ -253,12 +253,15 @@ class _Tiled:
         return tirx.SeqStmt(body)
 
     def _prefetch_weights(self, start, number, k, groups):
-        """The weights of the next task, spread evenly over the steps of this one.
+        """The weights of the next task, spread over the steps of this one.
 
         Some lines may lie past the last weight: a prefetch of what is not there does nothing.
         """
         (line,) = _variables("line")
-        count = tirx.ceildiv(self.vectors * 16, groups)
+        count = tirx.const(self.vectors * 16, "int32")
+        for power in range(1, 6):  # no division by a variable
+            share = max(1, self.vectors * 16 >> power)
+            count = tirx.Select(groups >= 1 << power, tirx.const(share, "int32"), count)
         at = (number * self.steps + k) * count + line
         address = _address(self.w, start * self.vectors, at, 0, 0)
         return _for(line, count, _prefetch(address, SECOND_LEVEL))
@@ -278,7 +281,7 @@ class _Tiled:
         row = k * count + line
         block = base + tirx.floordiv(row, BLOCK)
         address = _address(self.out, block, tirx.floormod(row, BLOCK), column * self.vectors * 16)
-        return _for(line, count, _prefetch(address, FIRST_LEVEL, write=True))
+        return _for(line, count, _prefetch(address, FIRST_LEVEL))
 
     def _end(self, half, both) -> list:
         """Store the accumulators."""
@@ -307,9 +310,9 @@ def _long(number: int):
     return tirx.const(number, "int64")
 
 
-def _prefetch(address, level: int, write: bool = False):
+def _prefetch(address, level: int):
     number = T.llvm_lookup_intrinsic_id("llvm.prefetch")
-    args = (tirx.const(int(write), "int32"), tirx.const(level, "int32"), tirx.const(1, "int32"))
+    args = (tirx.const(n, "int32") for n in (0, level, 1))  # to read, data
     return tirx.Evaluate(tirx.call_llvm_intrin("void", number, address, *args))
 
 

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from kernels import MISSING, Graph, Program, integers
+from kernels import MISSING, Graph, Program, integers, lowered
 
-from intformer import machine_code
+from intformer import machine_code, tir_check
 
 TARGET = "sapphirerapids"
 runs_here = pytest.mark.skipif(
@@ -16,12 +16,17 @@ runs_here = pytest.mark.skipif(
 SHAPES = [(16, 768), (48, 80), (48, 768), (64, 112), (96, 208), (33, 3072), (2304, 64)]
 
 
-def product(n: int, k: int) -> Program:
+def graph(n: int, k: int) -> Graph:
     """A matmul with nothing after it but its bias; weight "acc.1", bias "acc.2"."""
     g = Graph()
     x = g.given("x", "int8", k)
     g.op("matmul", [x, np.ones((n, k), np.int8), np.zeros(n, np.int32)], "acc", "int32", n)
-    return Program(g, TARGET)
+    return g
+
+
+def product(n: int, k: int) -> Program:
+    """The graph, compiled."""
+    return Program(graph(n, k), TARGET)
 
 
 @runs_here
@@ -46,6 +51,12 @@ def test_rows_of_several_chunks():
     tables = {"acc.1": integers(rng, -127, 127, (320, 3072), np.int8)}
     for rows in (320, 321, 352, 1001):
         program.check({"x": integers(rng, -128, 127, (rows, 3072), np.int8)}, tables)
+
+
+def test_the_program_holds_integers_alone():
+    """Divisions by a variable included, which some chips do in float."""
+    module, *_ = lowered(graph(96, 312), TARGET)
+    assert tir_check.check(module, vector_shifts=True) == []
 
 
 @pytest.fixture(scope="module")
