@@ -34,6 +34,7 @@ REFILL = 0.2  # seconds: a call this long counts even with cold caches
 PAUSE = 0.05  # seconds before a turn: thread pools that spin after work fall asleep
 BUCKETS = (4, 8)  # sequences in one padded batch after sorting by length
 PEAK_TRIES = 20
+PEAK_FLAGS = {"vnni": "avx512_vnni", "amx": "amx_int8"}  # in /proc/cpuinfo
 
 
 @dataclass
@@ -378,24 +379,29 @@ def macs(library: Library, batch: dict[str, np.ndarray]) -> dict[str, int]:
 
 
 def vnni_peak() -> float | None:
-    """Return the multiply-adds per second of one core's VNNI, measured.
+    """Return the multiply-adds per second of one core's VNNI, measured; None without VNNI."""
+    meter = peak_meter("vnni")
+    return meter(PEAK_TRIES) if meter else None
 
-    None without VNNI, and without a C compiler that knows it.
+
+def peak_meter(unit: str) -> Callable[[int], float] | None:
+    """Return measure(tries) -> multiply-adds per second of one core, best of as many slices.
+
+    unit  "vnni" or "amx"; None where the CPU lacks it, and without a C compiler that knows it
     """
     try:
-        if "avx512_vnni" not in Path("/proc/cpuinfo").read_text().split():
+        if PEAK_FLAGS[unit] not in Path("/proc/cpuinfo").read_text().split():
             return None
     except OSError:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        built = os.path.join(folder, "peak.so")
+        built, source = os.path.join(folder, "peak.so"), str(SOURCES / f"{unit}_peak.c")
         try:
             subprocess.run(
-                [*compiler(), "-O2", "-shared", "-fPIC", str(SOURCES / "vnni_peak.c"), "-o", built],
-                check=True,
+                [*compiler(), "-O2", "-shared", "-fPIC", source, "-o", built], check=True
             )
         except (CompileError, OSError, subprocess.CalledProcessError):
             return None
-        measure = ctypes.CDLL(built).intformer_vnni_peak
-        measure.restype = ctypes.c_double
-        return measure(PEAK_TRIES)
+        measure = getattr(ctypes.CDLL(built), f"intformer_{unit}_peak")
+    measure.restype = ctypes.c_double
+    return measure

@@ -1,0 +1,57 @@
+"""OpenVINO: FP32, BF16, INT8 by NNCF, and INT8 with BF16 for the rest."""
+
+from pathlib import Path
+
+import openvino
+import protocol
+from openvino.properties import hint
+
+spec = protocol.spec
+CALIBRATION = 16  # sequences of 128 tokens
+FLOATS = {"f32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+
+
+def int8() -> Path:
+    """Return the folder of the quantized model."""
+    source = protocol.onnx_model()
+
+    def make(path: Path) -> None:
+        import nncf
+
+        data = [protocol.named(batch) for batch in protocol.random_batches(CALIBRATION)]
+        model = nncf.quantize(
+            openvino.Core().read_model(source),
+            nncf.Dataset(data),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(data),
+        )
+        path.mkdir()
+        openvino.save_model(model, path / "model.xml", compress_to_fp16=False)
+
+    return protocol.artifact("openvino-int8", make)
+
+
+*quantized, floats = spec["mode"].split("-")
+source = int8() / "model.xml" if quantized else protocol.onnx_model()
+core = openvino.Core()
+settings = {
+    hint.performance_mode: hint.PerformanceMode.LATENCY,
+    hint.inference_precision: FLOATS[floats],
+    "INFERENCE_NUM_THREADS": spec["threads"],
+    "NUM_STREAMS": 1,
+    "ENABLE_CPU_PINNING": False,
+}
+requests: dict[tuple, openvino.InferRequest] = {}
+feeds = []
+for batch in protocol.padded():
+    shape = batch[0].shape
+    if shape not in requests:  # compiled for its exact shape: symbolic ones are slower
+        model = core.read_model(source)
+        model.reshape({one.get_any_name(): list(shape) for one in model.inputs})
+        requests[shape] = core.compile_model(model, "CPU", settings).create_infer_request()
+    feeds.append((requests[shape], protocol.named(batch)))
+protocol.serve(
+    lambda: [request.infer(feed, share_inputs=True) for request, feed in feeds],
+    {"version": openvino.__version__, "shapes": len(requests)},
+    lambda results: results[0][0][0],
+)
