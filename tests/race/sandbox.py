@@ -5,7 +5,6 @@ every user of AMX must ask for: a runtime that ignores its cap dies instead of g
 """
 
 import ctypes
-import os
 import struct
 
 VNNI_ENVIRONMENT = {
@@ -32,9 +31,9 @@ def deny_amx() -> None:
         (_RETURN, 0, 0, _ALLOW),
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
-    program = ctypes.create_string_buffer(
-        struct.pack("H6xQ", len(steps), ctypes.addressof(code))
-    )
+    program = ctypes.create_string_buffer(struct.pack("H6xQ", len(steps), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(_SET_SECCOMP, _FILTER, program, 0, 0):
+    if libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+        _SET_SECCOMP, _FILTER, program, 0, 0
+    ):
         raise OSError(ctypes.get_errno(), "seccomp filter refused")

@@ -39,7 +39,9 @@ spec: dict = json.loads(sys.argv[1])
 cache = Path(os.environ.get("RACE_CACHE", "out/bench/rivals")).absolute() / spec["model"]
 
 
-def serve(run: Callable[[], object], info: dict, logits: Callable[[object], Iterable] | None = None):
+def serve(
+    run: Callable[[], object], info: dict, logits: Callable[[object], Iterable] | None = None
+):
     """Warm up, report, then take turns until the driver closes the pipe.
 
     logits  picks the first sequence's out of what run() returns

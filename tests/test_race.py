@@ -1,0 +1,257 @@
+"""`make bench` without rivals: driver, marks, report."""
+
+import json
+import mmap
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from race import footprint, report, texts
+from race.cells import AMX, BASE, CONTESTANTS, KEY, OURS, TORCH, VNNI, Cell, contestants
+from race.cells import default_cells as default
+from race.driver import Entrant, race
+from race.marks import Mark, lead, marks
+from race.meet import result
+
+TOY = """
+import json, os, sys, time
+spec = json.loads(sys.argv[1])
+def say(message): print(json.dumps(message), flush=True)
+if spec["mode"] == "dies": sys.exit("no such instruction")
+say({"ready": True, "info": {"version": "1", "logits": [1.5]}})
+for turn, line in enumerate(sys.stdin):
+    if spec["mode"] == "crashes" and turn == 1: os.abort()
+    if spec["mode"] == "hangs": time.sleep(60)
+    if spec["mode"] == "lies": say({"ms": [0.0], "cpu_ms": 0}); continue
+    if spec["mode"] == "babbles": print("hello", flush=True); continue
+    with open(spec["log"], "a") as log: log.write(spec["mode"])
+    say({"ms": [spec["ms"], 2 * spec["ms"], 3 * spec["ms"]], "cpu_ms": spec["ms"]})
+"""
+
+
+def entrant(tmp_path, mode, ms=10.0, seconds=10):
+    program = tmp_path / "toy.py"
+    program.write_text(TOY)
+    spec = {"mode": mode, "threads": 1, "isa": "amx", "ms": ms, "log": str(tmp_path / "turns")}
+    spec["cpus"] = [min(os.sched_getaffinity(0))]
+    one = Entrant(mode, [sys.executable, str(program)], spec, tmp_path / f"{mode}.log")
+    one.get_ready(seconds)
+    return one
+
+
+def test_contestants_take_turns(tmp_path):
+    both = [entrant(tmp_path, "a", 10), entrant(tmp_path, "b", 20)]
+    race(both, rounds=4, turn=0.1)
+    # a turn is 60 ms of runs: seven of them make 4 * 0.1 s; b's are twice as long
+    assert (tmp_path / "turns").read_text() == "abababab"
+    rows = [result(one) for one in both]
+    assert [row["ms"] for row in rows] == [20, 40]
+    assert rows[0]["runs"] == 12
+    assert rows[0]["logits"] == [1.5]
+    assert rows[0]["info"] == {"version": "1"}
+
+
+def test_long_runs_end_early_but_not_before_three_turns(tmp_path):
+    one = entrant(tmp_path, "a", 1000)
+    race([one], rounds=5, turn=0.1)
+    assert (tmp_path / "turns").read_text() == "aaa"
+
+
+@pytest.mark.parametrize(
+    ("mode", "error"),
+    [
+        ("dies", "exit 1: no such instruction"),
+        ("crashes", "exit -6"),
+        ("hangs", "no answer in 0.4 s"),
+        ("lies", "timed [0.0]"),
+        ("babbles", "JSONDecodeError"),
+    ],
+)
+def test_who_fails_is_out_and_the_others_go_on(tmp_path, mode, error):
+    bad, good = entrant(tmp_path, mode), entrant(tmp_path, "a")
+    start = time.monotonic()
+    race([bad, good], rounds=3, turn=0.1, patience=0.3)
+    assert time.monotonic() - start < 10
+    assert error in bad.error
+    assert "ms" not in result(bad)
+    assert result(good)["runs"] == 9
+    assert bad._process.poll() is not None
+    assert good._process.poll() is not None
+
+
+def test_who_is_never_ready_is_out(tmp_path):
+    one = entrant(tmp_path, "a", seconds=0.001)
+    assert one.error == "no answer in 0.001 s"
+
+
+def row(name, ms, role="rival", **more):
+    return {"name": name, "computes": "", "role": role, **({"ms": ms} if ms else {}), **more}
+
+
+def cell(where, ours, rivals, **more):
+    rows = [row(OURS, ours, "ours", library="base", gops=65.0), *more.pop("rows", [])]
+    rows += [row(name, ms) for name, ms in rivals.items()]
+    about = dict(zip(("model", "batch", "seq", "threads", "isa"), where, strict=True))
+    return {**about, "rows": rows, **more}
+
+
+def key(threads=1, isa=VNNI):
+    return BASE, *KEY, threads, isa
+
+
+def found(cells, **more):
+    wanted = {isa: default([isa]) for isa in (VNNI, AMX)}
+    return {mark.what: mark for mark in marks({"cells": cells, **more}, wanted)}
+
+
+@pytest.mark.parametrize(
+    ("figure", "sense", "verdict"),
+    [(1.4, ">=", "met"), (1.39, ">=", "missed"), (1.4, ">", "missed"), (1.41, "<=", "missed")],
+)
+def test_a_mark_is_met_or_missed(figure, sense, verdict):
+    assert Mark("a", figure, sense, 1.4).verdict == verdict
+
+
+def test_a_mark_without_a_figure_or_with_a_failed_rival_is_open():
+    assert Mark("a", None, ">=", 1).verdict == "open"
+    assert Mark("a", 2.0, ">=", 1, open=True).verdict == "open"
+    assert Mark("a", 0.5, ">=", 1, open=True).verdict == "missed"
+
+
+def test_the_lead_is_over_the_fastest_rival():
+    raced = cell(key(), 10.0, {"slow": 30.0, "fast": 14.0, "failed": None})
+    assert lead(raced) == (1.4, "fast", ["failed"])
+    assert lead(cell(key(), None, {"slow": 30.0}))[0] is None
+
+
+def test_marks_of_the_key_cell():
+    rows = [row("vnni-peak", 1.0, "roof", gops=100.0), row("intformer-ibert", 14.0, "ours")]
+    raced = cell(key(), 10.0, {TORCH: 49.0, "fast": 14.0}, rows=rows)
+    got = found([raced], verified={"base": [{"ok": True}]})
+    name = "VNNI, BERT-base 1x128, 1 thread"
+    assert got[f"{name}: lead"].verdict == "met"
+    assert got[f"{name}: times PyTorch FP32"].figure == pytest.approx(4.9)
+    assert got[f"{name}: times PyTorch FP32"].verdict == "missed"
+    assert got[f"{name}: of the practical peak"].figure == pytest.approx(65)
+    assert got[f"{name}: of the practical peak"].verdict == "met"
+    assert got["VNNI, BERT-base 1x128: ibert over native"].verdict == "missed"
+    assert got["raced libraries not verified"].verdict == "met"
+    assert got["VNNI, BERT-base 1x128, 2 threads: lead"].verdict == "open"
+    assert got["memory and first run"].verdict == "open"
+
+
+def test_an_unverified_library_misses_its_mark():
+    raced = [cell(key(), 10.0, {"fast": 14.0})]
+    assert found(raced)["raced libraries not verified"].verdict == "missed"
+    checks = {"base": [{"ok": True}, {"ok": False}]}
+    assert found(raced, verified=checks)["raced libraries not verified"].verdict == "missed"
+
+
+def test_every_shape_counts_and_a_missing_one_leaves_the_mark_open():
+    others = [c for c in default([VNNI]) if (c.model, c.shape) != (BASE, KEY)]
+    everywhere = [(c.model, c.batch, c.seq, c.threads, c.isa) for c in others]
+    raced = [cell(where, 10.0, {"fast": 13.0}) for where in everywhere]
+    mean = "VNNI, other shapes and models: geometric mean"
+    least = "VNNI, other shapes and models: least lead"
+    got = found(raced)
+    assert got[mean].figure == pytest.approx(1.3)
+    assert got[mean].verdict == got[least].verdict == "met"
+    assert found(raced[1:])[mean].verdict == "open"
+    raced[3] = cell(everywhere[3], 10.0, {"fast": 9.0})
+    assert found(raced)[least].verdict == "missed"
+    raced[3] = cell(everywhere[3], 10.0, {"fast": 13.0, "failed": None})
+    assert found(raced)[least].verdict == "open"
+
+
+def test_footprint_marks():
+    data = {"memory": {"library": 130}, "weights": 100, "first": {"total": 151.0}}
+    got = found([], footprint=data)
+    assert got["memory, BERT-base 1x128"].verdict == "met"
+    assert got["load to the end of a first 1x16"].verdict == "missed"
+
+
+def test_default_cells_and_contestants():
+    cells = default([VNNI])
+    assert len(cells) == len(set(cells)) == 16
+    assert [c.threads for c in cells if c.threads > 1] == [2]
+    at_key = {one.name for one in contestants(Cell(*key()))}
+    assert TORCH in at_key and "intformer-ibert" in at_key
+    assert not any("bf16" in name or "amx" in name for name in at_key)
+    elsewhere = {one.name for one in contestants(Cell("minilm-l6", 1, 16, 1, AMX))}
+    assert TORCH not in elsewhere and "openvino-bf16" in elsewhere and "amx-peak" in elsewhere
+    assert [one.name for one in contestants(Cell(*key()), [TORCH])] == [TORCH]
+    for one in CONTESTANTS.values():
+        assert (Path(texts.__file__).parent / "contestants" / f"{one.program}.py").is_file()
+
+
+def test_multiply_adds_of_a_model():
+    # 12 layers of 128 tokens: four 768x768, two 768x3072, two products of attention; the pooler
+    layer = 128 * (4 * 768 * 768 + 2 * 768 * 3072 + 2 * 128 * 768)
+    assert Cell(*key()).macs == 12 * layer + 768 * 768
+
+
+def test_ways_cover_every_sentence_once():
+    lengths = [5, 40, 7, 9, 11, 3, 8, 30, 2]
+    found = texts.ways(lengths)
+    assert list(found) == ["padded", "buckets of 4", "buckets of 8", "one by one"]
+    for groups in found.values():
+        assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert found["buckets of 4"][-1] == [1]
+
+
+def test_the_report_shows_it_all(tmp_path):
+    rows = [row("gone", None, error="exit 4"), row("vnni-peak", 1.0, "roof", gops=600.0)]
+    results = {
+        "command": "python tests/race --quick",
+        "machine": {"CPU": "a CPU"},
+        "versions": {"torch": "2"},
+        "skipped": ["amx level: this CPU lacks amx-int8"],
+        "cells": [cell(key(), 10.0, {"fast": 14.0}, rows=rows)],
+        "texts": [cell(key(), 10.0, {"fast, padded": 25.0}, sentences=32, tokens=857)],
+        "verified": {"base": [{"name": "results", "ok": False, "detail": "12 numbers"}]},
+        "functions": {"base": {"attention": 1.25}},
+        "footprint": {
+            "library": "base",
+            "memory": {"library": 130_000_000},
+            "weights": 100_000_000,
+            "first": {"total": 151.0},
+            "tries": [151.0],
+        },
+    }
+    text = report.markdown(results, found(results["cells"]).values())
+    for part in (
+        "`python tests/race --quick`",
+        "| **intformer** |  | 10.00, 65 GOP/s |",
+        "| fast |  | 14.00, 1.40x |",
+        "| gone |  | failed |",
+        "* gone failed: exit 4",
+        "| vnni-peak |  | 600 GOP/s |",
+        "| fast, padded |  | 25.00, 2.50x |",
+        "amx level: this CPU lacks amx-int8",
+        "| base | results | **FAIL** | 12 numbers |",
+        "| base | 1.25 |",
+        "| int8 weights | 100.0 |",
+    ):
+        assert part in text, part
+    json.dumps(results)
+
+
+def test_a_report_of_nothing_has_open_marks():
+    results = {"command": "c", "machine": {}, "versions": {}, "cells": []}
+    listed = list(found([]).values())
+    assert {mark.verdict for mark in listed} == {"open"}
+    assert "open" in report.markdown(results, listed)
+
+
+def test_pss_is_read():
+    size = 64 << 20
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE) as block:
+        before = footprint.pss()
+        block.write(b"\1" * size)
+        assert footprint.pss() - before > 0.9 * size
+    assert footprint.pss_of(Path(sys.executable).resolve()) > 0
