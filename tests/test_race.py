@@ -89,6 +89,14 @@ def test_who_is_never_ready_is_out(tmp_path):
     assert one.error == "no answer in 0.001 s"
 
 
+def test_who_cannot_be_started_is_out(tmp_path):
+    spec = {"threads": 1, "isa": "amx", "cpus": [0]}
+    one = Entrant("gone", [str(tmp_path / "gone")], spec, tmp_path / "gone.log")
+    one.get_ready(1)
+    race([one], rounds=1, turn=0.1)
+    assert "cannot be started" in one.error
+
+
 def row(name, ms, role="rival", **more):
     return {"name": name, "computes": "", "role": role, **({"ms": ms} if ms else {}), **more}
 

@@ -54,16 +54,20 @@ class Entrant:
             if capped:
                 deny_amx()
 
-        with open(log, "wb") as errors:
-            self._process = subprocess.Popen(
-                [*command, json.dumps(dict(spec))],
-                env=environment | (VNNI_ENVIRONMENT if capped else {}),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                preexec_fn=prepare,
-                process_group=0,  # with whatever it starts
-            )
+        self._process = None
+        try:
+            with open(log, "wb") as errors:
+                self._process = subprocess.Popen(
+                    [*command, json.dumps(dict(spec))],
+                    env=environment | (VNNI_ENVIRONMENT if capped else {}),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    preexec_fn=prepare,
+                    process_group=0,  # with whatever it starts
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            self.error = f"cannot be started: {error}"
 
     @property
     def spent(self) -> float:
@@ -97,6 +101,8 @@ class Entrant:
 
     def close(self) -> None:
         """End it and all that it started."""
+        if self._process is None:
+            return
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -106,6 +112,8 @@ class Entrant:
         self._process.stdout.close()
 
     def _attempt(self, step: Callable[[], None]) -> None:
+        if self.error:
+            return
         try:
             step()
             os.killpg(self._process.pid, signal.SIGSTOP)
