@@ -125,7 +125,7 @@ class _Tiled:
             "column", "base", "left", "before", "rows", "k", "q"
         )
         active, both = number < groups * width, left > GROUP // 2
-        last = number - 1
+        last = tirx.max(number - 1, 0)  # not negative, so that row buffers need no index
         part = -(-GROUP * BLOCK // self.steps)  # rows whose epilogue goes with one step
         row = q + k * part
         ahead = [
