@@ -80,11 +80,9 @@ def compile(
         for chip in chips(spec):
             tell(f"lowering to integer kernels for {chip.name}")
             mark = f".{chip.name}" if spec.variants else ""
-            plain, scheduled, its_plan = lower(
-                module, model, layout, constants, chip.isa(), chip.schedule()
-            )
-            scheduled = _named_for(chip.name, scheduled)
-            dump(f"3-tir{mark}.py", plain.script)
+            lowered = lower(module, model, layout, constants, chip.isa(), chip.schedule())
+            scheduled, its_plan = _named_for(chip.name, lowered.scheduled), lowered.plan
+            dump(f"3-tir{mark}.py", lowered.plain.script)
             dump(f"4-scheduled{mark}.py", scheduled.script)
             _check_integers(scheduled, chip)
             plan = plan or its_plan

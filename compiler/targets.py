@@ -15,7 +15,8 @@ class TargetSpec:
     features  CPU features the code needs; a library refuses to run without them
     tvm       TVM target description
     isa       () -> Isa, its dot products (imports TVM)
-    schedule  () -> rule (PrimFunc, isa) -> PrimFunc
+    schedule  () -> rule (PrimFunc, isa, decisions) -> PrimFunc
+    space     () -> (PrimFunc, isa) -> what may be decided: name -> values, the default first
     vector_shifts  lanes can be shifted by different amounts without float
     variants  names of the targets whose kernels one library holds, the fastest first; such a target
               has no code of its own
@@ -27,6 +28,7 @@ class TargetSpec:
     tvm: Mapping[str, str | list[str]] = field(default_factory=dict)
     isa: Callable | None = None
     schedule: Callable | None = None
+    space: Callable | None = None
     vector_shifts: bool = False
     variants: tuple[str, ...] = ()
 
@@ -69,10 +71,22 @@ def _x86():
     return schedule
 
 
+def _x86_space():
+    from intformer.schedules.space import space
+
+    return space
+
+
 def _amx():
     from intformer.schedules.amx import schedule
 
     return schedule
+
+
+def _amx_space():
+    from intformer.schedules.amx import space
+
+    return space
 
 
 TARGETS: dict[str, TargetSpec] = {  # the fastest first
@@ -83,6 +97,7 @@ TARGETS: dict[str, TargetSpec] = {  # the fastest first
         tvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["+amx-tile", "+amx-int8"]},
         isa=_vnni,
         schedule=_amx,
+        space=_amx_space,
         vector_shifts=True,
     ),
     "cascadelake": TargetSpec(
@@ -92,6 +107,7 @@ TARGETS: dict[str, TargetSpec] = {  # the fastest first
         tvm={"kind": "llvm", "mcpu": "cascadelake"},
         isa=_vnni,
         schedule=_x86,
+        space=_x86_space,
         vector_shifts=True,
     ),
     "avxvnni": TargetSpec(
@@ -101,6 +117,7 @@ TARGETS: dict[str, TargetSpec] = {  # the fastest first
         tvm={"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]},
         isa=_avx_vnni,
         schedule=_x86,
+        space=_x86_space,
         vector_shifts=True,
     ),
     "avx2": TargetSpec(
@@ -110,6 +127,7 @@ TARGETS: dict[str, TargetSpec] = {  # the fastest first
         tvm={"kind": "llvm", "mcpu": "haswell"},
         isa=_avx2,
         schedule=_x86,
+        space=_x86_space,
         vector_shifts=True,
     ),
     "x86-64": TargetSpec(
@@ -119,6 +137,7 @@ TARGETS: dict[str, TargetSpec] = {  # the fastest first
         tvm={"kind": "llvm", "mcpu": "x86-64"},
         isa=_sse2,
         schedule=_x86,
+        space=_x86_space,
         vector_shifts=False,
     ),
     "x86-auto": TargetSpec(

@@ -170,7 +170,7 @@ def tables(
     }
 
 
-def kernel(attrs: dict, isa):
+def kernel(attrs: dict, isa, decisions: dict):
     """PrimFunc over physical buffers, see attention_tir.build."""
     from intformer.relay_ops import attention_tir
 

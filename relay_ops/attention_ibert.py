@@ -164,7 +164,7 @@ def tables(
     return {"p": np.array(p, np.int64), "ctx_mult": ctx_mult, "ctx_shift": ctx_shift}
 
 
-def kernel(attrs: dict, isa):
+def kernel(attrs: dict, isa, decisions: dict):
     """PrimFunc over physical buffers, see attention_tir.build."""
     from intformer.relay_ops import attention_tir
 

@@ -40,7 +40,7 @@ def bounds(x: Interval, cu_seqlens: Interval, *, fraction_bits: int) -> Interval
     return Interval(x.low * scale, x.high * scale).fits("int32", NAME, "mean")
 
 
-def kernel(attrs: dict, isa):
+def kernel(attrs: dict, isa, decisions: dict):
     """PrimFunc (x int16 [b, 8, W], cu_seqlens, out int32 [s, 8, W]); the quotient bit by bit."""
     from tvm.script import tirx as T
 

@@ -13,7 +13,10 @@ class IntOp:
     bounds     (*intervals_or_arrays, **attrs) -> output interval(s): the range analysis; raises
                RangeError where an intermediate could leave its type
     define     (te tensors, attrs) -> te tensors, or None where `kernel` is given instead
-    kernel     (attrs, isa) -> PrimFunc for ops with loops that no tensor expression can state
+    kernel     (attrs, isa, decisions) -> PrimFunc for ops with loops that no tensor expression can
+               state; a decision that is missing takes its default
+    space      (attrs, isa) -> what may be decided about such a kernel: name -> values (integers),
+               the default first; None: nothing
     source     paper and section, or the module it must match
     """
 
@@ -22,4 +25,5 @@ class IntOp:
     bounds: Callable
     define: Callable | None = None
     kernel: Callable | None = None
+    space: Callable | None = None
     source: str = ""

@@ -15,6 +15,8 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.script import tirx as T
 
 from intformer.schedules import x86
+from intformer.schedules.space import blocks
+from intformer.schedules.space import space as x86_space
 
 CHUNK_BYTES = 1 << 20  # of x: it stays in the second-level cache while columns pass by
 TILE_ROWS, TILE_BYTES, TILES = 16, 64, 8
@@ -28,16 +30,26 @@ FIRST_LEVEL, SECOND_LEVEL = 3, 2  # of the caches, as llvm.prefetch counts local
 SHORTEST = 32  # bytes of a row of an A tile below which the tiles do not pay
 
 
-def schedule(func: tirx.PrimFunc, isa) -> tirx.PrimFunc:
+def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) -> tirx.PrimFunc:
     """Apply the tile rule to a matmul whose shape suits it, the x86 rule to all else."""
     sch = Schedule(func)
-    block = sch.get(x86._blocks(sch)[0])
-    if block.name_hint == "matmul":
-        x, _ = (region.source for region in block.reads)
-        depth = _depth(int(x.shape[2]))
-        if depth >= SHORTEST:
-            return _matmul(sch, depth)
-    return x86.schedule(func, isa)
+    depth = _tile_depth(sch)
+    return _matmul(sch, depth) if depth else x86.schedule(func, isa, decisions)
+
+
+def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
+    """Return what may be decided: nothing about tiles yet, the x86 space for all else."""
+    return {} if _tile_depth(Schedule(func)) else x86_space(func, isa)
+
+
+def _tile_depth(sch: Schedule) -> int:
+    """Return how many products one tile takes, 0 where tiles do not suit."""
+    block = sch.get(blocks(sch)[0])
+    if block.name_hint != "matmul":
+        return 0
+    x, _ = (region.source for region in block.reads)
+    depth = _depth(int(x.shape[2]))
+    return depth if depth >= SHORTEST else 0
 
 
 def _depth(length: int) -> int:
@@ -46,7 +58,7 @@ def _depth(length: int) -> int:
 
 
 def _matmul(sch: Schedule, depth: int) -> tirx.PrimFunc:
-    _, *epilogue = x86._blocks(sch)
+    _, *epilogue = blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
     columns = sch.get(j).extent.value // 16
     vectors = 2 if columns % 2 == 0 else 1

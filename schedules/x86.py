@@ -6,18 +6,20 @@
     ln_sum   one block of eight rows at a time; statistics of the eight rows side by side
     else     eight rows at a time, one vector of channels after the other
 
-Tried and dropped for matmul: 4 x 4 and 8 x 3 tiles (within 3 % of 8 x 2, and more spills around the
-epilogue); a 64-bit clamp before the narrowing (two more operations per eight numbers).
+These are the defaults; `space.py` lists what may be decided otherwise. Tried and dropped for
+matmul: a 64-bit clamp before the narrowing (two more operations per eight numbers).
 """
+
+import math
 
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, TensorIntrin
 from tvm.script import tirx as T
+from tvm_ffi import structural_map
 
-# input of the row blocks that pass by one tile of columns: it stays in the second-level cache while
-# the weights come from further away once per chunk, not once per block
-CHUNK_BYTES = 1 << 20
-DEPTH = 4  # int8 products that a dot adds to one lane, on every chip
+from intformer.schedules.space import DEPTH, LINE, TOGETHER, blocks, decide, space
+
+STEP = "intformer.step"  # marks the loop over steps of the dot products
 
 
 def register_dot(isa, name: str) -> str:
@@ -61,32 +63,33 @@ def register_dot(isa, name: str) -> str:
     return name
 
 
-def schedule(func: tirx.PrimFunc, isa) -> tirx.PrimFunc:
-    """Apply the rule that the function's blocks call for; return the scheduled function."""
+def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) -> tirx.PrimFunc:
+    """Apply the rule that the function's blocks call for; return the scheduled function.
+
+    decisions  of `space`; what is missing or no candidate is decided by default
+    """
+    chosen = decide(space(func, isa), decisions)
     sch = Schedule(func)
-    names = [sch.get(block).name_hint for block in _blocks(sch)]
+    names = [sch.get(block).name_hint for block in blocks(sch)]
     if "matmul" in names:
-        depth = _matmul(sch, isa)
-        return _chunked(sch.mod["main"], max(1, CHUNK_BYTES // (8 * depth)))
+        rows, vectors = divmod(chosen["tile"], 10)
+        panels, length = _matmul(sch, isa, rows, vectors)
+        func = sch.mod["main"]
+        if chosen["prefetch"]:
+            func = _prefetched(func, chosen["prefetch"] // LINE, vectors * isa.lanes)
+        chunk = max(1, (chosen["chunk"] << 10) // (8 * length))
+        return _tasks(func, chunk, math.gcd(chosen["columns"], panels), bool(chosen["order"]))
     if "ln_sum" in names:
-        _layernorm(sch, isa)
+        _layernorm(sch, isa, chosen["unroll"])
     else:
-        _rows(sch, isa)
+        _rows(sch, isa, **chosen)
     return sch.mod["main"]
 
 
-def _blocks(sch: Schedule) -> list:
-    (name,) = (gv.name_hint for gv in sch.mod.functions)
-    return sch.get_child_blocks(sch.get_sblock("root", func_name=name))
-
-
-def _matmul(sch: Schedule, isa) -> int:
-    """Schedule all but the chunks of rows; return the length of the dot products."""
-    rows, vectors = isa.matmul_tile
-    matmul, *epilogue = _blocks(sch)
+def _matmul(sch: Schedule, isa, rows: int, vectors: int) -> tuple[int, int]:
+    """Schedule all but the tasks; return the tiles of columns and the length of a dot product."""
+    matmul, *epilogue = blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
-    columns = sch.get(j).extent.value // isa.lanes
-    vectors = max(v for v in range(1, vectors + 1) if columns % v == 0)
     outer, inner, lane = sch.split(j, [None, vectors, isa.lanes])
     row_outer, row = sch.split(r, [None, rows])
     sch.reorder(outer, i, row_outer, row, inner, lane)
@@ -107,34 +110,76 @@ def _matmul(sch: Schedule, isa) -> int:
     for loop in init[-4:-1]:
         sch.unroll(loop)
     sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa, f"intformer.dot_{isa.lanes}"))
-    return length
+    sch.annotate(ko, STEP, 1)
+    return sch.get(outer).extent.value, length
 
 
-def _chunked(func: tirx.PrimFunc, chunk: int) -> tirx.PrimFunc:
-    """Let `chunk` row blocks pass by all tiles of columns before the next ones come.
+def _prefetched(func: tirx.PrimFunc, ahead: int, width: int) -> tirx.PrimFunc:
+    """Let every step of the dot products ask for the weights `ahead` steps further on.
+
+    width  columns of one tile; a step reads one line of sixteen of them
+    What lies behind the last weight is asked for too: that is allowed, and fetches nothing.
+    """
+    column = func.body.block.body.loop_var
+    weights, streams = func.params[1], width // TOGETHER
+
+    def ask(loop):
+        if STEP not in loop.annotations:
+            return loop
+        calls = [
+            tirx.Evaluate(
+                T.call_intrin(
+                    "void",
+                    "tirx.prefetch",
+                    T.address_of(weights[column * streams + n, loop.loop_var + ahead, 0, 0]),
+                    0,  # to read
+                    3,  # into all levels of cache
+                    1,  # data
+                )
+            )
+            for n in range(streams)
+        ]
+        body = tirx.SeqStmt([*calls, loop.body])
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
+
+    return func.with_body(structural_map(func.body, (tirx.For, ask)))
+
+
+def _tasks(func: tirx.PrimFunc, chunk: int, panel: int, rows_first: bool) -> tirx.PrimFunc:
+    """Make parallel tasks of `chunk` row blocks times `panel` tiles of columns.
 
         parallel c in columns: i in blocks
-        -> parallel f in columns * ceil(blocks / chunk): j in what is left of the chunk
+        -> parallel f in columns / panel * ceil(blocks / chunk): c in panel: i in the chunk
 
-    Schedule.split would guard every block with a condition, which tensorize refuses.
+    so that `chunk` row blocks pass by all tiles of columns before the next ones come. rows_first
+    swaps the two inner loops. Schedule.split would guard every block with a condition, which
+    tensorize refuses.
     """
     root = func.body
     column = root.block.body
     row = column.body
-    columns, blocks = column.extent, row.extent
-    fused = tirx.Var("task", column.loop_var.ty)
+    panels, blocks = column.extent // panel, row.extent
+    task = tirx.Var("task", column.loop_var.ty)
+    tile = tirx.Var("tile", column.loop_var.ty)
     inner = tirx.Var("block", row.loop_var.ty)
-    first = tirx.floordiv(fused, columns) * chunk
+    first = tirx.floordiv(task, panels) * chunk
     body = tirx.SeqStmt(
         [
-            tirx.Bind(column.loop_var, tirx.floormod(fused, columns)),
+            tirx.Bind(column.loop_var, tirx.floormod(task, panels) * panel + tile),
             tirx.Bind(row.loop_var, first + inner),
             row.body,
         ]
     )
-    loop = tirx.For(inner, 0, tirx.min(blocks - first, chunk), row.kind, body)
+
+    def tiles(body):
+        return tirx.For(tile, 0, panel, row.kind, body)
+
+    def rows(body):
+        return tirx.For(inner, 0, tirx.min(blocks - first, chunk), row.kind, body)
+
+    loop = rows(tiles(body)) if rows_first else tiles(rows(body))
     chunks = tirx.floordiv(blocks + (chunk - 1), chunk)
-    loop = tirx.For(fused, 0, columns * chunks, column.kind, loop)
+    loop = tirx.For(task, 0, panels * chunks, column.kind, loop)
     block = root.block
     block = SBlock(
         block.iter_vars,
@@ -150,23 +195,23 @@ def _chunked(func: tirx.PrimFunc, chunk: int) -> tirx.PrimFunc:
     return func.with_body(SBlockRealize(root.iter_values, root.predicate, block))
 
 
-def _layernorm(sch: Schedule, isa) -> None:
-    blocks = _blocks(sch)
-    names = [sch.get(block).name_hint for block in blocks]
+def _layernorm(sch: Schedule, isa, unroll: int) -> None:
+    stages = blocks(sch)
+    names = [sch.get(block).name_hint for block in stages]
     # the block under whose loop the others go: the last one, or what two outputs are made from
     anchor = names.index("ln_normalised") if "ln_normalised" in names else len(names) - 1
-    loop = sch.get_loops(blocks[anchor])[0]
-    for block in blocks[anchor + 1 :]:
+    loop = sch.get_loops(stages[anchor])[0]
+    for block in stages[anchor + 1 :]:
         sch.reverse_compute_at(block, loop)
-    for block, name in zip(reversed(blocks[:anchor]), reversed(names[:anchor]), strict=True):
+    for block, name in zip(reversed(stages[:anchor]), reversed(names[:anchor]), strict=True):
         # 16 channels are one chunk, whose loop would vanish
         sch.compute_at(block, loop, preserve_unit_loops=name.endswith("_partial"))
     sch.parallel(loop)
-    for block, name in zip(blocks, names, strict=True):
-        _vectorize_rows(sch, block, name, isa)
+    for block, name in zip(stages, names, strict=True):
+        _vectorize_rows(sch, block, name, isa, unroll)
 
 
-def _vectorize_rows(sch: Schedule, block, name: str, isa) -> None:
+def _vectorize_rows(sch: Schedule, block, name: str, isa, unroll: int) -> None:
     _, *loops = sch.get_loops(block)
     if name.endswith("_partial"):  # [8, lanes, chunk]
         *_, row, lane, chunk = loops
@@ -185,15 +230,18 @@ def _vectorize_rows(sch: Schedule, block, name: str, isa) -> None:
     elif len(loops) == 1:  # [8]
         sch.vectorize(loops[0])
     else:
-        sch.vectorize(sch.split(loops[-1], [None, isa.lanes])[1])
+        _, several, lane = sch.split(loops[-1], [None, unroll, isa.lanes])
+        sch.unroll(several)
+        sch.vectorize(lane)
 
 
-def _rows(sch: Schedule, isa) -> None:
-    *stages, out = _blocks(sch)
-    i, _, c = sch.get_loops(out)
-    outer, lane = sch.split(c, [None, isa.lanes])
+def _rows(sch: Schedule, isa, unroll: int, rows: int) -> None:
+    *stages, out = blocks(sch)
+    i, r, c = sch.get_loops(out)
+    _, several, lane = sch.split(c, [None, unroll, isa.lanes])
     for block in reversed(stages):
-        sch.compute_at(block, outer)
+        sch.compute_at(block, several)
         sch.vectorize(sch.get_loops(block)[-1])
     sch.vectorize(lane)
-    sch.parallel(i)
+    sch.unroll(several)
+    sch.parallel(i if rows == 8 else sch.fuse(i, r))

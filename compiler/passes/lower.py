@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import tvm
-from tvm import relax, te, tirx
+from tvm import relax, tirx
 
 from intformer.model import INPUTS, IntModel
+from intformer.passes.form import Form, Versions
 from intformer.passes.layout import Layout
 from intformer.passes.to_relax import BLOCKS, PREFIX
 from intformer.plan import Plan, Step
-from intformer.relay_ops import OPS
 
 
 @dataclass
@@ -41,6 +41,21 @@ class _Group:
         return list(dict.fromkeys(names))
 
 
+@dataclass
+class Lowered:
+    """A program as kernels.
+
+    plain, scheduled  the kernels before and after scheduling
+    plan              what calls them
+    forms             kernel -> what decided it
+    """
+
+    plain: tvm.IRModule
+    scheduled: tvm.IRModule
+    plan: Plan
+    forms: dict[str, Form]
+
+
 def lower(
     module: tvm.IRModule,
     model: IntModel,
@@ -48,27 +63,29 @@ def lower(
     constants: dict,
     isa,
     schedule: Callable,
-) -> tuple[tvm.IRModule, tvm.IRModule, Plan]:
-    """Return the kernels before and after scheduling, and the plan.
+    choose: Callable[[Form], Versions] = lambda form: [(None, {})],
+) -> Lowered:
+    """Return the kernels and the plan that calls them.
 
-    schedule  (PrimFunc, isa) -> PrimFunc, the target's rule
+    schedule  (PrimFunc, isa, decisions) -> PrimFunc, the target's rule
+    choose    which versions of a kernel there are; by default the one of the written-down rule
     """
     plain: dict[str, tirx.PrimFunc] = {}
     scheduled: dict[str, tirx.PrimFunc] = {}
-    known: dict[tuple, str] = {}
+    known: dict[Form, str] = {}
     steps = []
     for group in _groups(module):
         arguments = group.arguments()
-        key = _form(group, arguments, layout, constants)
-        if key not in known:
-            kernel = f"{group.name}_{sum(name.startswith(group.name) for name in plain)}"
-            known[key] = kernel
-            func = _kernel(group, arguments, layout, constants, isa)
-            plain[kernel] = func.with_attr("global_symbol", kernel)
-            scheduled[kernel] = plain[kernel]
-            if OPS[group.calls[0].op].define:
-                scheduled[kernel] = schedule(func, isa).with_attr("global_symbol", kernel)
-        steps.append(Step(known[key], (*arguments, *group.results), tuple(group.results)))
+        form = _form(group, arguments, layout, constants)
+        if form not in known:
+            kernel = f"{form.name}_{sum(f.name == form.name for f in known)}"
+            known[form] = kernel
+            names = [*arguments, *group.results]
+            plain[kernel] = form.plain(isa, names).with_attr("global_symbol", kernel)
+            scheduled[kernel] = form.scheduled(isa, schedule, choose(form), names).with_attr(
+                "global_symbol", kernel
+            )
+        steps.append(Step(known[form], (*arguments, *group.results), tuple(group.results)))
     written = {name for step in steps for name in step.outputs}
     used = {name for step in steps for name in step.args}
     plan = Plan(
@@ -79,7 +96,8 @@ def lower(
         inputs=tuple(name for name in INPUTS if name in used),
         packing=layout.packing,
     )
-    return tvm.IRModule(plain), tvm.IRModule(scheduled), plan
+    forms = {kernel: form for form, kernel in known.items()}
+    return Lowered(tvm.IRModule(plain), tvm.IRModule(scheduled), plan, forms)
 
 
 def _groups(module: tvm.IRModule) -> list[_Group]:
@@ -123,15 +141,20 @@ def _plain(value):
     return int(value)
 
 
-def _form(group: _Group, arguments: list[str], layout: Layout, constants: dict) -> tuple:
-    """Return what decides the kernel: two groups with equal forms share one."""
+def _form(group: _Group, arguments: list[str], layout: Layout, constants: dict) -> Form:
     order = {name: i for i, name in enumerate([*arguments, *group.results])}
     inner = {r: f"{i}.{j}" for i, c in enumerate(group.calls) for j, r in enumerate(c.results)}
     calls = [
-        (c.op, str(sorted(c.attrs.items())), str([order.get(a, inner.get(a)) for a in c.arguments]))
+        {
+            "op": c.op,
+            "attrs": c.attrs,
+            "args": [inner.get(a, order.get(a)) for a in c.arguments],
+            "rows": layout.buffers[c.results[0]].rows,
+        }
         for c in group.calls
     ]
-    return (str(calls), str([_shape(name, layout, constants) for name in order]))
+    tensors = [_shape(name, layout, constants) for name in order]
+    return Form.of(group.name, calls, tensors, len(group.results))
 
 
 def _shape(name: str, layout: Layout, constants: dict) -> tuple:
@@ -142,23 +165,3 @@ def _shape(name: str, layout: Layout, constants: dict) -> tuple:
         return constants[name].shape, str(constants[name].dtype)
     buffer = layout.buffers[name]
     return (BLOCKS[buffer.rows], 8, buffer.width), buffer.dtype
-
-
-def _kernel(group: _Group, arguments: list[str], layout: Layout, constants: dict, isa):
-    """Compose the definitions of the group's ops into one PrimFunc (arguments, then results)."""
-    first = OPS[group.calls[0].op]
-    if first.kernel:
-        return first.kernel(group.calls[0].attrs, isa)
-    extents: dict[str, tirx.Var] = {}
-    tensors: dict[str, te.Tensor] = {}
-    for name in arguments:
-        shape, dtype = _shape(name, layout, constants)
-        shape = [extents.setdefault(e, te.var(e)) if isinstance(e, str) else e for e in shape]
-        tensors[name] = te.placeholder(shape, dtype, name=name.replace(".", "_").replace("#", "_"))
-    for call in group.calls:
-        rows = BLOCKS[layout.buffers[call.results[0]].rows]
-        attrs = {**call.attrs, "blocks": extents.setdefault(rows, te.var(rows))}
-        results = OPS[call.op].define([tensors[a] for a in call.arguments], attrs)
-        tensors.update(zip(call.results, results, strict=True))
-    order = [tensors[name] for name in (*arguments, *group.results)]
-    return te.create_prim_func(order)

@@ -25,7 +25,7 @@ from intformer.relay_ops import (
     i_tanh,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic
-from intformer.schedules.x86 import CHUNK_BYTES
+from intformer.schedules.space import CHUNK_BYTES
 
 INT32_MAX = 2**31 - 1
 IDENTITY, HALF = (2**30, 30), (2**30, 31)

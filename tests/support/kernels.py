@@ -54,7 +54,7 @@ CLEARING = ("embed", "attention", "attention_ibert", "take_rows", "mean_pool")
 
 
 NOTHING = te.create_prim_func([te.compute((1,), lambda _: tirx.const(0, "int32"))])
-GIVEN = IntOp("given", reference=None, bounds=None, kernel=lambda attrs, isa: NOTHING)
+GIVEN = IntOp("given", reference=None, bounds=None, kernel=lambda attrs, isa, decisions: NOTHING)
 
 
 class Graph:
@@ -105,10 +105,11 @@ class Graph:
         return IntModel(self.nodes, self.tensors, self.values, self.nodes[-1].outputs[0], meta)
 
 
-def lowered(graph: Graph, target: str, into: dict | None = None):
+def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     """Return (scheduled kernels, plan, layout) of a graph.
 
-    into  takes the Relax modules: before and after fusion
+    into     takes the Relax modules: before and after fusion
+    options  of `lower`
     """
     model = graph.model()
     spec = TARGETS[target]
@@ -119,8 +120,8 @@ def lowered(graph: Graph, target: str, into: dict | None = None):
         before = to_relax(model, layout, constants)
         after = fuse(before)
         (into if into is not None else {}).update(before=before, after=after)
-        _, module, plan = lower(after, model, layout, constants, isa, spec.schedule())
-    return module, plan, layout
+        done = lower(after, model, layout, constants, isa, spec.schedule(), **options)
+    return done.scheduled, done.plan, layout
 
 
 class Program:
@@ -129,9 +130,9 @@ class Program:
     kernels  names of the compiled kernels in the order they run
     """
 
-    def __init__(self, graph: Graph, target: str):
+    def __init__(self, graph: Graph, target: str, **options):
         self.model = graph.model()
-        module, plan, self.layout = lowered(graph, target)
+        module, plan, self.layout = lowered(graph, target, **options)
         self.steps = [step for step in plan.steps if not step.kernel.startswith("given")]
         self.kernels = [step.kernel for step in self.steps]
         chosen = {name: module[name] for name in dict.fromkeys(self.kernels)}

@@ -1,0 +1,115 @@
+"""Form: what decides a kernel, as plain data that travels to other processes and into records.
+
+    {"name": "dense", "calls": [{"op": ..., "attrs": {...}, "args": [...], "rows": "token"}, ...],
+     "tensors": [[[extents], dtype], ...], "results": how many of the tensors are written}
+
+An argument is the index of a tensor, or "i.j": result j of call i. A string as extent is dynamic.
+Two groups of ops with equal forms share one kernel, in whatever layer or model they are.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from tvm import te, tirx
+from tvm.s_tir import SBlock, SBlockRealize, renew_defs
+from tvm_ffi import structural_map
+
+from intformer.passes.to_relax import BLOCKS
+from intformer.relay_ops import OPS
+
+Decisions = dict[str, int]
+Versions = list[tuple[int | None, Decisions]]  # up to how many row blocks; None: the rest
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kernel-to-be; `text` is its canonical JSON."""
+
+    text: str
+
+    @classmethod
+    def of(cls, name: str, calls: list[dict], tensors: list, results: int) -> "Form":
+        """Return the form of these parts (see the module docstring)."""
+        data = {"name": name, "calls": calls, "tensors": tensors, "results": results}
+        return cls(json.dumps(data, sort_keys=True, separators=(",", ":")))
+
+    @cached_property
+    def data(self) -> dict:
+        """Return the parts."""
+        return json.loads(self.text)
+
+    @property
+    def name(self) -> str:
+        """Return the stem of the kernel's symbol."""
+        return self.data["name"]
+
+    @property
+    def rows(self) -> str:
+        """Return what the rows are by which versions are chosen: token, sequence or position."""
+        return self.data["calls"][-1]["rows"]
+
+    def plain(self, isa, names: list[str] | None = None) -> tirx.PrimFunc:
+        """Return the kernel before scheduling: its tensors in order, results last.
+
+        names  of the tensors, for people
+        """
+        first = self.data["calls"][0]
+        if kernel := OPS[first["op"]].kernel:
+            return kernel(first["attrs"], isa, {})
+        shapes, results = self.data["tensors"], self.data["results"]
+        names = names or [f"t{i}" for i in range(len(shapes))]
+        extents: dict[str, tirx.Var] = {}
+        known: dict[int | str, te.Tensor] = {}
+        for i, (shape, dtype) in enumerate(shapes[: len(shapes) - results]):
+            shape = [extents.setdefault(e, te.var(e)) if isinstance(e, str) else e for e in shape]
+            name = names[i].replace(".", "_").replace("#", "_")
+            known[i] = te.placeholder(shape, dtype, name=name)
+        for number, call in enumerate(self.data["calls"]):
+            rows = BLOCKS[call["rows"]]
+            attrs = {**call["attrs"], "blocks": extents.setdefault(rows, te.var(rows))}
+            made = OPS[call["op"]].define([known[a] for a in call["args"]], attrs)
+            known |= {f"{number}.{j}": tensor for j, tensor in enumerate(made)}
+        outputs = [known[f"{number}.{j}"] for j in range(results)]
+        return te.create_prim_func([*(known[i] for i in range(len(shapes) - results)), *outputs])
+
+    def space(self, isa, space) -> dict[str, list[int]]:
+        """Return what may be decided about the kernel, the default first.
+
+        space  (PrimFunc, isa) -> candidates, of the target
+        """
+        first = self.data["calls"][0]
+        op = OPS[first["op"]]
+        if op.kernel:
+            return op.space(first["attrs"], isa) if op.space else {}
+        return space(self.plain(isa), isa)
+
+    def scheduled(
+        self, isa, rule, versions: Versions, names: list[str] | None = None
+    ) -> tirx.PrimFunc:
+        """Return the kernel as it is compiled.
+
+        rule      (PrimFunc, isa, decisions) -> PrimFunc, of the target
+        versions  ascending; the last one takes the rest
+        """
+        first = self.data["calls"][0]
+        if kernel := OPS[first["op"]].kernel:
+            made = [kernel(first["attrs"], isa, decisions) for _, decisions in versions]
+        else:
+            func = self.plain(isa, names)
+            made = [rule(func, isa, decisions) for _, decisions in versions]
+        joined = made[-1]
+        for (limit, _), func in zip(versions[-2::-1], made[-2::-1], strict=True):
+            joined = join(func, joined, limit)
+        return joined
+
+
+def join(few: tirx.PrimFunc, many: tirx.PrimFunc, limit: int) -> tirx.PrimFunc:
+    """Return a kernel that runs `few` up to `limit` row blocks of its last result, else `many`."""
+    many = renew_defs(many)
+    same = dict(zip(many.params, few.params, strict=True))
+    for ours, theirs in zip(few.params, many.params, strict=True):
+        same |= dict(zip(theirs.shape, ours.shape, strict=True))
+    rest = structural_map(many.body, (tirx.Var, lambda var: same.get(var, var)))
+    body = tirx.IfThenElse(few.params[-1].shape[0] <= limit, few.body, rest)
+    return few.with_body(SBlockRealize([], True, SBlock([], [], [], "root", body)))
