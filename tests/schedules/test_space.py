@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from kernels import Chain, Graph, Program, lowered, on_every_target
+from kernels import CHIPS, Chain, Graph, Program, lowered, on_every_target
 from tvm.ir import assert_structural_equal
 
 from intformer import machine_code
@@ -63,7 +63,7 @@ def test_every_candidate_equals_the_reference(target, kind):
         assert len(built) == 1, decisions
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [chip.name for chip in CHIPS])
 @pytest.mark.parametrize("kind", ["dense", "norm", "rows"])
 def test_every_candidate_is_integer_only(target, kind):
     for decisions in sampled(kind, target, 2):
@@ -71,7 +71,7 @@ def test_every_candidate_is_integer_only(target, kind):
         assert check(module, vector_shifts=TARGETS[target].vector_shifts) == [], decisions
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [chip.name for chip in CHIPS])
 @pytest.mark.parametrize("kind", ["dense", "norm", "rows"])
 def test_the_first_candidates_are_the_default(target, kind):
     space = candidates(kind, target)
