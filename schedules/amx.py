@@ -25,7 +25,7 @@ GROUP = 2 * TILE_ROWS // BLOCK  # blocks of two row tiles
 A, B = 4, 6  # numbers of the first operand tiles; accumulators are 2 row + column
 # groups of columns that pass by the rows of a tile, which stay in the first-level cache: the most,
 # and how many tasks they must leave
-COLUMNS, TASKS = 4, 12
+COLUMNS, TASKS = 4, 6
 FIRST_LEVEL, SECOND_LEVEL = 3, 2  # of the caches, as llvm.prefetch counts locality
 SHORTEST = 32  # bytes of a row of an A tile below which the tiles do not pay
 
@@ -283,16 +283,14 @@ class _Tiled:
         (line,) = _variables("line")
         count = -(-GROUP * BLOCK // turns)
         row = turn * count + line
-        block = base + tirx.floordiv(row, BLOCK)
-        address = _address(self.x, block, tirx.floormod(row, BLOCK), k * self.depth)
+        address = _row_address(self.x, base, row, k * self.depth)
         return _for(line, count, _prefetch(address, SECOND_LEVEL))
 
     def _prefetch_output(self, base, k, count: int, column):
         """Where the epilogue of this turn will write."""
         (line,) = _variables("line")
         row = k * count + line
-        block = base + tirx.floordiv(row, BLOCK)
-        address = _address(self.out, block, tirx.floormod(row, BLOCK), column * self.vectors * 16)
+        address = _row_address(self.out, base, row, column * self.vectors * 16)
         return _for(line, count, _prefetch(address, FIRST_LEVEL))
 
     def _end(self, half, both) -> list:
@@ -338,6 +336,13 @@ def _tile(number: int):
 
 def _address(buffer, *indices):
     return tirx.address_of(tirx.BufferLoad(buffer, list(indices)))
+
+
+def _row_address(buffer, base, row, column):
+    """Address in a row counted from a block; 64-bit, or LLVM sign-extends every line anew."""
+    block = base + tirx.floordiv(row, BLOCK)
+    indices = block, tirx.floormod(row, BLOCK), column
+    return _address(buffer, *(index.astype("int64") for index in indices))
 
 
 def _intrinsic(name: str, *args):
