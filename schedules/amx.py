@@ -15,31 +15,50 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.script import tirx as T
 
 from intformer.schedules import x86
-from intformer.schedules.space import blocks
+from intformer.schedules.space import blocks, decide
 from intformer.schedules.space import space as x86_space
 
-CHUNK_BYTES = 1 << 20  # of x: it stays in the second-level cache while columns pass by
 TILE_ROWS, TILE_BYTES, TILES = 16, 64, 8
 BLOCK = 8  # rows of a block
 GROUP = 2 * TILE_ROWS // BLOCK  # blocks of two row tiles
 A, B = 4, 6  # numbers of the first operand tiles; accumulators are 2 row + column
-# groups of columns that pass by the rows of a tile, which stay in the first-level cache: the most,
-# and how many tasks they must leave
-COLUMNS, TASKS = 4, 6
+COLUMNS, TASKS = 4, 6  # by default: the most groups of columns at a time, the fewest tasks
 FIRST_LEVEL, SECOND_LEVEL = 3, 2  # of the caches, as llvm.prefetch counts locality
 SHORTEST = 32  # bytes of a row of an A tile below which the tiles do not pay
 
 
 def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) -> tirx.PrimFunc:
-    """Apply the tile rule to a matmul whose shape suits it, the x86 rule to all else."""
+    """Apply the tile rule to a matmul whose shape suits it, the x86 rule to all else.
+
+    decisions  of `space`; what is missing or no candidate is decided by default
+    """
     sch = Schedule(func)
     depth = _tile_depth(sch)
-    return _matmul(sch, depth) if depth else x86.schedule(func, isa, decisions)
+    if not depth:
+        return x86.schedule(func, isa, decisions)
+    return _matmul(sch, depth, **decide(space(func, isa), decisions))
 
 
 def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
-    """Return what may be decided: nothing about tiles yet, the x86 space for all else."""
-    return {} if _tile_depth(Schedule(func)) else x86_space(func, isa)
+    """Return what may be decided: the x86 space, and for a product on tiles, the default first:
+
+    columns   groups of columns that pass by 32 rows, which stay in the first-level cache
+    chunk     KiB of input rows that stay in the second-level cache while columns pass by
+    prefetch  1: ask for the next weights, rows and output lines beside each step; 0: never
+    """
+    sch = Schedule(func)
+    if not _tile_depth(sch):
+        return x86_space(func, isa)
+    (_, _, j, _, *_) = sch.get_loops(blocks(sch)[0])
+    vectors = int(sch.get(j).extent)
+    groups = vectors // 2 if vectors % 2 == 0 else vectors
+    fit = [c for c in (4, 2, 1, 3, 8) if groups % c == 0]
+    default = max((c for c in fit if c <= COLUMNS and groups // c >= TASKS), default=1)
+    return {
+        "columns": [default, *(c for c in fit if c != default)],
+        "chunk": [1024, 256, 512, 2048],
+        "prefetch": [1, 0],
+    }
 
 
 def _tile_depth(sch: Schedule) -> int:
@@ -57,11 +76,10 @@ def _depth(length: int) -> int:
     return next(d for d in range(TILE_BYTES, 0, -4) if length % d == 0)
 
 
-def _matmul(sch: Schedule, depth: int) -> tirx.PrimFunc:
+def _matmul(sch: Schedule, depth: int, columns: int, chunk: int, prefetch: int) -> tirx.PrimFunc:
     _, *epilogue = blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
-    columns = sch.get(j).extent.value // 16
-    vectors = 2 if columns % 2 == 0 else 1
+    vectors = 2 if sch.get(j).extent.value % 32 == 0 else 1
     outer, inner, lane = sch.split(j, [None, vectors, 16])
     sch.reorder(outer, i, r, inner, lane)
     for block in reversed(epilogue[:-1]):
@@ -70,19 +88,20 @@ def _matmul(sch: Schedule, depth: int) -> tirx.PrimFunc:
         sch.vectorize(sch.get_loops(block)[-1])
     sch.unroll(inner)
     out = sch.get(epilogue[-1]).writes[0].source
-    return _Tiled(sch.mod["main"], out, depth, vectors).func()
+    return _Tiled(sch.mod["main"], out, depth, vectors, bool(prefetch)).func(columns, chunk << 10)
 
 
 class _Tiled:
     """A scheduled matmul, its product replaced by tile instructions."""
 
-    def __init__(self, func: tirx.PrimFunc, out, depth: int, vectors: int):
+    def __init__(self, func: tirx.PrimFunc, out, depth: int, vectors: int, prefetch: bool):
         """Take the parts of the function apart.
 
         out      the buffer that the epilogue ends in
         depth    products of one tile
         vectors  of 16 columns in a group
         """
+        self.prefetch = prefetch
         self.whole, self.out, self.depth, self.vectors = func, out, depth, vectors
         root = func.body.block
         product, self.column = root.body
@@ -97,16 +116,14 @@ class _Tiled:
         self.scratch = tirx.decl_buffer(shape, "int32", "acc", scope="global", data_alignment=64)
         self.config = tirx.decl_buffer((TILE_BYTES,), "uint8", "config", data_alignment=64)
 
-    def func(self) -> tirx.PrimFunc:
-        """Return the function with tiles.
+    def func(self, width: int, chunk_bytes: int) -> tirx.PrimFunc:
+        """Return the function with tiles; width groups of columns and so much of x to a task.
 
         parallel task in chunks of rows x chunks of columns:
             number in its tiles + 1: products of this tile, epilogue of the one before
         """
         columns, blocks = self.column.extent, self.row.extent
-        chunk = max(1, CHUNK_BYTES // (GROUP * BLOCK * self.length)) * GROUP
-        widths = [c for c in range(1, COLUMNS + 1) if columns % c == 0]
-        width = max((c for c in widths if columns // c >= TASKS), default=1)
+        chunk = max(1, chunk_bytes // (GROUP * BLOCK * self.length)) * GROUP
         task, number, first, start = _variables("task", "number", "first", "start")
         groups = tirx.ceildiv(tirx.min(blocks - first, chunk), GROUP)
         body = tirx.SeqStmt(
@@ -157,7 +174,7 @@ class _Tiled:
         products = self._step(k, column, base, both)
         step = [
             tirx.IfThenElse(active, products, None),
-            *ahead,
+            *(ahead if self.prefetch else []),
             _for(q, tirx.min(rows - k * part, part), epilogue),
         ]
         fresh = tirx.any(number == 0, tirx.all(left < GROUP, tirx.floormod(number, width) == 0))
