@@ -115,6 +115,6 @@ def test_layers_of_one_shape_share_kernels(tmp_path):
 
 
 def test_an_unknown_target_names_the_known_ones(tmp_path):
-    with pytest.raises(CompileError, match="known: .*, x86-64, x86-auto"):
+    with pytest.raises(CompileError, match=r"known: .*, x86-64, x86-auto"):
         intformer.compile(tmp_path, tmp_path / "m.so", target="cascadelak")
     assert not (tmp_path / "m.so").exists()
