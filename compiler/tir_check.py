@@ -24,6 +24,8 @@ def load(compressed: bytes) -> "tvm.IRModule":
     """Return the module that a library carries in a section tir/VARIANT.json.xz."""
     import tvm
 
+    from intformer.relay_ops import expr  # noqa: F401 (registers the operators of our own)
+
     module = tvm.ir.load_json(lzma.decompress(compressed).decode())
     if not isinstance(module, tvm.IRModule):
         raise TypeError(f"{type(module).__name__} in place of an IRModule")

@@ -1,6 +1,7 @@
 """The integer ops, one file each: meaning (NumPy reference), range analysis, TVM definition."""
 
 from intformer.relay_ops import (
+    add,
     add_bias,
     attention,
     attention_ibert,
@@ -14,6 +15,8 @@ from intformer.relay_ops import (
     mean_pool,
     relu,
     requantize,
+    requantize16,
+    rescale,
     residual_add,
     take_rows,
 )
@@ -26,11 +29,14 @@ OPS: dict[str, IntOp] = {
     "i_layernorm_ibert": i_layernorm_ibert.OP,
     "matmul": matmul.OP,
     "requantize": requantize.OP,
+    "rescale": rescale.OP,
     "add_bias": add_bias.OP,
     "attention": attention.OP,
     "attention_ibert": attention_ibert.OP,
     "residual_add": residual_add.OP,
+    "add": add.OP,
     "i_gelu": i_gelu.OP,
+    "requantize16": requantize16.OP,
     "i_gelu_ibert": i_gelu_ibert.OP,
     "relu": relu.OP,
     "take_rows": take_rows.OP,

@@ -5,8 +5,22 @@ no float here and no division by anything but a constant: a quotient or a root i
 reduction over its bits.
 """
 
+import tvm
 from tvm import te, tirx
 from tvm.script import tirx as T
+from tvm.tirx.op import register_intrin_lowering
+
+# ops of our own: the vectorizer gives them lanes, then the functions at the end of this file turn
+# them into what the chip has. LLVM does not find these instructions in a plain expression.
+MUL_HIGH, MUL_ROUND = "tirx.intformer_mul_high", "tirx.intformer_mul_round"
+PMULHRSW = {  # lanes -> LLVM intrinsic; 8 lanes would need SSSE3
+    16: "llvm.x86.avx2.pmul.hr.sw",
+    32: "llvm.x86.avx512.pmul.hr.sw.512",
+}
+
+
+def _dtype(x) -> str:
+    return str(x.ty.dtype if hasattr(x, "ty") else x.dtype)
 
 
 def _lanes(x) -> str:
@@ -36,8 +50,25 @@ def wrapping_add(a, b):
 
     Written in uint32 so that LLVM keeps the sum in 32 bits: a widened sum would turn the 32 x 32
     bit product that follows (vpmuldq, one instruction) into a 64 x 64 bit one (vpmullq, three).
+    TVM's simplifier takes what was uint32 for non-negative: never clamp or compare the result in
+    the same expression.
     """
     return as_type(as_type(a, "uint32") + as_type(b, "uint32"), "int32")
+
+
+def lifted(x, bits: int):
+    """Return x * 2^bits of an int32 that has room for it; x itself for 0 bits."""
+    return as_type(as_type(x, "uint32") << like(bits, as_type(x, "uint32")), "int32") if bits else x
+
+
+def mul_high(a, b):
+    """Return floor(a * b / 2^32) of two int32, as int32: a TIR op of our own, see high_product."""
+    return tirx.call_intrin(_dtype(a), MUL_HIGH, a, b)
+
+
+def mul_round(a, b):
+    """Return (a * b + 2^14) >> 15 of two int16, as int16: fixedpoint.mul_round, a TIR op."""
+    return tirx.call_intrin(_dtype(a), MUL_ROUND, a, b)
 
 
 def product(x, mult):
@@ -115,14 +146,24 @@ def isqrt(v: te.Tensor, bits: int, name: str) -> te.Tensor:
 
 
 def bit_length(v: te.Tensor, name: str) -> te.Tensor:
-    """Return the number of bits of v, elementwise; int64, v >= 0."""
-    k = te.reduce_axis((0, 63), "bit")
-    zero, one = tirx.const(0, "int64"), tirx.const(1, "int64")
-    return te.compute(
-        v.shape,
-        lambda *i: te.sum(T.Select((v[i] >> k.var.astype("int64")) > zero, one, zero), axis=k),
-        name=name,
+    """Return the number of bits of v, elementwise, by halving; int64, v >= 1."""
+
+    def step(bits, source):
+        more = T.Select((source[1] >> (bits + source[0])) > zero, source[0], zero)
+        return bits + more
+
+    zero = tirx.const(0, "int64")
+    k = te.reduce_axis((0, 6), "bit")
+    reducer = te.comm_reducer(
+        lambda state, source: (step(state[0], source), source[1]),
+        lambda *_: (zero, tirx.const(1, "int64")),
     )
+    below = te.compute(
+        v.shape,
+        lambda *i: reducer((tirx.const(32, "int64") >> k.var.astype("int64"), v[i]), axis=k),
+        name=name,
+    )[0]
+    return te.compute(v.shape, lambda *i: below[i] + tirx.const(1, "int64"), name=f"{name}_all")
 
 
 def row_sum(value, shape: tuple, dtype: str, name: str, lanes: int = 16) -> te.Tensor:
@@ -138,3 +179,37 @@ def row_sum(value, shape: tuple, dtype: str, name: str, lanes: int = 16) -> te.T
     return te.compute(
         (blocks, rows), lambda i, r: te.sum(partial[i, r, lane], axis=lane), name=name
     )
+
+
+# -- what our own ops become -----------------------------------------------------------------------
+
+
+def high_product(call):
+    """Lower MUL_HIGH: products of even and of odd lanes, then their high halves side by side."""
+    a, b = call.args
+    lanes = int(_lanes(call) or 1)
+    if lanes % 2:
+        return as_type(product(a, b) >> like(32, product(a, b)), "int32")
+    wide = f"int64x{lanes // 2}"
+    a, b = T.reinterpret(a, dtype=wide), T.reinterpret(b, dtype=wide)
+    half = like(32, a)
+    even = ((a << half) >> half) * ((b << half) >> half)
+    odd = (a >> half) * (b >> half)
+    even = as_type(as_type(even, "uint64") >> as_type(half, "uint64"), "int64")
+    return T.reinterpret(even | (odd & like(-(1 << 32), odd)), dtype=_dtype(call))
+
+
+def rounded_product(call):
+    """Lower MUL_ROUND: one instruction where the lanes fill a register that has it."""
+    a, b = call.args
+    if name := PMULHRSW.get(int(_lanes(call) or 1)):
+        index = T.llvm_lookup_intrinsic_id(name)
+        return T.call_llvm_pure_intrin(index, a, b, dtype=_dtype(call))
+    p = as_type(a, "int32") * as_type(b, "int32")
+    return as_type((p + like(1 << 14, p)) >> like(15, p), "int16")
+
+
+for _name, _lower in ((MUL_HIGH, high_product), (MUL_ROUND, rounded_product)):
+    tvm.ir.register_op_attr(_name, "TVectorizable", True)
+    tvm.ir.register_op_attr(_name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
+    register_intrin_lowering(_name, "llvm", f=_lower)

@@ -109,6 +109,11 @@ def split_dyadic(x: np.ndarray, mult, shift, split: int) -> np.ndarray:
     return round_shift(high * 2 + sticky, np.asarray(shift, np.int64) - (split - 1))
 
 
+def mul_round(a, b) -> np.ndarray:
+    """(a * b + 2^14) >> 15 as int32, of int16 numbers but not two of -2^15; x86 has pmulhrsw."""
+    return (np.asarray(a, np.int32) * np.asarray(b, np.int32) + (1 << 14)) >> 15
+
+
 def isqrt(x: np.ndarray) -> np.ndarray:
     """floor(sqrt(x)), exact, int64; 0 <= x < 2^62."""
     x = np.asarray(x, np.int64)

@@ -1,79 +1,111 @@
-"""Integer GELU of the native recipe, erf and tanh forms, in int32 only.
+"""Integer GELU of the native recipe, erf and tanh forms, in 16-bit lanes.
 
 gelu(x) = relu(x) - g(|x|) with g(t) = t * Phi(-t), which holds for both forms because
-gelu(x) - gelu(-x) = x. On t < 3.5, with v = (3.5 - t) / 4, g = v^2 (c2 + c3 v + ... + c6 v^4) with
-g(0) = 0; from 3.5 on g is 0 (true value at most 8.2e-4). Minimax fit, then the integer constants
-were searched over all 14336 points. Every factor of a product fits int16.
+gelu(x) - gelu(-x) = x. Phi(-t) on [0, 3.5] is a polynomial of degree 6 in u = (t - 1.75) / 2, which
+lies in [-0.875, 0.875]: every coefficient and every partial sum is below 1, so int16 holds
+them as Q15 and one rounded high product (mul_round) is a Horner step. From 3.5 on g stays
+at g(3.5). Minimax fit of g, then the integer coefficients were searched over all x at k = 12.
+
+x has k fraction bits, 9 to 13, chosen where the output's range is known: x beyond +-(2^15 - 1) is
+clamped, and the int8 output of the layer clamps the same values anyway.
 """
 
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.fixedpoint import in_blocks
+from intformer.relay_ops.fixedpoint import in_blocks, mul_round
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
 NAME = "i_gelu"
-INPUT_BITS = 12  # input and output are Q12
-SCALE = 2.0**-INPUT_BITS  # real units per LSB of input and output
-LIMIT = 2**18 - 1  # |x|: 64 in real units; a requantize clamps to it
-EDGE = 7 << (INPUT_BITS - 1)  # 3.5 in Q12; g is 0 from here on
-# c6 in Q10, then c5, c4 in Q24, c3 in Q24, c2 in Q26, each with half of what the next shift drops
+FRACTION_BITS = (9, 13)  # k: x covers +-64 .. +-4; below 9 the steps of x exceed the error bound
+LIMIT = 2**15 - 1
+EDGE = 3.5
+# c6 .. c0 in Q15
 COEFFICIENTS = {
-    "erf": (7549, -350359393, 293104939, -84722149, 47762059),
-    "tanh": (7285, -337704255, 279646655, -78594898, 43776425),
+    "erf": (-2063, 3890, 359, -7712, 9818, -5645, 1315),
+    "tanh": (-1904, 3719, 253, -7564, 9824, -5676, 1315),
 }
-SHIFTS = (14, 14, 12, 11)  # results in Q10, Q10, Q12, Q15 (v is Q14)
 
 
-def tail(t: np.ndarray, form: str) -> np.ndarray:
-    """g(t) in Q12 for t >= 0 in Q12, int32."""
-    v = EDGE - np.minimum(t.astype(np.int32), EDGE)  # Q14 of v, because v has the 1/4
-    c6, *rest = COEFFICIENTS[form]
-    h = np.int32(c6)
-    for c, shift in zip(rest, SHIFTS, strict=True):
-        h = (h * v + c) >> shift
-    return (h * ((v * v) >> 13) + (1 << 17)) >> 18
+def fraction_bits(top: float) -> int:
+    """Return the largest k whose int16 covers +-top, within FRACTION_BITS."""
+    least, most = FRACTION_BITS
+    return next((k for k in range(most, least, -1) if top * 2**k <= LIMIT), least)
 
 
-def reference(x: np.ndarray, *, form: str) -> np.ndarray:
-    """x int32 [r, C] in Q12, |x| < 2^18 -> int32 [r, C] in Q12. form "erf" | "tanh"."""
-    if x.size and max(-int(x.min()), int(x.max())) > LIMIT:
-        raise RangeError(f"|x| reaches {np.abs(x).max()}, above {LIMIT}", where=NAME)
-    return in_blocks(lambda rows: np.maximum(rows, 0) - tail(np.abs(rows), form), x)
+def point(k: int) -> np.ndarray:
+    """Return the constant of `reference` for k fraction bits: 3.5, and 2^14 / 2^k; int16 [2]."""
+    return np.array([EDGE * 2**k, 2 ** (14 - k)], np.int16)
 
 
-def bounds(x: Interval, *, form: str) -> Interval:
-    """Interval; the constants bound the int32 intermediates (tests run all 14336 points)."""
-    x.within(-LIMIT, LIMIT, NAME, "input", f"is beyond {LIMIT}, 64 in Q12")
-    g = tail(np.arange(EDGE + 1), form)
-    return Interval(np.maximum(x.low, 0) - int(g.max()), np.maximum(x.high, 0) - int(g.min()))
+def tail(t: np.ndarray, point: np.ndarray, form: str) -> np.ndarray:
+    """g(t) for t >= 0, both with k fraction bits, int32."""
+    edge, scale = (int(p) for p in point)
+    t = np.minimum(t.astype(np.int32), edge)
+    u = (t - (edge >> 1)) * scale  # Q15
+    h, *rest = COEFFICIENTS[form]
+    for c in rest:
+        h = mul_round(h, u) + c
+    return mul_round(t, h)
+
+
+def reference(x: np.ndarray, point: np.ndarray, *, form: str) -> np.ndarray:
+    """x int16 [r, C], above -2^15, point int16 [2] -> int16 [r, C]; k fraction bits both.
+
+    form "erf" | "tanh"
+    """
+    _check(point)
+    if x.size and int(x.min()) < -LIMIT:
+        raise RangeError(f"x reaches {x.min()}, below {-LIMIT}", where=NAME)
+    return in_blocks(
+        lambda rows: (
+            np.maximum(rows, 0) - tail(np.abs(rows.astype(np.int32)), point, form)
+        ).astype(np.int16),
+        x,
+    )
+
+
+def _check(point: np.ndarray) -> None:
+    if not any(np.array_equal(point, known) for known in _POINTS):
+        raise RangeError(f"point is {np.asarray(point).tolist()}, of no k", where=NAME)
+
+
+_POINTS = [point(k) for k in range(FRACTION_BITS[0], FRACTION_BITS[1] + 1)]
+
+
+def bounds(x: Interval, point: np.ndarray, *, form: str) -> Interval:
+    """Interval; the constants bound the int16 intermediates (tests run every t of every k)."""
+    _check(point)
+    x.within(-LIMIT, LIMIT, NAME, "input", f"is beyond {LIMIT}")
+    g = tail(np.arange(int(point[0]) + 1), point, form)
+    low, high = np.maximum(x.low, 0) - int(g.max()), np.maximum(x.high, 0) - int(g.min())
+    return Interval(low, high).fits("int16", NAME, "result")
 
 
 def define(args: list, attrs: dict) -> list:
-    """Tensor expression over [b, 8, W], int32 throughout."""
+    """Tensor expression over [b, 8, W], 16-bit lanes throughout."""
     from tvm import te, tirx
 
-    (x,) = args
+    from intformer.relay_ops import expr
+
+    x, point = args
 
     def const(value):
-        return tirx.const(value, "int32")
+        return tirx.const(value, "int16")
 
-    v = te.compute(
+    t = te.compute(
         x.shape,
-        lambda i, r, c: (
-            const(EDGE) - te.min(te.max(x[i, r, c], const(0) - x[i, r, c]), const(EDGE))
-        ),
-        name="gelu_v",
+        lambda *i: te.min(te.max(x[i], const(0) - x[i]), point[0]),
+        name="gelu_t",
     )
+    u = te.compute(x.shape, lambda *i: (t[i] - (point[0] >> const(1))) * point[1], name="gelu_u")
 
-    def out(*index):
+    def out(*i):
         h, *rest = (const(value) for value in COEFFICIENTS[attrs["form"]])
-        for c, shift in zip(rest, SHIFTS, strict=True):
-            h = (h * v[index] + c) >> const(shift)
-        square = (v[index] * v[index]) >> const(13)
-        tail = (h * square + const(1 << 17)) >> const(18)
-        return te.max(x[index], const(0)) - tail
+        for c in rest:
+            h = expr.mul_round(h, u[i]) + c
+        return te.max(x[i], const(0)) - expr.mul_round(t[i], h)
 
     return [te.compute(x.shape, out, name="i_gelu")]
 

@@ -80,13 +80,9 @@ def _matmul(sch: Schedule, depth: int, columns: int, chunk: int, prefetch: int) 
     _, *epilogue = blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
     vectors = 2 if sch.get(j).extent.value % 32 == 0 else 1
-    outer, inner, lane = sch.split(j, [None, vectors, 16])
-    sch.reorder(outer, i, r, inner, lane)
-    for block in reversed(epilogue[:-1]):
-        sch.compute_at(block, inner)
-    for block in epilogue:
-        sch.vectorize(sch.get_loops(block)[-1])
-    sch.unroll(inner)
+    outer, tile = sch.split(j, [None, vectors * 16])
+    sch.reorder(outer, i, r, tile)
+    x86.finish(sch, epilogue, r, 16)
     out = sch.get(epilogue[-1]).writes[0].source
     return _Tiled(sch.mod["main"], out, depth, vectors, bool(prefetch)).func(columns, chunk << 10)
 

@@ -21,6 +21,7 @@ from tvm_ffi import structural_map
 from intformer.schedules.space import DEPTH, LINE, TOGETHER, blocks, decide, space
 
 STEP = "intformer.step"  # marks the loop over steps of the dot products
+NARROW = ("gelu_t", "gelu_u", "i_gelu", "requantize16")  # blocks in 16-bit lanes
 
 
 @cache
@@ -93,20 +94,17 @@ def _matmul(sch: Schedule, isa, rows: int, vectors: int) -> tuple[int, int]:
     """Schedule all but the tasks; return the tiles of columns and the length of a dot product."""
     matmul, *epilogue = blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
-    outer, inner, lane = sch.split(j, [None, vectors, isa.lanes])
+    outer, tile = sch.split(j, [None, vectors * isa.lanes])
     row_outer, row = sch.split(r, [None, rows])
-    sch.reorder(outer, i, row_outer, row, inner, lane)
+    sch.reorder(outer, i, row_outer, row, tile)
     sch.parallel(outer)  # before decompose_reduction, which refuses it afterwards
-    for block in reversed(epilogue[:-1]):
-        sch.compute_at(block, inner)
+    finish(sch, epilogue, row, isa.lanes)
     sch.compute_at(matmul, row_outer, preserve_unit_loops=True)
     *_, r2, j2, lane2, ko, ki = sch.get_loops(matmul)
     part, lane2 = sch.split(lane2, [None, isa.lanes])  # of the sixteen rows that lie together
     length = sch.get(ko).extent.value * DEPTH
     sch.reorder(ko, r2, j2, part, lane2, ki)
-    for block in epilogue:
-        sch.vectorize(sch.get_loops(block)[-1])
-    for loop in (row, inner, r2, j2, part):
+    for loop in (row, r2, j2, part):
         sch.unroll(loop)
     init = sch.get_loops(sch.decompose_reduction(matmul, ko))
     sch.vectorize(init[-1])
@@ -115,6 +113,22 @@ def _matmul(sch: Schedule, isa, rows: int, vectors: int) -> tuple[int, int]:
     sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa))
     sch.annotate(ko, STEP, 1)
     return sch.get(outer).extent.value, length
+
+
+def finish(sch: Schedule, epilogue: list, row, lanes: int) -> None:
+    """Take the blocks behind a product along with each row of its tile, in vectors.
+
+    lanes  of int32; blocks of 16-bit numbers have twice as many where the tile has room
+    """
+    for block in reversed(epilogue[:-1]):
+        sch.compute_at(block, row)
+    for block in epilogue:
+        loop = sch.get_loops(block)[-1]
+        narrow = sch.get(block).name_hint in NARROW
+        room = sch.get(loop).extent.value % (2 * lanes) == 0
+        part, lane = sch.split(loop, [None, 2 * lanes if narrow and room else lanes])
+        sch.unroll(part)
+        sch.vectorize(lane)
 
 
 def _prefetched(func: tirx.PrimFunc, ahead: int, width: int) -> tirx.PrimFunc:

@@ -1,8 +1,11 @@
 """Building an IntModel node by node: names, constants and scales in one place."""
 
+import math
+
 import numpy as np
 
 from intformer.model import Node, Value
+from intformer.relay_ops import requantize16, rescale
 from intformer.relay_ops.fixedpoint import make_dyadic
 
 
@@ -56,4 +59,24 @@ class Emitter:
         self.node(
             "requantize", (x, *self.dyadic(name, ratio)), name, lo=-limit, hi=limit, dtype=dtype
         )
+        return name
+
+    def rescale(self, x: str, name: str, dtype: str, scale, origin: str, limit: int) -> str:
+        """Bring an accumulator to `scale` (one, or one per channel), +-limit; native recipe."""
+        source = self.values[x]
+        ratio = self.channel_scale(x) / scale
+        lift = max(0 if dtype == "int8" else rescale.LIFT, math.frexp(float(ratio.max()))[1] + 1)
+        mult, offset = rescale.tables(ratio, lift)
+        self.value(name, dtype, source.channels, scale, origin, source.rows)
+        tables = self.constant(name + ".mult", mult), self.constant(name + ".offset", offset)
+        self.node("rescale", (x, *tables), name, lift=lift, lo=-limit, hi=limit, dtype=dtype)
+        return name
+
+    def requantize16(self, x: str, name: str, scale: np.ndarray, origin: str) -> str:
+        """Bring an int16 value to int8 at `scale` (one, or one per channel)."""
+        source = self.values[x]
+        mult, down = requantize16.tables(self.channel_scale(x) / scale)
+        self.value(name, "int8", source.channels, scale, origin, source.rows)
+        tables = self.constant(name + ".mult", mult), self.constant(name + ".down", down)
+        self.node("requantize16", (x, *tables), name)
         return name

@@ -3,6 +3,7 @@
 Every value has a scale (real = integer * scale) and an origin.
 """
 
+import string
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,14 @@ from intformer.frontend.encoder import POOLS, TANH_GELU, Dense, FloatEncoder, La
 from intformer.frontend.progress import progress
 from intformer.frontend.scales import TINY, channel_peaks, equalise, peak, round_rows, row_peaks
 from intformer.model import IntModel
-from intformer.relay_ops import attention, i_gelu, i_layernorm, i_tanh
+from intformer.relay_ops import attention, i_gelu, i_layernorm, i_tanh, requantize16
 
 INT8_MAX = 127
 INT16_MAX = 2**15 - 1
-SUM_MAX = 2**17 - 1  # residual sums and everything a LayerNorm reads, in int32
+SUM_MAX = 2**17 - 1  # of the embedding sum, in int32
 BIAS_MAX = 2**30
+RAISES = 8  # rounds of raising small factors: less range elsewhere lowers the scale of all
+TANH_LIMIT = 2**18 - 1  # 64 in Q12
 LOGIT_BITS = 24  # logits fit this many bits whatever the input
 HEADROOM = 2.0  # of 16 and 17-bit scales over the calibrated peak
 POOL_FRACTION_BITS = 12
@@ -32,9 +35,10 @@ WIDTHS = {
     "weights": "int8, one scale per output channel",
     "bias": "int32",
     "accumulators": "int32",
-    "residual sum": "int32 (18 bits)",
+    "residual sum": "int32 (17 bits), of two int16 terms",
     "LayerNorm output": "int8 operand and int16 residual",
-    "GELU and tanh": "int32, Q12 in",
+    "GELU": "int16, 9 to 13 fraction bits",
+    "tanh": "int32, Q12 in",
     "attention numerators": "int16, row maximum 4095",
     "context accumulator": "int32",
     "mean pooling": f"int32, {POOL_FRACTION_BITS} fraction bits of the int16 scale",
@@ -132,10 +136,12 @@ def lower(
 class _Lowering(Emitter):
     def __init__(self, encoder, seen: dict, factors: dict, method: str, note: str, rounded: dict):
         super().__init__()
-        self.encoder, self.seen, self.factors, self.method = encoder, seen, factors, method
+        self.encoder, self.seen, self.factors, self.method = encoder, seen, dict(factors), method
         self.rounded = rounded
         self.calibrated = f"calibration: {method}, {note}"
         self.plan = Plan(encoder)
+        for operand in self.plan.operands():
+            self._raise(operand)
         self.steps: dict[str, np.ndarray] = {}  # weight stem -> real scale of each row [N]
 
     # -- pieces ---------------------------------------------------------------------------------
@@ -146,6 +152,33 @@ class _Lowering(Emitter):
         importance = np.square(operand.linear.weight).sum(0) * np.square(f)
         top = peak(self.seen[tap], self.method, f, importance)
         return f * max(top, TINY) / INT8_MAX
+
+    def _raise(self, operand: Operand) -> None:
+        """Raise the factors of channels too small for what their producer can express."""
+        for _ in range(RAISES):
+            missing = np.ones_like(self.factors[operand.stem])
+            for tap in operand.taps:
+                scale = self.operand_scale(operand, tap)
+                missing = np.maximum(missing, self.least_scale(tap, scale) / scale)
+            if operand.tied or missing.max() == 1:
+                return
+            self.factors[operand.stem] = self.factors[operand.stem] * missing
+
+    def least_scale(self, tap: str, scale: np.ndarray) -> np.ndarray | float:
+        """Return the smallest scale per channel of what feeds an operand at `scale`."""
+        e, (place, what) = self.encoder, tap.split(".")
+        number = int(place.lstrip(string.ascii_letters) or 0)
+        stage = e.head.stages[number] if place.startswith("head") else None
+        if what.startswith("norm"):
+            norm = stage.norm if stage else e.norm
+            if place.startswith("layer"):
+                norm = getattr(e.layers[number], what)
+            return i_layernorm.least_scale(norm.weight, norm.bias)
+        kind = stage.activation if stage else e.activation
+        if what == "act" and kind not in ("relu", "tanh"):
+            step = 2.0 ** -i_gelu.fraction_bits(INT8_MAX * float(scale.max()))
+            return step / requantize16.MAX_RATIO * (1 + 1e-6)
+        return 0.0
 
     def matmul(self, name: str, x: str, operand: Operand) -> str:
         """x int8 times the operand's weight; bias at this place's scales."""
@@ -187,10 +220,9 @@ class _Lowering(Emitter):
         self.steps[stem], integers = known
         self.constant(stem + ".weight", integers)
 
-    def norm(self, x: str, name: str, tap: str, norm: Norm, s8: np.ndarray) -> tuple[str, str]:
-        """LayerNorm of x; returns (int8 at scale s8, int16 residual)."""
+    def norm(self, x: str, name: str, norm: Norm, s8: np.ndarray, s16: float) -> tuple[str, str]:
+        """LayerNorm of x; returns (int8 at scale s8, int16 residual at scale s16)."""
         channels, rows = self.values[x].channels, self.values[x].rows
-        s16 = HEADROOM * max(float(self.seen[tap].peaks.max()), TINY) / INT16_MAX
         scale = float(self.scale(x))
         tables = i_layernorm.tables(scale, norm.weight, norm.bias, norm.eps, s8, s16)
         names = [self.constant(f"{name}.{key}", table) for key, table in tables.items()]
@@ -199,34 +231,75 @@ class _Lowering(Emitter):
         self.node("i_layernorm", (x, *names), (out8, out16))
         return out8, out16
 
-    def sum_scale(self, tap: str) -> float:
-        return HEADROOM * max(float(self.seen[tap].peaks.max()), TINY) / SUM_MAX
+    def scale16(self, *taps: str, norm: Norm | None = None) -> float:
+        """Return the int16 scale that holds what all of the taps saw, and `norm`'s constants."""
+        top = max(float(self.seen[tap].peaks.max()) for tap in taps)
+        scale = HEADROOM * max(top, TINY) / INT16_MAX
+        if norm is None:
+            return scale
+        return max(scale, float(i_layernorm.least_scale(norm.weight, norm.bias).max()))
+
+    def sum_scale(self, i: int, which: int) -> float:
+        """Return the one scale of both terms of a residual sum: `which` 1 or 2 of layer i.
+
+        A sum and its residual within half the range leave the other term within the whole.
+        """
+        e = self.encoder
+        if which == 2:
+            return self.scale16(f"layer{i}.sum2", f"layer{i}.norm1", norm=e.layers[i].norm1)
+        norm = e.layers[i - 1].norm2 if i else None if e.projection is not None else e.norm
+        return self.scale16(f"layer{i}.sum1", self.plan.inputs[i], norm=norm)
+
+    def residual_scale(self, i: int) -> float:
+        """Return the int16 scale of what enters layer i, or the head after the last layer."""
+        if i < len(self.plan.layers):
+            return self.sum_scale(i, 1)
+        norm = self.encoder.layers[-1].norm2 if self.encoder.layers else self.encoder.norm
+        return self.scale16(self.plan.inputs[i], norm=norm)
+
+    def gelu(self, acc: str, name: str, kind: str, top: float) -> str:
+        """GELU of an accumulator, int16 with as many fraction bits as `top` leaves."""
+        bits, source = i_gelu.fraction_bits(top), self.values[acc]
+        origin = f"bound: {bits} fraction bits, which hold the output's range"
+        x = self.rescale(acc, name + ".in", "int16", 2.0**-bits, origin, i_gelu.LIMIT)
+        point = self.constant(name + ".point", i_gelu.point(bits))
+        out = self.value(name, "int16", source.channels, 2.0**-bits, origin, source.rows)
+        self.node("i_gelu", (x, point), out, form="tanh" if kind == TANH_GELU else "erf")
+        return out
+
+    def relu(self, acc: str, name: str) -> str:
+        source, origin = self.values[acc], "bound: its input's"
+        out = self.value(name, "int32", source.channels, source.scale, origin, source.rows)
+        self.node("relu", (acc,), out)
+        return out
+
+    def tanh(self, acc: str, name: str) -> str:
+        source, origin = self.values[acc], f"bound: Q{i_tanh.INPUT_BITS}, the domain of tanh"
+        x = self.requantize(acc, name + ".q12", "int32", i_tanh.INPUT_SCALE, origin, TANH_LIMIT)
+        origin = "bound: |tanh| <= 1, Q15"
+        out = self.value(name, "int32", source.channels, i_tanh.OUTPUT_SCALE, origin, source.rows)
+        self.node("i_tanh", (x,), out)
+        return out
+
+    def activation8(self, acc: str, name: str, kind: str, s8: np.ndarray) -> str:
+        """Apply the activation to an accumulator; returns int8 at scale s8 [C]."""
+        out = name + ".int8"
+        if kind == "relu":
+            return self.rescale(self.relu(acc, name), out, "int8", s8, self.calibrated, INT8_MAX)
+        if kind == "tanh":
+            wide = self.tanh(acc, name)
+            return self.requantize(wide, out, "int8", s8, self.calibrated, INT8_MAX)
+        wide = self.gelu(acc, name, kind, INT8_MAX * float(np.max(s8)))
+        return self.requantize16(wide, out, s8, self.calibrated)
 
     def activation(self, acc: str, name: str, kind: str) -> str:
-        """Apply the activation to an accumulator; returns a wide int32 value."""
-        source = self.values[acc]
+        """Apply the activation to an accumulator; returns what a LayerNorm reads."""
         if kind == "relu":
-            out = self.value(
-                name, "int32", source.channels, source.scale, "bound: its input's", source.rows
-            )
-            self.node("relu", (acc,), out)
-            return out
-        origin = f"bound: Q{i_gelu.INPUT_BITS}, the domain of {kind}"
-        q12 = self.requantize(acc, name + ".q12", "int32", i_gelu.SCALE, origin, i_gelu.LIMIT)
+            wide, scale = self.relu(acc, name), self.scale16(name)
+            return self.rescale(wide, name + ".int16", "int16", scale, self.calibrated, INT16_MAX)
         if kind == "tanh":
-            out = self.value(
-                name,
-                "int32",
-                source.channels,
-                i_tanh.OUTPUT_SCALE,
-                "bound: |tanh| <= 1, Q15",
-                source.rows,
-            )
-            self.node("i_tanh", (q12,), out)
-            return out
-        out = self.value(name, "int32", source.channels, i_gelu.SCALE, origin, source.rows)
-        self.node("i_gelu", (q12,), out, form="tanh" if kind == TANH_GELU else "erf")
-        return out
+            return self.tanh(acc, name)
+        return self.gelu(acc, name, kind, HEADROOM * float(self.seen[name].peaks.max()))
 
     # -- the model ------------------------------------------------------------------------------
 
@@ -281,7 +354,7 @@ class _Lowering(Emitter):
 
         acc = self.matmul(at + "qkv", x8, operands["qkv"])
         s_q, s_k, s_v, product = self.qkv_scales(self.seen[at + "qkv"])
-        qkv = self.requantize(
+        qkv = self.rescale(
             acc, at + "qkv", "int8", np.concatenate([s_q, s_k, s_v]), self.calibrated, INT8_MAX
         )
         s_context = self.operand_scale(operands["out"], at + "context")
@@ -294,28 +367,22 @@ class _Lowering(Emitter):
         acc = self.matmul(at + "out", context, operands["out"])
         total = self.residual(acc, x16, at + "out", at + "sum1")
         s8 = self.operand_scale(operands["ffn1"], at + "norm1")
-        x8, x16 = self.norm(total, at + "norm1", at + "norm1", layer.norm1, s8)
+        x8, x16 = self.norm(total, at + "norm1", layer.norm1, s8, self.sum_scale(i, 2))
 
         acc = self.matmul(at + "ffn1", x8, operands["ffn1"])
-        wide = self.activation(acc, at + "act", e.activation)
-        if (
-            e.activation != "relu"
-            and self.seen[at + "ffn1"].peaks.max() > i_gelu.LIMIT * i_gelu.SCALE
-        ):
-            self.warnings.append(f"{at}ffn1 exceeds 64, where GELU's input is clamped")
         s_act = self.operand_scale(operands["ffn2"], at + "act")
-        act = self.requantize(wide, at + "act.int8", "int8", s_act, self.calibrated, INT8_MAX)
+        act = self.activation8(acc, at + "act", e.activation, s_act)
         acc = self.matmul(at + "ffn2", act, operands["ffn2"])
         total = self.residual(acc, x16, at + "ffn2", at + "sum2")
-        return self.norm(total, at + "norm2", at + "norm2", layer.norm2, self.layer_operand(i + 1))
+        s8, s16 = self.layer_operand(i + 1), self.residual_scale(i + 1)
+        return self.norm(total, at + "norm2", layer.norm2, s8, s16)
 
-    def residual(self, acc: str, x16: str, name: str, tap: str) -> str:
-        """acc + x16 at the scale of the sum."""
-        scale, channels = self.sum_scale(tap), self.values[acc].channels
-        wide = self.requantize(acc, name, "int32", scale, self.calibrated, SUM_MAX)
-        out = self.value(tap, "int32", channels, scale, self.calibrated)
-        ratio = self.dyadic(tap, self.scale(x16) / scale)
-        self.node("residual_add", (wide, x16, *ratio), out, lo=-SUM_MAX, hi=SUM_MAX)
+    def residual(self, acc: str, x16: str, name: str, out: str) -> str:
+        """acc + x16 at the scale of x16, which is that of the sum."""
+        scale = float(self.scale(x16))
+        term = self.rescale(acc, name, "int16", scale, self.calibrated, INT16_MAX)
+        self.value(out, "int32", self.values[acc].channels, scale, self.calibrated)
+        self.node("add", (term, x16), out)
         return out
 
     def qkv_scales(self, seen: Seen):
@@ -363,35 +430,28 @@ class _Lowering(Emitter):
     def stage(self, i: int, x: str, stage: Dense) -> str:
         at = f"head{i}"
         acc = self.matmul(at, x, self.plan.head[i])
-        wide = self.activation(acc, at + ".act", stage.activation)
         s8 = self.head_operand(i + 1)
         if not stage.norm:
-            return self.requantize(wide, at + ".int8", "int8", s8, self.calibrated, INT8_MAX)
-        scale = self.sum_scale(at + ".act")
-        x = self.requantize(wide, at + ".sum", "int32", scale, self.calibrated, SUM_MAX)
-        return self.norm(x, at + ".norm", at + ".norm", stage.norm, s8)[0]
+            return self.activation8(acc, at + ".act", stage.activation, s8)
+        wide = self.activation(acc, at + ".act", stage.activation)
+        s16 = self.scale16(at + ".norm", norm=stage.norm)
+        return self.norm(wide, at + ".norm", stage.norm, s8, s16)[0]
 
     def model(self) -> IntModel:
         e = self.encoder
         total = self.embeddings()
         if e.projection is None:
-            x8, x16 = self.norm(total, "embed.norm", "embed.norm", e.norm, self.layer_operand(0))
+            s8, s16 = self.layer_operand(0), self.residual_scale(0)
+            x8, x16 = self.norm(total, "embed.norm", e.norm, s8, s16)
         else:
             s8 = self.operand_scale(self.plan.projection, "embed.norm")
-            x8, _ = self.norm(total, "embed.norm", "embed.norm", e.norm, s8)
+            s16 = self.scale16("embed.norm", norm=e.norm)
+            x8, _ = self.norm(total, "embed.norm", e.norm, s8, s16)
             acc = self.matmul("embed.projection", x8, self.plan.projection)
-            s16 = HEADROOM * float(self.seen["embed.projection"].peaks.max()) / INT16_MAX
-            x8 = self.requantize(
-                acc,
-                "embed.projection.int8",
-                "int8",
-                self.layer_operand(0),
-                self.calibrated,
-                INT8_MAX,
-            )
-            x16 = self.requantize(
-                acc, "embed.projection.int16", "int16", s16, self.calibrated, INT16_MAX
-            )
+            name, s8 = "embed.projection", self.layer_operand(0)
+            x8 = self.rescale(acc, name + ".int8", "int8", s8, self.calibrated, INT8_MAX)
+            s16 = self.residual_scale(0)
+            x16 = self.rescale(acc, name + ".int16", "int16", s16, self.calibrated, INT16_MAX)
         for i in range(len(e.layers)):
             x8, x16 = self.layer(i, x8, x16)
         output = self.head(x8, x16)

@@ -15,24 +15,29 @@ ARGUMENTS = {  # op -> number of arguments, the fused one first
     "matmul": 3,
     "add_bias": 2,
     "requantize": 3,
+    "rescale": 3,
+    "requantize16": 3,
     "relu": 1,
-    "i_gelu": 1,
+    "i_gelu": 2,
     "i_gelu_ibert": 6,
     "i_tanh": 1,
     "residual_add": 4,
-    "i_layernorm": 8,
+    "add": 2,
+    "i_layernorm": 6,
     "i_layernorm_ibert": 5,
 }
 R = "requantize"
 CHAINS = {  # longest first: the first that fits is taken
     "dense_gelu": [
-        ("matmul", R, "i_gelu", R),
+        ("matmul", "rescale", "i_gelu", "requantize16"),
+        ("matmul", "rescale", "i_gelu"),
         ("matmul", "i_gelu_ibert", R),
         ("matmul", "i_gelu_ibert"),
     ],
     "dense_tanh": [("matmul", R, "i_tanh", R)],
-    "dense_relu": [("matmul", "relu", R)],
+    "dense_relu": [("matmul", "relu", "rescale")],
     "dense": [
+        ("matmul", "rescale"),
         ("matmul", R, "add_bias", R),
         ("matmul", R, R),
         ("matmul", "add_bias", R),
@@ -40,7 +45,7 @@ CHAINS = {  # longest first: the first that fits is taken
         ("matmul",),
     ],
     "add_layernorm": [
-        ("residual_add", "i_layernorm"),
+        ("add", "i_layernorm"),
         ("residual_add", "i_layernorm_ibert", R),
         ("residual_add", "i_layernorm_ibert"),
     ],

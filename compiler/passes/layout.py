@@ -14,8 +14,6 @@ VECTOR = 16  # channels are padded to a multiple of this on every target
 ATTENTION = ("attention", "attention_ibert")
 PADDING = {  # (op, argument) -> shift in padding columns, where 0 would be outside its range
     ("requantize", 2): 1,
-    ("i_layernorm", 4): 1,
-    ("i_layernorm", 7): 1,
     ("i_layernorm_ibert", 3): 1,
     ("attention", 4): 1,
     ("attention_ibert", 4): 1,
@@ -77,7 +75,7 @@ def _channel_maps(model: IntModel) -> dict[str, tuple[int, int, int]]:
             maps[node.inputs[0]] = (3 * heads, size, _round_up(size))
             maps[node.outputs[0]] = (heads, size, _round_up(size))
     for node in reversed(model.nodes):  # what is elementwise keeps its consumer's map
-        if node.op in ("requantize", "relu", "add_bias"):
+        if node.op in ("requantize", "rescale", "relu", "add_bias"):
             maps[node.inputs[0]] = maps[node.outputs[0]]
     return maps
 

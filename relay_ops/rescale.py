@@ -1,0 +1,94 @@
+"""Change of scale by a fixed point multiplication whose high half is the result (native recipe).
+
+    y = clamp(floor((x * 2^lift + offset[c]) * mult[c] / 2^32), lo, hi)
+
+mult is the ratio of the scales in units of 2^(lift - 32); offset = round(2^31 / mult) is half an
+output step, so that the floor rounds to nearest. Next to `requantize` it has no shift per channel
+and no tie to break, so that one instruction multiplies and one picks the high halves: the epilogue
+of every matrix product is made of it. Source: own; the rounding offset as in gemmlowp's output
+pipeline (quantize down by fixed point).
+"""
+
+import numpy as np
+
+from intformer.errors import RangeError
+from intformer.relay_ops.fixedpoint import LIMITS, check_fits, clamp, in_blocks
+from intformer.relay_ops.interval import Interval, exact
+from intformer.relay_ops.op import IntOp
+
+NAME = "rescale"
+BITS = 32
+LIFT = 4  # for ratios from 1/2 up, and where an int16 result wants more bits of mult
+OFFSET_LIMIT = 2**30  # a multiplier so small that half a step is beyond rounds everything to 0
+
+
+def reference(
+    x: np.ndarray,
+    mult: np.ndarray,
+    offset: np.ndarray,
+    *,
+    lift: int,
+    lo: int,
+    hi: int,
+    dtype: str,
+) -> np.ndarray:
+    """x int32 [r, C], mult int32 [C] >= 0, offset int32 [C] -> dtype [r, C].
+
+    x * 2^lift + offset is int32, the product int64, its high half int32.
+    """
+
+    def block(rows: np.ndarray) -> np.ndarray:
+        lifted = (rows.astype(np.int64) << lift) + offset
+        check_fits(lifted, "int32", NAME, "x * 2^lift + offset")
+        return clamp((lifted * mult.astype(np.int64)) >> BITS, lo, hi, dtype)
+
+    return in_blocks(block, x)
+
+
+def bounds(
+    x: Interval, mult: np.ndarray, offset: np.ndarray, *, lift: int, lo: int, hi: int, dtype: str
+) -> Interval:
+    """Interval after the clamp: monotone in x, as mult >= 0."""
+    low, high = LIMITS[dtype]
+    if lo < low or hi > high or lo > hi:
+        raise RangeError(f"clamp {lo}..{hi} does not fit {dtype}", where=NAME)
+    if mult.min(initial=0) < 0:
+        raise RangeError(f"mult is {mult.min()}, below 0", where=NAME)
+    mult, offset = exact(mult), exact(offset)
+    lifted = Interval(x.low * 2**lift + offset, x.high * 2**lift + offset)
+    lifted.fits("int32", NAME, "x * 2^lift + offset")
+    return Interval(lifted.low * mult >> BITS, lifted.high * mult >> BITS).clamp(lo, hi)
+
+
+def tables(ratio: np.ndarray, lift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mult and offset, int32 [C], of ratio = input scale / output scale, [C] real, >= 0."""
+    ratio = np.asarray(ratio, np.float64)
+    scaled = np.rint(ratio * 2.0 ** (BITS - lift))
+    if not np.isfinite(scaled).all() or scaled.max(initial=0) > 2**31 - 1:
+        raise RangeError(
+            f"a ratio of scales is {ratio.max():.3g}, above {2.0 ** (lift - 1):g}",
+            where=NAME,
+            hint="the output scale is far too small for its input",
+        )
+    half = np.where(scaled > 0, np.rint(2.0**31 / np.maximum(scaled, 1)), 0)
+    return scaled.astype(np.int32), np.minimum(half, OFFSET_LIMIT).astype(np.int32)
+
+
+def define(args: list, attrs: dict) -> list:
+    """Tensor expression over [b, 8, W]."""
+    from tvm import te
+
+    from intformer.relay_ops import expr
+
+    x, mult, offset = args
+    read = expr.load(x, attrs)
+
+    def out(i, r, c):
+        lifted = expr.wrapping_add(expr.lifted(read(i, r, c), attrs["lift"]), offset[c])
+        y = expr.mul_high(lifted, mult[c])
+        return expr.store(expr.clamp(y, attrs["lo"], attrs["hi"]), attrs)
+
+    return [te.compute(x.shape, out, name="rescale")]
+
+
+OP = IntOp(NAME, reference, bounds, define, source="own; gemmlowp, doc/quantization.md")
