@@ -19,6 +19,8 @@ from intformer.relay_ops import (
     i_layernorm_ibert,
     i_tanh,
     mean_pool,
+    requantize16,
+    rescale,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic
 
@@ -138,11 +140,15 @@ def tanh_gelu(x: np.ndarray) -> np.ndarray:
 
 def gelu_rows() -> Iterator[OpError]:
     """Both native forms over their whole domain; ibert's on [-4, 4], the published sweep."""
-    x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1, dtype=np.int32)[:, None]
+    x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1, dtype=np.int16)[:, None]
+    least, most = i_gelu.FRACTION_BITS
     for form, true in (("erf", gelu), ("tanh", tanh_gelu)):
-        error = np.abs(i_gelu.reference(x, form=form) - true(x * i_gelu.SCALE) / i_gelu.SCALE)
-        domain = f"{form} form, all {len(x)} x"
-        worst = float(error.max()) * i_gelu.SCALE
+        worst, where = 0.0, 0
+        for k in range(least, most + 1):
+            out = i_gelu.reference(x, i_gelu.point(k), form=form)
+            error = float(np.abs(out / 2**k - true(x / 2**k)).max())
+            worst, where = max((worst, where), (error, k))
+        domain = f"{form} form, all {len(x)} x of {least}..{most} fraction bits (worst: {where})"
         yield OpError("i-GELU", "native", domain, "max absolute", worst, 1.8e-3)
 
     scale = np.float32(1e-4)
@@ -220,12 +226,14 @@ def layernorm_rows() -> Iterator[OpError]:
 
 
 def linear_rows() -> Iterator[OpError]:
-    """Requantize and mean pooling: nothing but their one rounding."""
+    """Changes of scale and mean pooling: hardly more than their one rounding."""
     rng = np.random.default_rng(SEED)
     acc = rng.integers(-(2**24), 2**24, 200_000)
     ratio = 1e-4
     error = np.abs(dyadic(acc, *make_dyadic(ratio)) - acc * ratio).max()
     yield OpError("requantize", "both", "200000 accumulators", "max, LSB", float(error), 0.501)
+    yield from rescale_rows(rng)
+    yield requantize16_row()
 
     lengths = np.array([1, 2, 3, 127, 512])
     offsets = np.concatenate([[0], lengths.cumsum()])
@@ -234,3 +242,39 @@ def linear_rows() -> Iterator[OpError]:
     true = np.add.reduceat(x.astype(np.float64), offsets[:-1], axis=0) / lengths[:, None]
     error = np.abs(mean_pool.reference(x, offsets, fraction_bits=bits) - true * 2**bits).max()
     yield OpError("mean-pool", "both", "1..512 tokens, k = 8", "max, LSB", float(error), 0.5)
+
+
+def rescale_rows(rng: np.random.Generator) -> Iterator[OpError]:
+    """Rescale to int8 and to int16 wherever it does not clamp; 1/2 is the rounding itself."""
+    for dtype, top in (("int8", INT8_MAX), ("int16", INT16_MAX)):
+        worst, where = 0.0, ""
+        for reach in (2**8, 2**16, 2**20, 2**24, 2**26):
+            # from one step per unit of x to an output that is always 0
+            ratio = np.concatenate([2.0 ** rng.uniform(-30, 0, 500), 2.0 ** -np.arange(31)])
+            for c in ratio:
+                lift = rescale.lift_bits(np.array([c]), np.array([reach]), dtype)
+                x = rng.integers(-reach, reach + 1, (400, 1))
+                x[:5, 0] = (reach, -reach, 0, round(0.5 / c) % reach, -round(0.5 / c) % reach)
+                x = np.clip(x, -int(top / c), int(top / c)).astype(np.int32)
+                table = rescale.tables(np.array([c]), lift)
+                out = rescale.reference(x, *table, lift=lift, lo=-top, hi=top, dtype=dtype)
+                gap = float(np.abs(out - x * c).max())
+                if gap > worst:
+                    worst, where = gap, f"ratio {c:.2g}, |x| to {reach}"
+        domain = f"|x| to 2^8..2^26, ratios 2^-30..1 (worst: {where})"
+        measure, bound = f"max, LSB of {dtype}", 0.5 + rescale.WELL
+        yield OpError("rescale", "native", domain, measure, worst, bound)
+
+
+def requantize16_row() -> OpError:
+    """Every int16 through ratios of every power of two, wherever it does not clamp."""
+    x = np.arange(-INT16_MAX, INT16_MAX + 1)[:, None]
+    worst, where = 0.0, 0.0
+    fractions = np.array([0.5, 0.50001, 0.6, 0.7071, 0.83, 0.99, 0.99999, 1 - 2.0**-17])
+    for ratio in (fractions * 2.0**-power for power in range(1, 14)):
+        out = requantize16.reference(x.astype(np.int16), *requantize16.tables(ratio))
+        gap = np.where(np.abs(x * ratio) <= INT8_MAX, np.abs(out - x * ratio), 0).max(0)
+        if gap.max() > worst:
+            worst, where = float(gap.max()), float(ratio[gap.argmax()])
+    domain = f"all {len(x)} x, ratios below 2^-1 (worst: {where:.3g})"
+    return OpError("requantize16", "native", domain, "max, LSB", worst, 0.755)

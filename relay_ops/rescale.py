@@ -3,11 +3,13 @@
     y = clamp(floor((x * 2^lift + offset[c]) * mult[c] / 2^32), lo, hi)
 
 mult is the ratio of the scales in units of 2^(lift - 32); offset = round(2^31 / mult) is half an
-output step, so that the floor rounds to nearest. Next to `requantize` it has no shift per channel
-and no tie to break, so that one instruction multiplies and one picks the high halves: the epilogue
-of every matrix product is made of it. Source: own; the rounding offset as in gemmlowp's output
-pipeline (quantize down by fixed point).
+output step, so that the floor rounds to nearest. A larger lift makes offset finer and mult coarser.
+Next to `requantize` it has no shift per channel and no tie to break, so that one instruction
+multiplies and one picks the high halves: the epilogue of every matrix product is made of it.
+Source: own; the rounding offset as in gemmlowp's output pipeline (quantize down by fixed point).
 """
+
+import math
 
 import numpy as np
 
@@ -18,8 +20,8 @@ from intformer.relay_ops.op import IntOp
 
 NAME = "rescale"
 BITS = 32
-LIFT = 4  # for ratios from 1/2 up, and where an int16 result wants more bits of mult
-OFFSET_LIMIT = 2**30  # a multiplier so small that half a step is beyond rounds everything to 0
+USUAL_LIFT = {"int8": 0, "int16": 4}  # one for all layers, so that they share their kernels
+WELL = 1 / 16  # output steps: what the rounding of mult and offset may cost before lift is searched
 
 
 def reference(
@@ -60,18 +62,36 @@ def bounds(
     return Interval(lifted.low * mult >> BITS, lifted.high * mult >> BITS).clamp(lo, hi)
 
 
+def lift_bits(ratio: np.ndarray, reach: np.ndarray, dtype: str) -> int:
+    """Return the lift for x of |x| <= reach [C] and a result of `dtype`; ratio as in `tables`.
+
+    Half a unit of offset is ratio / 2^(lift + 1) output steps, half a unit of mult is
+    |x| 2^(lift - 33).
+    """
+    ratio, reach = float(ratio.max()), float(reach.max())
+    lowest = max(0, math.frexp(ratio)[1] + 1)
+    fitting = [b for b in range(lowest, BITS) if reach * 2**b <= 2**30] or [lowest]
+
+    def error(lift: int) -> float:
+        return ratio * 2.0 ** -(lift + 1) + reach * 2.0 ** (lift - 33)
+
+    usual = USUAL_LIFT[dtype]
+    return usual if usual in fitting and error(usual) <= WELL else min(fitting, key=error)
+
+
 def tables(ratio: np.ndarray, lift: int) -> tuple[np.ndarray, np.ndarray]:
     """Return mult and offset, int32 [C], of ratio = input scale / output scale, [C] real, >= 0."""
     ratio = np.asarray(ratio, np.float64)
     scaled = np.rint(ratio * 2.0 ** (BITS - lift))
-    if not np.isfinite(scaled).all() or scaled.max(initial=0) > 2**31 - 1:
+    if not np.isfinite(scaled).all() or scaled.max(initial=0) > 2**31:
         raise RangeError(
             f"a ratio of scales is {ratio.max():.3g}, above {2.0 ** (lift - 1):g}",
             where=NAME,
             hint="the output scale is far too small for its input",
         )
-    half = np.where(scaled > 0, np.rint(2.0**31 / np.maximum(scaled, 1)), 0)
-    return scaled.astype(np.int32), np.minimum(half, OFFSET_LIMIT).astype(np.int32)
+    scaled = np.where(scaled < 2, 0, np.minimum(scaled, 2**31 - 1))  # 1 is below half a step
+    offset = np.where(scaled > 0, np.rint(2.0**31 / np.maximum(scaled, 1)), 0)
+    return scaled.astype(np.int32), offset.astype(np.int32)
 
 
 def define(args: list, attrs: dict) -> list:

@@ -1,7 +1,5 @@
 """Building an IntModel node by node: names, constants and scales in one place."""
 
-import math
-
 import numpy as np
 
 from intformer.model import Node, Value
@@ -18,6 +16,7 @@ class Emitter:
         self.tensors: dict[str, np.ndarray] = {}
         self.values: dict[str, Value] = {}
         self.warnings: list[str] = []
+        self.reach: dict[str, np.ndarray] = {}  # accumulator -> largest |value| [channels]
 
     def value(self, name: str, dtype: str, channels: int, scale, origin: str, rows="token") -> str:
         """Declare a value; scale is one number or one per channel."""
@@ -65,7 +64,7 @@ class Emitter:
         """Bring an accumulator to `scale` (one, or one per channel), +-limit; native recipe."""
         source = self.values[x]
         ratio = self.channel_scale(x) / scale
-        lift = max(0 if dtype == "int8" else rescale.LIFT, math.frexp(float(ratio.max()))[1] + 1)
+        lift = rescale.lift_bits(ratio, self.reach[x], dtype)
         mult, offset = rescale.tables(ratio, lift)
         self.value(name, dtype, source.channels, scale, origin, source.rows)
         tables = self.constant(name + ".mult", mult), self.constant(name + ".offset", offset)

@@ -3,7 +3,6 @@
 Every value has a scale (real = integer * scale) and an origin.
 """
 
-import string
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,7 @@ from intformer.relay_ops import attention, i_gelu, i_layernorm, i_tanh, requanti
 INT8_MAX = 127
 INT16_MAX = 2**15 - 1
 SUM_MAX = 2**17 - 1  # of the embedding sum, in int32
-BIAS_MAX = 2**30
-RAISES = 8  # rounds of raising small factors: less range elsewhere lowers the scale of all
+BIAS_MAX = 2**24  # of a row that is almost zero; leaves `rescale` its precision
 TANH_LIMIT = 2**18 - 1  # 64 in Q12
 LOGIT_BITS = 24  # logits fit this many bits whatever the input
 HEADROOM = 2.0  # of 16 and 17-bit scales over the calibrated peak
@@ -67,12 +65,17 @@ class Plan:
 
     layers  per layer, role ("qkv", "out", "ffn1", "ffn2") -> Operand; shared layers share them
     head    per stage of the head
+    makers  tap -> the LayerNorm or the activation that makes the value there
     """
 
     def __init__(self, encoder: FloatEncoder):
         """Walk the encoder once."""
         first = "embed.norm" if encoder.projection is None else "embed.projection"
         self.inputs = [first, *(f"layer{i}.norm2" for i in range(len(encoder.layers)))]
+        self.makers: dict[str, Norm | str] = {"embed.norm": encoder.norm}
+        for i, layer in enumerate(encoder.layers):
+            self.makers |= {f"layer{i}.norm1": layer.norm1, f"layer{i}.norm2": layer.norm2}
+            self.makers[f"layer{i}.act"] = encoder.activation
         places: dict[int, list[int]] = {}
         for i, layer in enumerate(encoder.layers):
             places.setdefault(id(layer), []).append(i)
@@ -86,6 +89,7 @@ class Plan:
             stem = "embed.word" if stage.tied else f"head{i}"
             self.head.append(Operand(stem, stage.linear, (tap,), stage.tied))
             tap = f"head{i}." + ("norm" if stage.norm else "act")
+            self.makers[tap] = stage.norm or stage.activation
 
     def _layer(self, layer: Layer, at: list[int]) -> dict[str, Operand]:
         stem, first = f"layer{at[0]}.", self.inputs
@@ -127,7 +131,8 @@ def lower(
     factors  of equalisation
     method   one of scales.METHODS
     note     how calibration went, for the origin of every calibrated scale
-    rounded  what one method leaves for the next: weight stem -> (scale of each row, integers)
+    rounded  what one method leaves for the next: weight stem -> (factors, scale of each row,
+             integers)
     """
     known = {} if rounded is None else rounded
     return _Lowering(encoder, seen, factors, method, note, known).model()
@@ -140,45 +145,55 @@ class _Lowering(Emitter):
         self.rounded = rounded
         self.calibrated = f"calibration: {method}, {note}"
         self.plan = Plan(encoder)
+        # (weight stem, tap) -> int8 scale of the operand there over its channel factors
+        self.units: dict[tuple[str, str], float] = {}
         for operand in self.plan.operands():
+            for tap in operand.taps:
+                self.units[operand.stem, tap] = self._unit(operand, tap)
             self._raise(operand)
         self.steps: dict[str, np.ndarray] = {}  # weight stem -> real scale of each row [N]
+        self.weight_sums: dict[str, np.ndarray] = {}  # weight stem -> sum of |integers| [N]
 
     # -- pieces ---------------------------------------------------------------------------------
 
     def operand_scale(self, operand: Operand, tap: str) -> np.ndarray:
         """Return the int8 scale of each channel of the operand at the place `tap` saw, [K]."""
+        return self.factors[operand.stem] * self.units[operand.stem, tap]
+
+    def _unit(self, operand: Operand, tap: str) -> float:
         f = self.factors[operand.stem]
         importance = np.square(operand.linear.weight).sum(0) * np.square(f)
-        top = peak(self.seen[tap], self.method, f, importance)
-        return f * max(top, TINY) / INT8_MAX
+        return max(peak(self.seen[tap], self.method, f, importance), TINY) / INT8_MAX
 
     def _raise(self, operand: Operand) -> None:
-        """Raise the factors of channels too small for what their producer can express."""
-        for _ in range(RAISES):
-            missing = np.ones_like(self.factors[operand.stem])
+        """Raise the scales of channels too small for what their producer can express.
+
+        A raised channel reaches less of its int8 than it could and clips nothing.
+        """
+        missing = np.ones(1)
+        for tap in operand.taps:
+            scale = self.operand_scale(operand, tap)
+            missing = np.maximum(missing, self.least_scale(tap, scale) / scale)
+        if missing.max() == 1:
+            return
+        if operand.tied:  # its factors are 1: all channels get what the smallest one needs
             for tap in operand.taps:
-                scale = self.operand_scale(operand, tap)
-                missing = np.maximum(missing, self.least_scale(tap, scale) / scale)
-            if operand.tied or missing.max() == 1:
-                return
+                self.units[operand.stem, tap] *= float(missing.max())
+        else:
             self.factors[operand.stem] = self.factors[operand.stem] * missing
 
     def least_scale(self, tap: str, scale: np.ndarray) -> np.ndarray | float:
-        """Return the smallest scale per channel of what feeds an operand at `scale`."""
-        e, (place, what) = self.encoder, tap.split(".")
-        number = int(place.lstrip(string.ascii_letters) or 0)
-        stage = e.head.stages[number] if place.startswith("head") else None
-        if what.startswith("norm"):
-            norm = stage.norm if stage else e.norm
-            if place.startswith("layer"):
-                norm = getattr(e.layers[number], what)
-            return i_layernorm.least_scale(norm.weight, norm.bias)
-        kind = stage.activation if stage else e.activation
-        if what == "act" and kind not in ("relu", "tanh"):
-            step = 2.0 ** -i_gelu.fraction_bits(INT8_MAX * float(scale.max()))
-            return step / requantize16.MAX_RATIO * (1 + 1e-6)
-        return 0.0
+        """Return the smallest int8 scale, [K] or one, that what `tap` saw can be brought to.
+
+        scale  those chosen so far, [K]: the fraction bits of GELU follow the largest
+        """
+        maker = self.plan.makers.get(tap)
+        if isinstance(maker, Norm):
+            return i_layernorm.least_scale(maker.weight, maker.bias)
+        if maker in (None, "relu", "tanh"):
+            return 0.0
+        step = 2.0 ** -i_gelu.fraction_bits(INT8_MAX * float(scale.max()))
+        return step / requantize16.MAX_RATIO * (1 + 1e-6)
 
     def matmul(self, name: str, x: str, operand: Operand) -> str:
         """x int8 times the operand's weight; bias at this place's scales."""
@@ -210,15 +225,17 @@ class _Lowering(Emitter):
             self.values[x].rows,
         )
         self.node("matmul", (x, stem + ".weight", name + ".bias"), acc)
+        self.reach[acc] = INT8_MAX * self.weight_sums[stem] + np.abs(bias)
         return acc
 
     def weight(self, stem: str, weight: np.ndarray, f, steps: np.ndarray, dtype) -> None:
         """Keep weight * f rounded at the scale of each row."""
         known = self.rounded.get(stem)
-        if known is None or not np.array_equal(known[0], steps):
-            known = self.rounded[stem] = steps, round_rows(weight, f, steps, dtype)
-        self.steps[stem], integers = known
+        if known is None or not (np.array_equal(known[0], f) and np.array_equal(known[1], steps)):
+            known = self.rounded[stem] = f, steps, round_rows(weight, f, steps, dtype)
+        _, self.steps[stem], integers = known
         self.constant(stem + ".weight", integers)
+        self.weight_sums[stem] = np.abs(integers, dtype=np.int16).sum(1, dtype=np.int64)
 
     def norm(self, x: str, name: str, norm: Norm, s8: np.ndarray, s16: float) -> tuple[str, str]:
         """LayerNorm of x; returns (int8 at scale s8, int16 residual at scale s16)."""
@@ -231,31 +248,23 @@ class _Lowering(Emitter):
         self.node("i_layernorm", (x, *names), (out8, out16))
         return out8, out16
 
-    def scale16(self, *taps: str, norm: Norm | None = None) -> float:
-        """Return the int16 scale that holds what all of the taps saw, and `norm`'s constants."""
+    def scale16(self, *taps: str) -> float:
+        """Return the int16 scale that holds what all of the taps saw and a LayerNorm can make."""
         top = max(float(self.seen[tap].peaks.max()) for tap in taps)
         scale = HEADROOM * max(top, TINY) / INT16_MAX
-        if norm is None:
-            return scale
-        return max(scale, float(i_layernorm.least_scale(norm.weight, norm.bias).max()))
-
-    def sum_scale(self, i: int, which: int) -> float:
-        """Return the one scale of both terms of a residual sum: `which` 1 or 2 of layer i.
-
-        A sum and its residual within half the range leave the other term within the whole.
-        """
-        e = self.encoder
-        if which == 2:
-            return self.scale16(f"layer{i}.sum2", f"layer{i}.norm1", norm=e.layers[i].norm1)
-        norm = e.layers[i - 1].norm2 if i else None if e.projection is not None else e.norm
-        return self.scale16(f"layer{i}.sum1", self.plan.inputs[i], norm=norm)
+        for norm in (self.plan.makers.get(tap) for tap in taps):
+            if isinstance(norm, Norm):
+                scale = max(scale, float(i_layernorm.least_scale(norm.weight, norm.bias).max()))
+        return scale
 
     def residual_scale(self, i: int) -> float:
-        """Return the int16 scale of what enters layer i, or the head after the last layer."""
-        if i < len(self.plan.layers):
-            return self.sum_scale(i, 1)
-        norm = self.encoder.layers[-1].norm2 if self.encoder.layers else self.encoder.norm
-        return self.scale16(self.plan.inputs[i], norm=norm)
+        """Return the int16 scale of what enters layer i, or the head after the last layer.
+
+        It is also that of the other term of the sum in layer i: where a sum and its residual are
+        within half of the range, the other term is within the whole.
+        """
+        sums = [f"layer{i}.sum1"] if i < len(self.plan.layers) else []
+        return self.scale16(self.plan.inputs[i], *sums)
 
     def gelu(self, acc: str, name: str, kind: str, top: float) -> str:
         """GELU of an accumulator, int16 with as many fraction bits as `top` leaves."""
@@ -271,6 +280,7 @@ class _Lowering(Emitter):
         source, origin = self.values[acc], "bound: its input's"
         out = self.value(name, "int32", source.channels, source.scale, origin, source.rows)
         self.node("relu", (acc,), out)
+        self.reach[out] = self.reach[acc]
         return out
 
     def tanh(self, acc: str, name: str) -> str:
@@ -367,7 +377,8 @@ class _Lowering(Emitter):
         acc = self.matmul(at + "out", context, operands["out"])
         total = self.residual(acc, x16, at + "out", at + "sum1")
         s8 = self.operand_scale(operands["ffn1"], at + "norm1")
-        x8, x16 = self.norm(total, at + "norm1", layer.norm1, s8, self.sum_scale(i, 2))
+        s16 = self.scale16(at + "norm1", at + "sum2")
+        x8, x16 = self.norm(total, at + "norm1", layer.norm1, s8, s16)
 
         acc = self.matmul(at + "ffn1", x8, operands["ffn1"])
         s_act = self.operand_scale(operands["ffn2"], at + "act")
@@ -418,12 +429,10 @@ class _Lowering(Emitter):
             )
         for i, stage in enumerate(head.stages[:-1]):
             x = self.stage(i, x, stage)
-        name, stem = f"head{len(head.stages) - 1}", self.plan.head[-1].stem
+        name = f"head{len(head.stages) - 1}"
         acc = self.matmul(name, x, self.plan.head[-1])
-        weight, bias = self.tensors[stem + ".weight"], self.tensors[name + ".bias"]
-        reach = INT8_MAX * np.abs(weight.astype(np.int64)).sum(1) + np.abs(bias.astype(np.int64))
         limit = 2 ** (LOGIT_BITS - 1) - 1
-        scale = max(float((reach * self.channel_scale(acc)).max()), TINY) / (limit - 1)
+        scale = max(float((self.reach[acc] * self.channel_scale(acc)).max()), TINY) / (limit - 1)
         origin = "bound: largest logit the weights allow"
         return self.requantize(acc, "output", "int32", scale, origin, limit)
 
@@ -434,7 +443,7 @@ class _Lowering(Emitter):
         if not stage.norm:
             return self.activation8(acc, at + ".act", stage.activation, s8)
         wide = self.activation(acc, at + ".act", stage.activation)
-        s16 = self.scale16(at + ".norm", norm=stage.norm)
+        s16 = self.scale16(at + ".norm")
         return self.norm(wide, at + ".norm", stage.norm, s8, s16)[0]
 
     def model(self) -> IntModel:
@@ -445,7 +454,7 @@ class _Lowering(Emitter):
             x8, x16 = self.norm(total, "embed.norm", e.norm, s8, s16)
         else:
             s8 = self.operand_scale(self.plan.projection, "embed.norm")
-            s16 = self.scale16("embed.norm", norm=e.norm)
+            s16 = self.scale16("embed.norm")
             x8, _ = self.norm(total, "embed.norm", e.norm, s8, s16)
             acc = self.matmul("embed.projection", x8, self.plan.projection)
             name, s8 = "embed.projection", self.layer_operand(0)

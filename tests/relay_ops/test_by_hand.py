@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from intformer.errors import RangeError
-from intformer.relay_ops import OPS, attention, i_layernorm
+from intformer.relay_ops import OPS, attention, i_gelu, i_layernorm, requantize16, rescale
 from intformer.relay_ops.fixedpoint import make_dyadic
 
 HALF = (np.array([2**30], np.int32), np.array([31], np.int32))  # times 1/2
@@ -13,6 +13,10 @@ ONE = (np.array([2**30], np.int32), np.array([30], np.int32))
 
 def i8(*x):
     return np.array(x, np.int8)
+
+
+def i16(*x):
+    return np.array(x, np.int16)
 
 
 def i32(*x):
@@ -101,6 +105,68 @@ def test_requantize_every_int8_through_every_nearby_ratio():
             assert out.ravel().tolist() == exact
 
 
+QUARTER = (i32(2**30), i32(2))  # times 1/4: half an output step is 2 of x
+
+
+def test_rescale_rounds_half_up_and_clamps():
+    x = i32([-511, -509, -7, -6, -5, -3, -2, -1, 0, 1, 2, 5, 6, 7, 600]).T
+    out = run("rescale", x, *QUARTER, lift=0, lo=-127, hi=127, dtype="int8")
+    # -7/4 -> -2, -6/4 -> -1 (up), -5/4 -> -1, -3/4 -> -1, -2/4 -> 0 (up) ... 6/4 -> 2 (up)
+    want = [-127, -127, -2, -1, -1, -1, 0, 0, 0, 0, 1, 1, 2, 2, 127]
+    assert out.ravel().tolist() == want and out.dtype == np.int8
+
+
+def test_rescale_lifts_ratios_of_one_and_more():
+    x = i32([-3, -1, 0, 1, 3]).T
+    # times 3: 3 = mult 2^4 / 2^32; half a step of the output is 2.67 of x 2^4, so that 3 is added
+    assert [t.tolist() for t in rescale.tables(np.array([3.0]), 4)] == [[3 * 2**28], [3]]
+    out = run("rescale", x, i32(3 * 2**28), i32(3), lift=4, lo=-99, hi=99, dtype="int16")
+    assert out.ravel().tolist() == [-9, -3, 0, 3, 9] and out.dtype == np.int16
+
+
+def test_rescale_by_nothing_is_nothing():
+    """Also 2^-32, half a step of which x cannot reach."""
+    for ratio in (0.0, 1e-20, 2.0**-32):
+        table = rescale.tables(np.array([ratio]), 0)
+        assert [t.tolist() for t in table] == [[0], [0]]
+        ends = i32([-(2**31), 2**31 - 1]).T
+        out = run("rescale", ends, *table, lift=0, lo=-127, hi=127, dtype="int8")
+        assert out.ravel().tolist() == [0, 0]
+
+
+def test_rescale_refuses_to_wrap():
+    lifted = {"lift": 4, "lo": -9, "hi": 9, "dtype": "int8"}
+    assert run("rescale", i32([2**27 - 1]), i32(1), i32(15), **lifted)[0, 0] == 0
+    with pytest.raises(RangeError, match="rescale"):
+        run("rescale", i32([2**27 - 1]), i32(1), i32(16), **lifted)
+
+
+def test_a_ratio_that_rounds_to_2_31_is_the_largest():
+    mult, offset = rescale.tables(np.array([1 - 2.0**-53]), 1)
+    assert mult.tolist() == [2**31 - 1] and offset.tolist() == [1]
+    with pytest.raises(RangeError, match="far too small"):
+        rescale.tables(np.array([1.001]), 1)
+
+
+def test_requantize16():
+    # 1/4 = 2^14 / 2^15 * 2^14 / 2^15; both roundings send halves up
+    table = requantize16.tables(np.array([0.25]))
+    assert [t.tolist() for t in table] == [[2**14], [2**14]]
+    x = i16([-600, -6, -3, -2, -1, 0, 1, 2, 3, 5, 6, 600]).T
+    # -3 -> -1.5 -> -1 -> -0.5 -> 0; 1 -> 0.5 -> 1 -> 0.5 -> 1
+    want = [-127, -1, 0, 0, 0, 0, 1, 1, 1, 2, 2, 127]
+    assert run("requantize16", x, *table).ravel().tolist() == want
+
+
+def test_requantize16_carries():
+    """A fraction that rounds to 2^15 is 2^14 with one shift less; at 1/2 it stays 2^15 - 1."""
+    below = 1 - 2.0**-18
+    mult, down = requantize16.tables(np.array([below / 4, below / 2]))
+    assert mult.tolist() == [2**14, 2**15 - 1] and down.tolist() == [2**14, 2**14]
+    with pytest.raises(RangeError, match="not below"):
+        requantize16.tables(np.array([0.5]))
+
+
 def test_relu():
     assert run("relu", i32([-(2**31), -1, 0, 2**31 - 1])).tolist() == [[0, 0, 0, 2**31 - 1]]
 
@@ -114,6 +180,12 @@ def test_residual_add_every_int8_pair():
 def test_residual_add_refuses_to_wrap():
     with pytest.raises(RangeError, match="residual_add"):
         run("residual_add", i32([2**31 - 1]), i8([1]), *ONE, lo=-9, hi=9)
+
+
+def test_add():
+    assert run("add", i16([2**15 - 1, -(2**15), 5]), i16([2**15 - 1, -(2**15), -7])).tolist() == [
+        [2**16 - 2, -(2**16), -2]
+    ]
 
 
 def test_take_rows():
@@ -137,18 +209,28 @@ def test_mean_pool_ties_go_to_even():
         assert run("mean_pool", x, i32(0, 512), fraction_bits=8)[0, 0] == mean
 
 
-def test_gelu_on_paper():
-    # 0; 4 is past the edge: x and 0; gelu(1) = 0.8413, gelu(-1) = -0.1587 within 1.8e-3
-    x = i32([0, 4 << 12, -4 << 12, 1 << 12, -1 << 12])
+@pytest.mark.parametrize("k", range(9, 14))
+def test_gelu_on_paper(k):
+    # 0 and everything past 3.5: x and 0; gelu(1) = 0.8413, gelu(-1) = -0.1587 within 1.8e-3
+    top = min(4 << k, i_gelu.LIMIT)
+    x = i16([0, top, -top, 1 << k, -1 << k])
     for form in ("erf", "tanh"):
-        out = run("i_gelu", x, form=form)[0]
-        assert out[:3].tolist() == [0, 4 << 12, 0]
-        assert abs(out[3] / 4096 - 0.8413) < 1.8e-3 and abs(out[4] / 4096 + 0.1587) < 1.8e-3
+        out = run("i_gelu", x, i_gelu.point(k), form=form)[0]
+        assert out.dtype == np.int16
+        assert out[0] == 0 and abs(out[1] - top) <= 8 and abs(out[2]) <= 8
+        assert abs(out[3] / 2**k - 0.8413) < 1.8e-3 and abs(out[4] / 2**k + 0.1587) < 1.8e-3
 
 
-def test_gelu_refuses_what_a_requantize_should_have_clamped():
+def test_gelu_takes_as_many_fraction_bits_as_fit():
+    tops = [0.0, 3.99, 4.0, 8.0, 31.99, 32.0, 63.9, 1e9]
+    assert [i_gelu.fraction_bits(top) for top in tops] == [13, 13, 12, 11, 10, 9, 9, 9]
+
+
+def test_gelu_refuses_the_one_number_without_a_negative_and_a_wrong_point():
     with pytest.raises(RangeError, match="i_gelu"):
-        run("i_gelu", i32([2**18]), form="erf")
+        run("i_gelu", i16([-(2**15)]), i_gelu.point(12), form="erf")
+    with pytest.raises(RangeError, match="of no k"):
+        run("i_gelu", i16([0]), i16(14336, 8), form="erf")
 
 
 def test_tanh_is_odd_and_legal_everywhere():

@@ -11,7 +11,7 @@ from intformer import machine_code
 from intformer.compare import BASELINE, spelling
 from intformer.elf import Elf
 from intformer.passes.fuse import CHAINS
-from intformer.relay_ops import attention, attention_ibert
+from intformer.relay_ops import attention, attention_ibert, i_gelu
 from intformer.targets import TARGETS
 
 iced_x86 = pytest.importorskip("iced_x86", reason="needs the compiler extra")
@@ -21,6 +21,7 @@ IBERT = [
     ("matmul", "i_gelu_ibert", "requantize"),
     ("residual_add", "i_layernorm_ibert", "requantize"),
     ("i_layernorm_ibert",),
+    ("matmul", "requantize"),
 ]
 CHOSEN = [chains[0] for chains in CHAINS.values()] + IBERT
 DENSE = [chain for chain in CHOSEN if chain[0] == "matmul"]
@@ -100,9 +101,9 @@ def rows():
     tables = [t for d in (np.int8, np.int16) for t in (np.zeros((9, WIDTH), d), *scale)]
     g.op("embed", ["input_ids", "position_ids", *tables], "e", "int32", WIDTH, types=0, lo=-9, hi=9)
     g.op("take_rows", ["e", "positions"], "picked", "int32", WIDTH, "position")
-    g.op("i_gelu", ["e"], "gelu", "int32", WIDTH, form="tanh")
     g.op("i_tanh", ["e"], "tanh", "int32", WIDTH)
     g.given("x", "int16", WIDTH)
+    g.op("i_gelu", ["x", i_gelu.point(9)], "gelu", "int16", WIDTH, form="tanh")
     inputs = ["x", "cu_seqlens"]
     g.op("mean_pool", inputs, "pooled", "int32", WIDTH, "sequence", fraction_bits=12)
     return g
@@ -167,6 +168,32 @@ def test_dense_holds_a_tile_in_registers_on_avx2(code, name, target, dot, count,
         assert all("ymm" in i.text for i in loop if i.name == dot)
         assert not [i.text for i in loop if "[rsp" in i.text]
         assert len(loop) <= steps * (count + others)
+
+
+EPILOGUES = [  # 32-bit lanes: name, products of 32 x 32 bits, of 16 x 16 bits per 32 numbers
+    ("matmul-rescale", 4, 0),
+    ("matmul-relu-rescale", 4, 0),
+    ("matmul-rescale-i_gelu", 4, 7),
+    ("matmul-rescale-i_gelu-requantize16", 4, 9),
+]
+
+
+@pytest.mark.parametrize(("name", "wide", "narrow"), EPILOGUES)
+def test_epilogues_multiply_as_little_as_stated(code, name, wide, narrow):
+    """Rescale: 2 vpmuldq for 16 numbers. GELU: a vpmulhrsw for 32 numbers per Horner step."""
+    found = code("cascadelake", name).found.mnemonics
+    tile = 8 * 32  # the numbers whose epilogue is written out once
+    assert found["vpmuldq"] == wide * tile // 32
+    assert found["vpmulhrsw"] == narrow * tile // 32
+    for other in ("vpmullq", "vpmuludq", "vpmulld", "vpmulhw"):
+        assert found[other] == 0, other
+
+
+def test_layernorm_multiplies_64_bits_once_per_row(code):
+    """The statistics of 8 rows: n S2, S1^2, m, the seed and 3 Newton steps; none per channel."""
+    layernorm = code("cascadelake", "add-i_layernorm")
+    assert 1 <= layernorm.found.mnemonics["vpmullq"] <= 16
+    assert layernorm.inner_loops("vpmuldq") and not layernorm.inner_loops("vpmullq")
 
 
 @pytest.mark.parametrize("name", ATTENTION)

@@ -22,7 +22,15 @@ from intformer.passes.fuse import fuse
 from intformer.passes.layout import plan_layout
 from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
-from intformer.relay_ops import OPS, i_gelu, i_gelu_ibert, i_layernorm, i_layernorm_ibert
+from intformer.relay_ops import (
+    OPS,
+    i_gelu,
+    i_gelu_ibert,
+    i_layernorm,
+    i_layernorm_ibert,
+    requantize16,
+    rescale,
+)
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.op import IntOp
 from intformer.targets import TARGETS
@@ -82,7 +90,7 @@ class Graph:
         ]
         for name, kind in zip(outs, dtypes, strict=True):
             self.values[name] = Value(kind, rows, channels, None, "test")
-        if op == "requantize":
+        if op in ("requantize", "rescale"):
             attrs["dtype"] = dtype
         if op == "take_rows":
             attrs["rows"] = rows
@@ -221,7 +229,7 @@ class Chain:
         self.arrays[name] = rows
         return name
 
-    def add(self, op, inputs, out, dtype="int32", **attrs):
+    def append(self, op, inputs, out, dtype="int32", **attrs):
         self.last = self.graph.op(op, inputs, out, dtype, self.n, **attrs)
 
     def matmul(self, out, following):
@@ -229,7 +237,7 @@ class Chain:
         w = integers(self.rng, -127, 127, (self.n, self.k), np.int8)
         bias = integers(self.rng, -(2**18), 2**18, self.n, np.int32)
         self.reach = self.k * 2**14 + 2**18
-        self.add("matmul", [x, w, bias], out)
+        self.append("matmul", [x, w, bias], out)
 
     def requantize(self, out, following):
         """To what follows; at the end to int8. Some channels are cut off, one is turned round."""
@@ -237,49 +245,66 @@ class Chain:
             None: (127, "int8"),
             "requantize": (127, "int8"),
             "add_bias": (2**20, "int32"),
-            "i_gelu": (i_gelu.LIMIT, "int32"),
             "i_tanh": (2**31 - 1, "int32"),
         }[following]
-        goal = 2**15 if following in ("i_gelu", "i_tanh") else limit
+        goal = 2**15 if following == "i_tanh" else limit
         ratio = goal / self.reach * self.rng.uniform(0.5, 4, self.n)
         ratio[-1] *= -1
         ratio[0] = 2.0 ** np.floor(np.log2(ratio[0]))  # ties
         self.reach = goal * 4
         inputs = [self.last, *make_dyadic(ratio)]
-        self.add("requantize", inputs, out, dtype, lo=-limit, hi=limit)
+        self.append("requantize", inputs, out, dtype, lo=-limit, hi=limit)
         if following is None:
             self.graph.operand(out)
 
+    def rescale(self, out, following):
+        """To int16 for GELU, else to int8. Some channels are cut off, one is 0, one has ties."""
+        dtype, limit = ("int16", i_gelu.LIMIT) if following == "i_gelu" else ("int8", 127)
+        lift = rescale.USUAL_LIFT[dtype]
+        ratio = limit / self.reach * self.rng.uniform(0.5, 4, self.n)
+        ratio[0], ratio[-1] = 2.0 ** np.floor(np.log2(ratio[0])), 0.0
+        inputs = [self.last, *rescale.tables(ratio, lift)]
+        self.append("rescale", inputs, out, dtype, lift=lift, lo=-limit, hi=limit)
+        if following is None:
+            self.graph.operand(out)
+
+    def requantize16(self, out, following):
+        tables = requantize16.tables(127 / 2**15 * self.rng.uniform(0.1, 4, self.n))
+        self.append("requantize16", [self.last, *tables], out, "int8")
+        self.graph.operand(out)
+
     def add_bias(self, out, following):
         bias = integers(self.rng, -self.reach, self.reach, self.n, np.int32)
-        self.add("add_bias", [self.last, bias], out)
+        self.append("add_bias", [self.last, bias], out)
         self.reach *= 2
 
     def relu(self, out, following):
-        self.add("relu", [self.last], out)
+        self.append("relu", [self.last], out)
 
     def i_gelu(self, out, following):
-        self.add("i_gelu", [self.last], out, form="erf")
-        self.reach = i_gelu.LIMIT
+        self.append("i_gelu", [self.last, i_gelu.point(12)], out, "int16", form="erf")
 
     def i_tanh(self, out, following):
-        self.add("i_tanh", [self.last], out)
+        self.append("i_tanh", [self.last], out)
         self.reach = 2**15
 
     def i_gelu_ibert(self, out, following):
         scale = np.maximum(self.rng.uniform(2, 9, self.n) / self.reach, i_gelu_ibert.MIN_SCALE)
         tables = i_gelu_ibert.tables(scale, 0.05)
-        self.add("i_gelu_ibert", [self.last, *tables.values()], out, "int8", lo=-128, hi=127)
+        self.append("i_gelu_ibert", [self.last, *tables.values()], out, "int8", lo=-128, hi=127)
         self.reach = 128
         if following is None:
             self.graph.operand(out)
 
     def residual_add(self, out, following):
-        dtype, limit = ("int16", 2**15) if following == "i_layernorm" else ("int8", 128)
         a = self.give("a", "int32", -(2**15), 2**15, self.n)
-        b = self.give("b", dtype, -limit, limit - 1, self.n)
-        ratio = make_dyadic(np.array([2.0**15 / limit * 0.7]))
-        self.add("residual_add", [a, b, *ratio], out, lo=-(2**15), hi=2**15)
+        b = self.give("b", "int8", -128, 127, self.n)
+        ratio = make_dyadic(np.array([2.0**8 * 0.7]))
+        self.append("residual_add", [a, b, *ratio], out, lo=-(2**15), hi=2**15)
+
+    def add(self, out, following):
+        a, b = (self.give(name, "int16", -(2**15), 2**15 - 1, self.n) for name in "ab")
+        self.append("add", [a, b], out)
 
     def norm_input(self):
         if self.last is None:
@@ -290,7 +315,7 @@ class Chain:
     def i_layernorm(self, out, following):
         tables = i_layernorm.tables(1e-3, *self.norm_input(), 1e-12, 3 / 127, 9 / 32767)
         outs = (out, f"{out}_wide")
-        self.add("i_layernorm", [self.last, *tables.values()], outs, ("int8", "int16"))
+        self.append("i_layernorm", [self.last, *tables.values()], outs, ("int8", "int16"))
         self.graph.operand(out)
 
     def i_layernorm_ibert(self, out, following):
@@ -298,7 +323,7 @@ class Chain:
         beta = beta.clip(-1, 1) * np.abs(gamma)
         tables = i_layernorm_ibert.tables(gamma, beta, 3 / 127)
         inputs = [self.last, *tables.values(), np.array([1], np.int32)]
-        self.add("i_layernorm_ibert", inputs, out, "int8", lo=-128, hi=127)
+        self.append("i_layernorm_ibert", inputs, out, "int8", lo=-128, hi=127)
         self.reach = 128
         if following is None:
             self.graph.operand(out)
