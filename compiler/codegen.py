@@ -14,6 +14,7 @@ from pathlib import Path
 import tvm
 
 from intformer.object_cache import ObjectCache
+from intformer.relay_ops.expr import APART
 
 
 def generate(
@@ -72,9 +73,21 @@ def key(function: tvm.tirx.PrimFunc, target: Mapping[str, str]) -> str:
 
 def assembly(module: tvm.IRModule, target: Mapping[str, str]) -> str:
     """Return the kernels as text."""
-    return tvm.compile(module, target=dict(target)).mod.inspect_source("s")
+    parts = (
+        _built(tvm.IRModule({var.name_hint: function}), target).inspect_source("s")
+        for var, function in module.functions.items()
+    )
+    return "\n".join(parts)
 
 
 def _compile(function: tvm.tirx.PrimFunc, target: Mapping[str, str], path: Path) -> None:
-    built = tvm.compile(tvm.IRModule({path.stem: function}), target=dict(target)).mod
+    built = _built(tvm.IRModule({path.stem: function}), target)
     built.write_to_file(str(path), "o")
+
+
+def _built(module: tvm.IRModule, target: Mapping[str, str]):
+    """Return the module of one kernel; its buffers stay apart where it has the attribute APART."""
+    (function,) = module.functions.values()
+    apart = APART in function.attrs
+    with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": apart}):
+        return tvm.compile(module, target=dict(target)).mod

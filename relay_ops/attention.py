@@ -1,14 +1,15 @@
 """Attention over packed tokens, native recipe: one softmax row at a time, never normalised to int8.
 
-    s = q . k,  d = rowmax - s >= 0,  z = (d mult) >> shift          d / ln 2 in Q16, floor
-    E = round(4095 * 2^-z)  in 0..4095, 4095 at the row maximum      i-exp: 2^-n times a cubic in f
-    acc = sum E v,  rec = floor((2^32 - 1) / sum E),  t = (acc rec) >> 17   mean of v in Q15
-    out = clamp(RHE(t ctx_mult / 2^ctx_shift), -127, 127)
+    s = q . k,  d = min(rowmax - s, most),  z = (d 2^lift mult) >> 32     d / ln 2 in Q12, floor
+    E = round(4096 * 2^-z)  in 0..4096, 4096 at the row maximum  i-exp: 2^-n times a quartic in f
+    acc = sum E v,  rec = 2^(48 - up) / sum E,  u = (acc 2^up rec) >> 32  mean of v in Q16
+    out = clamp(((u + offset) mult) >> 32)                       rescale
 
 Source: own (base 2 after Softermax, arXiv 2103.09301). Rows stay unnormalised because uint8
 probabilities vanish on long flat rows. E has 12 bits because 8 lose what many small keys add up to:
 512 keys of Gaussian logits, sigma 2, lost up to 8 % of the mass (a constant V came back 10 LSB
-low, the context had 27 dB). E and v fit int16, so that one 16-bit dot product takes both.
+low, the context had 27 dB). E and v fit int16, so that one 16-bit dot product takes both; all of
+i-exp from z on runs in 16-bit lanes.
 """
 
 import math
@@ -17,49 +18,59 @@ from itertools import pairwise
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.fixedpoint import (
-    check_fits,
-    clamp,
-    dyadic,
-    in_blocks,
-    make_dyadic,
-    reciprocal,
-)
+from intformer.relay_ops import rescale
+from intformer.relay_ops.fixedpoint import check_fits, clamp, in_blocks, mul_round
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
 NAME = "attention"
-Z_BITS = 16  # of d / ln 2
-TOP = 4095  # numerator of the row maximum; sum E v stays int32 up to 4128 keys
-Z_MAX = (16 << Z_BITS) - 1  # from n = 13 on E is 0 already; keeps the shift a small constant range
-REC_BITS = 32  # a 32-bit unsigned division; rec < 2^21 as sum E >= 4095
-T_BITS = 15  # t is a mean of v in Q15
+Z_BITS = 12  # of d / ln 2
+TOP = 4096  # numerator of the row maximum; sum E v stays int32 up to 4096 keys
+MAX_KEYS = 4096
+FAR = 13.25  # halvings after which E is 0: d is limited there, so that z stays below 14
+MAX_RATIO = 2.0**11  # z per LSB of a score; beyond, one step would leave [FAR, 14)
+MOST = 2**30  # the limit of d where scores are too fine to reach FAR
+T_BITS = 16  # u is a mean of v in Q16
 LIMIT8 = 127
-# 2^-f = 1 + f (c1 + f (c2 + f c3)) on [0, 1): minimax, then searched as integers over all f. Q18,
-# Q33, Q31; the last two hold half of what the next shift drops. Factors of products fit int16.
-C3, C2, C1 = -10365, 1985116153, -1485165792
+# 2^-f = 1 + c0 + f (c1 + f (c2 + f (c3 + f c4))) on [0, 1), aimed at the middle of a floored z:
+# minimax, then searched as Q15 integers over all f
+C4, C3, C2, C1, C0 = 222, -1739, 7843, -22707, -4
+# 1 / m on [1/2, 1): 48 / 17 - 32 / 17 m is within 1 / 17, three Newton steps bring that to 2^-29
+SEED, SLOPE = 3031741621, 2021161080  # Q30
 
 
-def exp2_fraction(f15: np.ndarray) -> np.ndarray:
-    """2^-f in Q16 (32765..65536) for f in Q15, 0..32767; int32 throughout."""
-    a = (f15 * C3 + C2) >> 17  # Q16
-    b = (f15 * a + C1) >> 16  # Q15
-    return (f15 * b + ((1 << 30) + (1 << 13))) >> 14
+def exp2_fraction(f: np.ndarray) -> np.ndarray:
+    """2^-f in Q15 (16384..32768) for f in Q12, 0..4095; factors of products fit int16."""
+    f = f << 3  # Q15
+    h = np.full_like(f, C4)
+    for c in (C3, C2, C1):
+        h = mul_round(h, f) + c
+    return mul_round(h, f) + (2**15 + C0)
 
 
-def numerators(d: np.ndarray, mult: int, shift: int) -> np.ndarray:
-    """E = round(4095 * 2^-z), 0..4095 as int64, from d >= 0, any shape."""
-    z = np.minimum((d.astype(np.int64) * mult) >> shift, Z_MAX)
-    p = exp2_fraction((z & 0xFFFF) >> 1)
-    return (((p * TOP) >> (z >> Z_BITS)) + (1 << 15)) >> 16
+def numerators(d: np.ndarray, mult: int, lift: int, most: int) -> np.ndarray:
+    """E = round(4096 * 2^-z), 0..4096 as int64, from d >= 0, any shape."""
+    z = ((np.minimum(d.astype(np.int64), most) << lift) * mult) >> 32
+    p = exp2_fraction(z & (2**Z_BITS - 1)).astype(np.int64)
+    return ((p >> ((z >> Z_BITS) + 2)) + 1) >> 1
+
+
+def inverse(m: np.ndarray) -> np.ndarray:
+    """1 / m in Q30, int64, below 2^31; m int64 in [2^31, 2^32), Q32."""
+    y = SEED - ((m * SLOPE) >> 32)
+    for _ in range(3):
+        y = (y * (2**31 - ((m * y) >> 32))) >> 30
+    return np.minimum(y, 2**31 - 1)
 
 
 def mean_of_values(e: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """sum E v / sum E in Q15, int64 [r, head_dim], from E [r, L] and v float64 [L, head_dim]."""
+    """sum E v / sum E in Q16, int64 [r, head_dim], from E [r, L] and v float64 [L, head_dim]."""
     acc = (e.astype(np.float64) @ v).astype(np.int64)  # exact: below 2^20 * L
     check_fits(acc, "int32", NAME, "context accumulator")
-    rec = reciprocal(e.sum(1, keepdims=True), REC_BITS)
-    return (acc * rec) >> (REC_BITS - T_BITS)
+    total = e.sum(1, keepdims=True)
+    bits = np.frexp(total.astype(np.float64))[1].astype(np.int64)  # 13..25, exact
+    rec = inverse(total << (32 - bits)) >> np.maximum(bits - 18, 0)
+    return ((acc << np.maximum(18 - bits, 0)) * rec) >> 32
 
 
 def scores(qkv: np.ndarray, span: slice, head: int, heads: int, head_dim: int) -> tuple:
@@ -79,7 +90,7 @@ def reference(
     cu_seqlens: np.ndarray,
     exp: np.ndarray,
     ctx_mult: np.ndarray,
-    ctx_shift: np.ndarray,
+    ctx_offset: np.ndarray,
     *,
     heads: int,
     head_dim: int,
@@ -88,29 +99,33 @@ def reference(
 
     qkv         int8 [n, 3C]: q, k, v side by side, each head by head
     cu_seqlens  int32 [batch + 1]
-    exp         int32 [2]: (mult >= 0, shift 1..62) of score difference -> Q16 of log2 units
-    ctx_mult    int32 [C], ctx_shift int32 [C]: Q15 mean of v -> output
-    Scores, row sum, E v sums and t are int32; d mult and acc rec int64.
+    exp         int32 [3]: (mult, lift, most) of score difference -> Q12 of log2 units
+    ctx_mult    int32 [C], ctx_offset int32 [C]: Q16 mean of v -> output, see rescale
+    Scores, row sums, E v sums and u are int32, products int64.
     """
-    mult, shift = (int(e) for e in exp)
-    _check_exp(mult, shift)
-    t = np.empty((len(qkv), heads * head_dim), np.int64)
+    mult, lift, most = (int(e) for e in exp)
+    _check_exp(mult, lift, most)
+    u = np.empty((len(qkv), heads * head_dim), np.int64)
     for start, stop in pairwise(cu_seqlens):
         span = slice(int(start), int(stop))
         for head in range(heads):
             s, v = scores(qkv, span, head, heads, head_dim)
-            t[span, head * head_dim : (head + 1) * head_dim] = in_blocks(
+            u[span, head * head_dim : (head + 1) * head_dim] = in_blocks(
                 lambda row, v=v: mean_of_values(
-                    numerators(row.max(1, keepdims=True) - row, mult, shift), v
+                    numerators(row.max(1, keepdims=True) - row, mult, lift, most), v
                 ),
                 s,
             )
-    return clamp(dyadic(t, ctx_mult, ctx_shift), -LIMIT8, LIMIT8, "int8")
+    y = ((u + ctx_offset) * ctx_mult.astype(np.int64)) >> 32
+    return clamp(y, -LIMIT8, LIMIT8, "int8")
 
 
-def _check_exp(mult: int, shift: int) -> None:
-    if mult < 0 or not 1 <= shift <= 62:
-        raise RangeError(f"exp is ({mult}, {shift}), outside mult >= 0, shift 1..62", where=NAME)
+def _check_exp(mult: int, lift: int, most: int) -> None:
+    z = ((most << lift) * mult) >> 32
+    if not (0 <= mult < 2**31 and 0 <= lift <= 30 and 1 <= most <= MOST and most << lift < 2**31):
+        raise RangeError(f"exp is ({mult}, {lift}, {most}), beyond 31 bits", where=NAME)
+    if z >= 14 << Z_BITS or (most < MOST and z <= 13 << Z_BITS):
+        raise RangeError(f"exp ends at z = {z}, not between 13 and 14 halvings", where=NAME)
 
 
 def score_bounds(qkv: Interval, heads: int, head_dim: int) -> tuple[int, Interval]:
@@ -127,46 +142,56 @@ def bounds(
     cu_seqlens: Interval,
     exp: np.ndarray,
     ctx_mult: np.ndarray,
-    ctx_shift: np.ndarray,
+    ctx_offset: np.ndarray,
     *,
     heads: int,
     head_dim: int,
 ) -> Interval:
     """Interval of the output; cu_seqlens is the interval of the sequence lengths.
 
-    Lemma: the row maximum gives E = 4095, so 4095 <= sum E <= 4095 L. Lemma (convex combination):
-    with E >= 0, sum E v lies in sum E * [min v, max v]; rec <= 2^32 / sum E, so t lies in
-    2^15 * [min(v, 0), max(v, 0)], the floor never leaves it (the ends are integers).
+    Lemma: the row maximum gives E = 4096, so 4096 <= sum E <= 4096 L. Lemma (convex combination):
+    with E >= 0, sum E v lies in sum E * [min v, max v]. Lemma (Newton): y (2 - m y) <= 1 / m for
+    every y, so only floors raise rec: by 2 in Q30 at most, 2^-28 of itself (rec >> k floors). Hence
+    u lies in 2^16 * [min(v, 0), max(v, 0)], one LSB wider. |acc 2^up| <= 127 * 2^18.
     """
     _check_exp(*(int(e) for e in exp))
     peak, v = score_bounds(qkv, heads, head_dim)
     longest = cu_seqlens.max
-    if 2 * peak > 2**31 - 1:
-        raise RangeError(f"score differences reach {2 * peak}, beyond int32", where=NAME)
-    if TOP * longest > 2**31 - 1:
-        raise RangeError(f"row sum of {longest} keys does not fit int32", where=NAME)
+    if peak + 2**30 > 2**31 - 1:  # 2^30 stands for a score past the end
+        raise RangeError(f"scores reach {peak}, beyond 2^30", where=NAME)
+    if longest > MAX_KEYS:
+        raise RangeError(f"sequences have up to {longest} tokens, above {MAX_KEYS}", where=NAME)
     total = TOP * longest
     Interval(v.low * total, v.high * total).fits("int32", NAME, "context accumulator")
     one = 1 << T_BITS
-    t = Interval(np.minimum(v.low, 0) * one, np.maximum(v.high, 0) * one)
-    return t.dyadic(ctx_mult, ctx_shift).clamp(-LIMIT8, LIMIT8)
+    u = Interval(np.minimum(v.low, 0) * one - 1, np.maximum(v.high, 0) * one + 1)
+    return rescale.bounds(u, ctx_mult, ctx_offset, lift=0, lo=-LIMIT8, hi=LIMIT8, dtype="int8")
 
 
 def tables(
     scale_q: float, scale_k: float, scale_v: float, head_dim: int, scale_out: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """exp, ctx_mult, ctx_shift of `reference` from real scales.
+    """exp, ctx_mult, ctx_offset of `reference` from real scales.
 
     scale_v, scale_out  broadcast to [C]
     """
     score = float(scale_q) * float(scale_k) / math.sqrt(head_dim)
-    mult, shift = make_dyadic(score * math.log2(math.e) * 2**Z_BITS)
-    ratio = np.asarray(scale_v, np.float64) / np.asarray(scale_out, np.float64)
-    ctx_mult, ctx_shift = make_dyadic(ratio / 2**T_BITS)
+    ratio = score * math.log2(math.e) * 2**Z_BITS
+    if not ratio <= MAX_RATIO:
+        raise RangeError(
+            f"one step of a score is {ratio / 2**Z_BITS:.3g} halvings, above 0.5",
+            where=NAME,
+            hint="the scales of q and k are far too coarse for a softmax",
+        )
+    most = min(MOST, math.ceil(FAR * 2**Z_BITS / max(ratio, 1e-30)))
+    lift = max(0, 30 - most.bit_length())
+    mult = math.floor(ratio * 2.0 ** (32 - lift))
+    ctx_ratio = np.asarray(scale_v, np.float64) / np.asarray(scale_out, np.float64)
+    ctx_mult, ctx_offset = rescale.tables(ctx_ratio / 2**T_BITS, 0)
     return {
-        "exp": np.array([mult, shift], np.int32),
+        "exp": np.array([mult, lift, most], np.int32),
         "ctx_mult": ctx_mult,
-        "ctx_shift": ctx_shift,
+        "ctx_offset": ctx_offset,
     }
 
 
@@ -179,10 +204,10 @@ def kernel(attrs: dict, isa, decisions: dict):
         isa,
         {
             "recipe": "native",
-            "constants": (C3, C2, C1, Z_BITS, Z_MAX, TOP),
+            "constants": (C4, C3, C2, C1, C0, Z_BITS, SEED, SLOPE),
             "lo": -LIMIT8,
             "hi": LIMIT8,
-            "sum_bits": REC_BITS,
+            "sum_bits": 0,
         },
     )
 

@@ -21,17 +21,38 @@ DEPTH = 4  # int8 products that a dot adds to one lane
 MASKED = -(2**30)  # score of a column past the sequence: never the row maximum
 
 
-def native_numerator(d, params, constants):
-    """E in 0..4095 of d = rowmax - score >= 0 (int32 vector): attention.numerators."""
-    c3, c2, c1, z_bits, z_max, top = constants
-    z64 = (expr.as_type(d, "int64") * like64(params[0], d)) >> like64(params[1], d)
-    z = expr.as_type(T.min(z64, expr.like(z_max, z64)), "int32")
-    f = (z & expr.like((1 << z_bits) - 1, z)) >> expr.like(1, z)
-    a = (f * expr.like(c3, z) + expr.like(c2, z)) >> expr.like(17, z)
-    b = (f * a + expr.like(c1, z)) >> expr.like(16, z)
-    p = (f * b + expr.like((1 << 30) + (1 << 13), z)) >> expr.like(14, z)
-    floor = (p * expr.like(top, z)) >> (z >> expr.like(z_bits, z))
-    return (floor + expr.like(1 << 15, z)) >> expr.like(16, z)
+def native_octaves(d, params):
+    """Z in Q12 of d = rowmax - score >= 0 (int32 vector), below 14."""
+    lanes = int(str(d.ty.dtype).partition("x")[2])
+    most, up = T.broadcast(params[2], lanes), T.broadcast(T.int32(1) << params[1], lanes)
+    return expr.mul_high(T.min(d, most) * up, T.broadcast(params[0], lanes))
+
+
+def native_numerator(z, constants):
+    """E in 0..4096 of z (uint16 vector): attention.numerators."""
+    c4, c3, c2, c1, c0, z_bits = constants[:6]
+    f = expr.as_type((z << expr.like(3, z)) & expr.like(0x7FFF, z), "int16")
+    h = expr.like(c4, f)
+    for c in (c3, c2, c1):
+        h = expr.mul_round(h, f) + expr.like(c, f)
+    p = expr.as_type(expr.mul_round(h, f), "uint16") + expr.like(2**15 + c0, z)
+    p = p >> ((z >> expr.like(z_bits, z)) + expr.like(2, z))
+    return expr.as_type((p + expr.like(1, z)) >> expr.like(1, z), "int16")
+
+
+def native_inverse(m, constants):
+    """1 / m in Q30 of m in Q32 (int64 vector): attention.inverse."""
+    seed, slope = constants[6:]
+    y = expr.like(seed, m) - ((m * expr.like(slope, m)) >> expr.like(32, m))
+    for _ in range(3):
+        y = (y * (expr.like(1 << 31, m) - ((m * y) >> expr.like(32, m)))) >> expr.like(30, m)
+    return T.min(y, expr.like(2**31 - 1, m))
+
+
+def reduced(name: str, v):
+    """Return one int32 from a vector: "smax" or "add"."""
+    number = T.llvm_lookup_intrinsic_id(f"llvm.vector.reduce.{name}")
+    return T.call_llvm_pure_intrin(number, v, dtype="int32")
 
 
 def like64(scalar, x):
@@ -79,16 +100,16 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
     heads, dim = attrs["heads"], attrs["head_dim"]
     lanes, depth, tiles = isa.lanes, DEPTH, isa.score_tiles
     width, steps, spans = heads * dim, dim // depth, dim // lanes
-    group = tiles * lanes
+    group, pair = tiles * lanes, 2 * lanes
     limit = -(-attrs["max_length"] // group) * group
-    limit = -(-limit // 16) * 16
+    limit = -(-limit // 32) * 32
     part = max(1, min(ROWS, isa.context_tiles // spans))  # rows of one context tile
     pairs = f"int16x{2 * lanes}"
     flip = T.int32(-0x7F7F7F80)  # 0x80 in every byte
     u8, s8 = f"uint8x{lanes * depth}", f"int8x{lanes * depth}"
     zero_point, out_type = attrs["zero_points_out"][0], attrs["dtypes_out"][0]
     native = numerics["recipe"] == "native"
-    param_type, param_count = ("int32", 2) if native else ("int64", 6)
+    param_type, param_count = ("int32", 3) if native else ("int64", 6)
     lo, hi = numerics["lo"], numerics["hi"]
     sum_bits = numerics["sum_bits"]
 
@@ -106,8 +127,20 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
         second = expr.as_type(x[T.min(row + 1, last), T.ramp(column, 1, lanes)], "int32")
         return (first & vector(0xFFFF)) | (second << vector(16))
 
-    def numerator(d, params):
-        return native_numerator(d, params, numerics["constants"])
+    def octaves(d, params):
+        return expr.as_type(native_octaves(d, params), "uint16")
+
+    def inverse(total, bits):
+        wide = T.cast(total, "int64")
+        m = wide * expr.power_of_two(T.int64(32) - bits)
+        return native_inverse(m, numerics["constants"]) >> T.max(bits - T.int64(18), T.int64(0))
+
+    def numerator(z, first, length):
+        e = native_numerator(z, numerics["constants"])
+        inside = T.ramp(T.cast(first, "int16"), T.int16(1), 2 * lanes) < T.broadcast(
+            T.cast(length, "int16"), 2 * lanes
+        )
+        return T.Select(inside, e, T.broadcast(T.int16(0), 2 * lanes))
 
     def masked(e, j, length):
         # no score can do this: at a fine enough scale no difference brings E down to 0
@@ -129,14 +162,13 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
         wide = (expr.as_type(e, "int64") * like64(factor, e)) >> like64(T.int64(24), e)
         return T.min(wide, expr.like(255, wide))
 
-    def context(acc, factor):
-        if not native:
-            return expr.as_type(acc, "int64")
-        return (expr.as_type(acc, "int64") * like64(factor, acc)) >> like64(T.int64(17), acc)
-
-    def output(t, mult, shift):
-        p = t * expr.as_type(mult, "int64")
-        y = expr.round_shift(p, expr.as_type(shift, "int64"))
+    def output(acc, factor, up, mult, shift):
+        if native:
+            u = expr.mul_high(acc * T.broadcast(up, lanes), T.broadcast(factor, lanes))
+            y = expr.mul_high(u + shift, mult)
+        else:
+            p = expr.as_type(acc, "int64") * expr.as_type(mult, "int64")
+            y = expr.round_shift(p, expr.as_type(shift, "int64"))
         y = expr.clamp(y, lo, hi) + expr.like(zero_point, y)
         return expr.as_type(y, out_type)
 
@@ -186,7 +218,7 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
             groups: T.let = (length + group - 1) // group
             columns: T.let = groups * group
             for block in T.serial((length + ROWS - 1) // ROWS):
-                acc = T.alloc_buffer((ROWS * tiles * lanes,), "int32", scope="local")
+                acc = T.alloc_buffer((ROWS * tiles * lanes,), "int32", annotations=expr.STACK)
                 for g in T.serial(groups):
                     for i in T.unroll(ROWS * tiles):
                         acc[T.ramp(i * lanes, 1, lanes)] = vector(0)
@@ -216,38 +248,40 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                             scores[i, T.ramp((g * tiles + u) * lanes, 1, lanes)] = acc[
                                 T.ramp((i * tiles + u) * lanes, 1, lanes)
                             ]
-                total = T.alloc_buffer((ROWS,), "int32", scope="local")
+                total = T.alloc_buffer((ROWS,), "int32", annotations=expr.STACK)
                 for i in T.serial(ROWS):
-                    for j in T.serial(length, columns):
+                    for j in T.serial(length, (columns + pair - 1) // pair * pair):
                         scores[i, j] = MASKED
-                    v = T.alloc_buffer((lanes,), "int32", scope="local")
+                    v = T.alloc_buffer((lanes,), "int32", annotations=expr.STACK)
                     v[T.ramp(0, 1, lanes)] = vector(MASKED)
                     for j in T.serial(columns // lanes):
                         v[T.ramp(0, 1, lanes)] = T.max(
                             v[T.ramp(0, 1, lanes)], scores[i, T.ramp(j * lanes, 1, lanes)]
                         )
-                    top = T.alloc_buffer((1,), "int32", scope="local")
-                    top[0] = MASKED
-                    for j in T.serial(lanes):
-                        top[0] = T.max(top[0], v[j])
+                    top = T.alloc_buffer((1,), "int32", annotations=expr.STACK)
+                    top[0] = reduced("smax", v[T.ramp(0, 1, lanes)])
                     v[T.ramp(0, 1, lanes)] = vector(0)
-                    e = T.alloc_buffer((lanes,), "int32", scope="local")
-                    for j in T.serial(columns // lanes):
-                        if native:
-                            e[T.ramp(0, 1, lanes)] = masked(
-                                numerator(
+                    if native:
+                        z = T.alloc_buffer((pair,), "uint16", annotations=expr.STACK)
+                        for j in T.serial((columns + pair - 1) // pair):
+                            for u in T.unroll(2):
+                                z[T.ramp(u * lanes, 1, lanes)] = octaves(
                                     T.broadcast(top[0], lanes)
-                                    - scores[i, T.ramp(j * lanes, 1, lanes)],
+                                    - scores[i, T.ramp(j * pair + u * lanes, 1, lanes)],
                                     params,
-                                ),
-                                j,
-                                length,
+                                )
+                            probs[i, T.ramp(j * pair, 1, pair)] = numerator(
+                                z[T.ramp(0, 1, pair)], j * pair, length
                             )
-                            probs[i, T.ramp(j * lanes, 1, lanes)] = expr.as_type(
-                                e[T.ramp(0, 1, lanes)], "int16"
+                            v[T.ramp(0, 1, lanes)] = isa.dot16(
+                                v[T.ramp(0, 1, lanes)],
+                                probs[i, T.ramp(j * pair, 1, pair)],
+                                T.broadcast(T.int16(1), pair),
                             )
-                        else:
-                            q = T.alloc_buffer((2 * lanes,), "int64", scope="local")
+                    else:
+                        e = T.alloc_buffer((lanes,), "int32", annotations=expr.STACK)
+                        for j in T.serial(columns // lanes):
+                            q = T.alloc_buffer((2 * lanes,), "int64", annotations=expr.STACK)
                             q[T.ramp(0, 1, lanes)] = clipped(
                                 T.broadcast(top[0], lanes) - scores[i, T.ramp(j * lanes, 1, lanes)],
                                 params,
@@ -264,32 +298,50 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                                 length,
                             )
                             scores[i, T.ramp(j * lanes, 1, lanes)] = e[T.ramp(0, 1, lanes)]
-                        v[T.ramp(0, 1, lanes)] = v[T.ramp(0, 1, lanes)] + e[T.ramp(0, 1, lanes)]
-                    total[i] = 0
-                    for j in T.serial(lanes):
-                        total[i] = total[i] + v[j]
-                # factor = floor((2^bits - 1) / total), bit by bit, for the eight rows at once
-                rest = T.alloc_buffer((ROWS,), "int64", scope="local")
-                factor = T.alloc_buffer((ROWS,), "int64", scope="local")
-                for i in T.vectorized(ROWS):
-                    rest[i] = T.int64(0)
-                    factor[i] = T.int64(0)
-                for _bit in T.serial(sum_bits):
+                            v[T.ramp(0, 1, lanes)] = v[T.ramp(0, 1, lanes)] + e[T.ramp(0, 1, lanes)]
+                    total[i] = reduced("add", v[T.ramp(0, 1, lanes)])
+                rest = T.alloc_buffer((ROWS,), "int64", annotations=expr.STACK)
+                factor = T.alloc_buffer((ROWS,), "int64", annotations=expr.STACK)
+                up = T.alloc_buffer((ROWS,), "int32", annotations=expr.STACK)
+                if native:
+                    # rest: the bits of total; factor: 2^48 / total, short of what `up` makes up for
                     for i in T.vectorized(ROWS):
-                        rest[i] = rest[i] + rest[i] + T.int64(1)
+                        rest[i] = T.int64(1)
+                    for k in T.unroll(5):
+                        for i in T.vectorized(ROWS):
+                            rest[i] = rest[i] + T.Select(
+                                (T.cast(total[i], "int64") >> (rest[i] + T.int64(15 >> k)))
+                                > T.int64(0),
+                                T.int64(16 >> k),
+                                T.int64(0),
+                            )
                     for i in T.vectorized(ROWS):
-                        factor[i] = (
-                            factor[i]
-                            + factor[i]
-                            + T.Select(rest[i] >= T.cast(total[i], "int64"), T.int64(1), T.int64(0))
+                        factor[i] = inverse(total[i], rest[i])
+                        up[i] = T.cast(
+                            expr.power_of_two(T.max(T.int64(18) - rest[i], T.int64(0))), "int32"
                         )
+                else:
+                    # floor((2^bits - 1) / total), bit by bit, for the eight rows at once
                     for i in T.vectorized(ROWS):
-                        rest[i] = T.Select(
-                            rest[i] >= T.cast(total[i], "int64"),
-                            rest[i] - T.cast(total[i], "int64"),
-                            rest[i],
-                        )
-                if not native:
+                        rest[i] = T.int64(0)
+                        factor[i] = T.int64(0)
+                    for _bit in T.serial(sum_bits):
+                        for i in T.vectorized(ROWS):
+                            rest[i] = rest[i] + rest[i] + T.int64(1)
+                        for i in T.vectorized(ROWS):
+                            factor[i] = (
+                                factor[i]
+                                + factor[i]
+                                + T.Select(
+                                    rest[i] >= T.cast(total[i], "int64"), T.int64(1), T.int64(0)
+                                )
+                            )
+                        for i in T.vectorized(ROWS):
+                            rest[i] = T.Select(
+                                rest[i] >= T.cast(total[i], "int64"),
+                                rest[i] - T.cast(total[i], "int64"),
+                                rest[i],
+                            )
                     # floor(2^32 / total): one more where total is a power of two; 0 for a 0 row
                     for i in T.vectorized(ROWS):
                         factor[i] = T.Select(
@@ -304,7 +356,7 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                                 probability(scores[i, T.ramp(j * lanes, 1, lanes)], factor[i]),
                                 "int16",
                             )
-                ctx = T.alloc_buffer((ROWS * dim,), "int32", scope="local")
+                ctx = T.alloc_buffer((ROWS * dim,), "int32", annotations=expr.STACK)
                 for r in T.unroll(ROWS // part):
                     for i in T.unroll(part * spans):
                         ctx[T.ramp((r * part * spans + i) * lanes, 1, lanes)] = vector(0)
@@ -327,9 +379,11 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
                 for i in T.serial(T.min(ROWS, length - block * ROWS)):
                     for s in T.serial(spans):
                         y[start + block * ROWS + i, T.ramp(h * dim + s * lanes, 1, lanes)] = output(
-                            context(ctx[T.ramp((i * spans + s) * lanes, 1, lanes)], factor[i]),
+                            ctx[T.ramp((i * spans + s) * lanes, 1, lanes)],
+                            T.cast(factor[i], "int32"),
+                            up[i],
                             mult[T.ramp(h * dim + s * lanes, 1, lanes)],
                             shift[T.ramp(h * dim + s * lanes, 1, lanes)],
                         )
 
-    return kernel
+    return kernel.with_attr(expr.APART, True)

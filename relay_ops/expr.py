@@ -13,6 +13,10 @@ from tvm.tirx.op import register_intrin_lowering
 # ops of our own: the vectorizer gives them lanes, then the functions at the end of this file turn
 # them into what the chip has. LLVM does not find these instructions in a plain expression.
 MUL_HIGH, MUL_ROUND = "tirx.intformer_mul_high", "tirx.intformer_mul_round"
+# attribute of a kernel whose buffers must not be merged: merging moves them to the heap
+APART = "intformer.buffers_apart"
+# annotation of a buffer that lives on the stack, so that LLVM keeps it in registers where it can
+STACK = {"disable_lower_builtin": True}
 PMULHRSW = {  # lanes -> LLVM intrinsic; 8 lanes would need SSSE3
     16: "llvm.x86.avx2.pmul.hr.sw",
     32: "llvm.x86.avx512.pmul.hr.sw.512",

@@ -15,7 +15,6 @@ ATTENTION = ("attention", "attention_ibert")
 PADDING = {  # (op, argument) -> shift in padding columns, where 0 would be outside its range
     ("requantize", 2): 1,
     ("i_layernorm_ibert", 3): 1,
-    ("attention", 4): 1,
     ("attention_ibert", 4): 1,
     ("i_gelu_ibert", 5): 33,
 }

@@ -632,18 +632,12 @@ def attending(target, op, dim, max_length):
 
 
 def native_tables(dim, channels, rng):
-    """Tables by name of a usual head, flat ones, one that takes the maximum alone, and any."""
-    usual = attention.tables(0.05, 0.05, 0.05, dim, rng.uniform(0.005, 0.1, channels))
-    mixed = make_dyadic(rng.choice([-1, 0, 1], channels) * rng.uniform(1e-5, 1e-3, channels))
-    tie = np.resize(i32(1, -1, 2, 2**15), channels), np.resize(i32(1, 16, 15, 31), channels)
-    for exp, (mult, shift) in (
-        ((usual["exp"]), (usual["ctx_mult"], usual["ctx_shift"])),
-        (i32(0, 1), mixed),
-        (i32(1, 62), mixed),
-        (i32(INT32_MAX, 46), tie),
-        (i32(2**30, 1), mixed),  # differences of 8 would wrap to 0
-    ):
-        yield {"out.2": exp, "out.3": mult, "out.4": shift}
+    """Tables by name of a usual head, flat ones, and one whose maximum takes nearly all."""
+    for score in (0.05**2, 0.0, 1e-9, 1e-6, 1e-4, 0.34):  # real units per LSB of q . k
+        for ratio in (rng.uniform(0.3, 3, channels), rng.uniform(1e-6, 300, channels)):
+            tables = attention.tables(score * np.sqrt(dim), 1.0, ratio, dim, 1.0)
+            names = ("out.2", "out.3", "out.4")
+            yield dict(zip(names, tables.values(), strict=True))
 
 
 def ibert_tables(dim, channels, rng):
