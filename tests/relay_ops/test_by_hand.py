@@ -255,7 +255,7 @@ def test_layernorm_on_paper():
 
 def test_attention_on_paper():
     """Two keys, one 1 / 2 as likely as the other: (2 * 90 + 30) / 3 = 70; one head, one channel."""
-    table = attention.tables(1.0, np.log(2), 1.0, 1, np.ones(1))
-    qkv = i8([1, 1, 90], [1, 0, 30])  # q, k, v: scores 1 and 0 in units of ln 2
+    table = attention.tables(1.0, np.log(2) / 4, 1.0, 1, np.ones(1))
+    qkv = i8([1, 4, 90], [1, 0, 30])  # q, k, v: scores 4 and 0 in units of ln 2 / 4
     out = run("attention", qkv, i32(0, 2), *table.values(), heads=1, head_dim=1)
     assert out.ravel().tolist() == [70, 70]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from intformer import op_errors
 from intformer.errors import RangeError
 from intformer.relay_ops import attention, i_gelu, i_layernorm, requantize16, rescale
+from intformer.relay_ops.fixedpoint import mul_round
 from intformer.relay_ops.interval import Interval
 
 
@@ -56,22 +57,42 @@ def test_gelu_of_both_signs_differs_by_x():
         assert (both[0].astype(int) - both[1] == x).all()
 
 
-def test_exp_factors_fit_int16_and_products_int32():
-    f = np.arange(2**15)
-    a = (f * attention.C3 + attention.C2) >> 17
-    b = (f * a + attention.C1) >> 16
-    last = f * b + (1 << 30) + (1 << 13)
-    assert fits(16, f, a, b, attention.C3)
-    assert fits(32, attention.C2, attention.C1, f * attention.C3 + attention.C2, f * a, last)
+def test_exp_factors_fit_int16():
+    f = np.arange(2**12)
+    h = np.full_like(f, attention.C4)
+    for c in (attention.C3, attention.C2, attention.C1):
+        h = mul_round(h, f << 3) + c
+        assert fits(16, h)
     p = attention.exp2_fraction(f)
-    assert p.max() == p[0] == 65536 and p.min() >= 32765
-    assert fits(32, p * attention.TOP)
+    assert p.max() == p[0] <= 2**15 and p.min() >= 2**14
 
 
-def test_numerators_span_0_to_top():
-    e = attention.numerators(np.arange(2**20), 2**30, 30)  # z = d
-    assert e[0] == e.max() == attention.TOP and e[-1] == 0 and np.diff(e).max() <= 1
-    assert attention.numerators(np.array([2**31 - 1]), 2**31 - 1, 1)[0] == 0
+@pytest.mark.parametrize("score", [1e-12, 1e-7, 1e-4, 0.01, 0.34])
+def test_numerators_span_0_to_top(score):
+    mult, lift, most = attention.tables(score, 1.0, 1.0, 1, np.ones(1))["exp"].tolist()
+    d = np.unique(np.concatenate([np.arange(2**16), np.geomspace(1, 2**30, 10**5).astype(int)]))
+    e = attention.numerators(d, mult, lift, most)
+    assert e[0] == e.max() == attention.TOP and np.diff(e).max() <= 1
+    assert most == attention.MOST or e[-1] == 0
+    true = attention.TOP * np.exp(-d * score)
+    assert np.abs(e - true).max() <= 0.5 + 2e-4 * attention.TOP
+
+
+def test_inverse_is_close_and_hardly_above(rng):
+    """The lemma of `bounds`, m dense near the ends and where the seed errs most."""
+    low, high = 2**31, 2**32
+    dense = [np.arange(max(low, w - 2**15), min(high, w + 2**15)) for w in (low, 3 << 30, high)]
+    m = np.concatenate([*dense, rng.integers(low, high, 10**6)])
+    ratio = attention.inverse(m) / 2.0**30 * (m / 2.0**32)
+    assert -2e-9 <= (ratio - 1).min() and (ratio - 1).max() <= 2**-28
+
+
+def test_scores_too_coarse_are_refused():
+    with pytest.raises(RangeError, match=r"halvings, above 0\.5"):
+        attention.tables(0.4, 1.0, 1.0, 1, np.ones(1))
+    for exp in ((2**30, 1, 5), (2**20, 12, 10**5), (-1, 0, 9)):
+        with pytest.raises(RangeError, match="attention"):
+            attention._check_exp(*exp)
 
 
 # -- LayerNorm -------------------------------------------------------------------------------------
@@ -294,7 +315,7 @@ def test_requantize16_tables_are_precise(ratio):
 
 def attention_in_python(qkv, lengths, table, heads, head_dim):
     """The module docstring's formulas in unbounded integers."""
-    mult, shift = (int(v) for v in table["exp"])
+    mult, lift, most = (int(v) for v in table["exp"])
     width, start, out = heads * head_dim, 0, []
     for length in lengths:
         rows = qkv[start : start + length].tolist()
@@ -307,14 +328,17 @@ def attention_in_python(qkv, lengths, table, heads, head_dim):
                 s = [sum(a * b for a, b in zip(q[part], k, strict=True)) for k in ks]
                 e = []
                 for d in (max(s) - a for a in s):
-                    z = min((d * mult) >> shift, attention.Z_MAX)
-                    p = int(attention.exp2_fraction(np.array((z & 0xFFFF) >> 1)))
-                    e.append(((p * 4095 >> (z >> 16)) + 2**15) >> 16)
-                rec = (2**32 - 1) // sum(e)
+                    z = (min(d, most) * 2**lift * mult) >> 32
+                    p = int(attention.exp2_fraction(np.array(z % 4096)))
+                    e.append(((p >> ((z // 4096) + 2)) + 1) >> 1)
+                bits = sum(e).bit_length()
+                rec = int(attention.inverse(np.array(sum(e) << (32 - bits))))
+                rec, up = rec >> max(bits - 18, 0), max(18 - bits, 0)
                 for c in range(head_dim):
-                    t = (sum(a * v[c] for a, v in zip(e, vs, strict=True)) * rec) >> 17
-                    m, r = (int(table[x][part][c]) for x in ("ctx_mult", "ctx_shift"))
-                    line.append(max(-127, min(127, round(t * m / 2**r))))  # below 2^53
+                    acc = sum(a * v[c] for a, v in zip(e, vs, strict=True))
+                    u = (acc * 2**up * rec) >> 32
+                    m, r = (int(table[x][part][c]) for x in ("ctx_mult", "ctx_offset"))
+                    line.append(max(-127, min(127, ((u + r) * m) >> 32)))
             out.append(line)
     return out
 
