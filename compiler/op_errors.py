@@ -247,7 +247,7 @@ def linear_rows() -> Iterator[OpError]:
 def rescale_rows(rng: np.random.Generator) -> Iterator[OpError]:
     """Rescale to int8 and to int16 wherever it does not clamp; 1/2 is the rounding itself."""
     for dtype, top in (("int8", INT8_MAX), ("int16", INT16_MAX)):
-        worst, where = 0.0, ""
+        worst, where = 0.0, 0.0
         for reach in (2**8, 2**16, 2**20, 2**24, 2**26):
             # from one step per unit of x to an output that is always 0
             ratio = np.concatenate([2.0 ** rng.uniform(-30, 0, 500), 2.0 ** -np.arange(31)])
@@ -260,8 +260,8 @@ def rescale_rows(rng: np.random.Generator) -> Iterator[OpError]:
                 out = rescale.reference(x, *table, lift=lift, lo=-top, hi=top, dtype=dtype)
                 gap = float(np.abs(out - x * c).max())
                 if gap > worst:
-                    worst, where = gap, f"ratio {c:.2g}, |x| to {reach}"
-        domain = f"|x| to 2^8..2^26, ratios 2^-30..1 (worst: {where})"
+                    worst, where = gap, float(c)
+        domain = f"|x| to 2^26, ratios 2^-30..1 (worst: {where:.2g})"
         measure, bound = f"max, LSB of {dtype}", 0.5 + rescale.WELL
         yield OpError("rescale", "native", domain, measure, worst, bound)
 
