@@ -55,7 +55,8 @@ class OpTime:
 
     share  of the whole run
     gops   multiply-adds, counted twice, per second and 1e9; None where it multiplies no matrices
-    roof   gops over the measured VNNI peak of the threads used; None without one
+    roof   gops over the measured peak of VNNI, or of AMX where that runs, on the threads used; None
+           without one
     """
 
     kernel: str
@@ -328,7 +329,7 @@ def op_times(library: Library, batch: dict, threads: int, runs: int = 20) -> lis
         library.run(**taken, observer=observer)
     seconds = np.median(spent, axis=0)
     work = macs(library, batch)
-    peak = vnni_peak()
+    peak = practical_peak("amx" if "amx-int8" in used_features(library) else "vnni")
     kernels: dict[str, OpTime] = {}
     done: dict[str, int] = {}
     for step, took in zip(steps, seconds.tolist(), strict=True):
@@ -378,10 +379,15 @@ def macs(library: Library, batch: dict[str, np.ndarray]) -> dict[str, int]:
     return found
 
 
-def vnni_peak() -> float | None:
-    """Return the multiply-adds per second of one core's VNNI, measured; None without VNNI."""
-    meter = peak_meter("vnni")
-    return meter(PEAK_TRIES) if meter else None
+def used_features(library: Library) -> list[str]:
+    """Return the CPU features of the kernels that run here."""
+    return library.variants.get(library.variant, [])
+
+
+def practical_peak(unit: str) -> float | None:
+    """Return the multiply-adds per second of one core's int8 unit, measured; None without it."""
+    meter = peak_meter(unit)
+    return meter(PEAK_TRIES) or None if meter else None
 
 
 def peak_meter(unit: str) -> Callable[[int], float] | None:

@@ -428,7 +428,7 @@ def bench_lines(race) -> list[str]:
             )
             for op in race.ops
         ]
-        header = ["kernel", "calls", "ms", "share", "GOP/s", "of VNNI roof"]
+        header = ["kernel", "calls", "ms", "share", "GOP/s", "of roof"]
         lines += ["", *table(header, ops)]
     if race.verified is not None:
         failed = f"NOT verified: {'; '.join(race.unverified)}"

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from intformer import bench, cli, library
 
@@ -12,7 +13,18 @@ def test_no_roof_without_a_c_compiler(monkeypatch):
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(bench.Path, "read_text", lambda path: "flags : avx512_vnni")
-    assert bench.vnni_peak() is None
+    assert bench.practical_peak("vnni") is None
+
+
+@pytest.mark.parametrize("unit", ["vnni", "amx"])
+def test_the_roof_is_measured(unit):
+    meter = bench.peak_meter(unit)
+    if meter is None:
+        pytest.skip(f"no {unit} unit here")
+    speed = meter(1)
+    if not speed:
+        pytest.skip(f"the kernel refuses {unit}")
+    assert 1e9 < speed < 1e14  # one multiply-add a nanosecond would be no unit at all
 
 
 def contestant(path, name="a"):
