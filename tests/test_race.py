@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from race import footprint, report, texts
+from race import driver, footprint, report, texts
 from race.cells import AMX, BASE, CONTESTANTS, KEY, OURS, TORCH, VNNI, Cell, contestants
 from race.cells import default_cells as default
 from race.driver import Entrant, race
@@ -82,6 +82,13 @@ def test_who_fails_is_out_and_the_others_go_on(tmp_path, mode, error):
     assert result(good)["runs"] == 9
     assert bad._process.poll() is not None
     assert good._process.poll() is not None
+
+
+def test_who_takes_the_last_memory_is_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "available_memory", lambda: driver.RESERVE - 1)
+    one = entrant(tmp_path, "a")
+    assert one.error == "stopped: less than 1536 MiB of memory was left"
+    assert one._process.poll() is not None
 
 
 def test_who_is_never_ready_is_out(tmp_path):
@@ -176,6 +183,20 @@ def test_every_shape_counts_and_a_missing_one_leaves_the_mark_open():
     assert found(raced)[least].verdict == "open"
 
 
+def test_a_batch_of_sentences_is_raced_against_the_best_way_of_each_rival():
+    what = "VNNI, 32 sentences of SST-2: lead"
+    ways = [
+        cell(key(), 10.0, {"a": 25.0, "b": 30.0}, way="padded"),
+        cell(key(), 11.0, {"a": 33.0, "b": 22.0}, way="one by one"),
+    ]
+    got = found([], texts=ways)[what]
+    assert (got.figure, got.verdict) == (2.0, "met")
+    assert got.note == "fastest rival: b, one by one"
+    ways[0]["rows"][1] = row("a", None)
+    assert found([], texts=ways)[what].verdict == "open"
+    assert found([], texts=[{**one, "isa": AMX} for one in ways])[what].verdict == "open"
+
+
 def test_footprint_marks():
     data = {"memory": {"library": 130}, "weights": 100, "first": {"total": 151.0}}
     got = found([], footprint=data)
@@ -220,7 +241,10 @@ def test_the_report_shows_it_all(tmp_path):
         "versions": {"torch": "2"},
         "skipped": ["amx level: this CPU lacks amx-int8"],
         "cells": [cell(key(), 10.0, {"fast": 14.0}, rows=rows)],
-        "texts": [cell(key(), 10.0, {"fast, padded": 25.0}, sentences=32, tokens=857)],
+        "texts": [
+            cell(key(), 10.0, {"fast": 25.0}, way="padded", sentences=32, tokens=857),
+            cell(key(), 10.0, {"fast": 21.0}, way="one by one", sentences=32, tokens=857),
+        ],
         "verified": {"base": [{"name": "results", "ok": False, "detail": "12 numbers"}]},
         "functions": {"base": {"attention": 1.25}},
         "footprint": {
@@ -239,7 +263,7 @@ def test_the_report_shows_it_all(tmp_path):
         "| gone |  | failed |",
         "* gone failed: exit 4",
         "| vnni-peak |  | 600 GOP/s |",
-        "| fast, padded |  | 25.00, 2.50x |",
+        "| fast |  | 25.00, 2.50x | 21.00, 2.10x |",
         "amx level: this CPU lacks amx-int8",
         "| base | results | **FAIL** | 12 numbers |",
         "| base | 1.25 |",

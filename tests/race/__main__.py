@@ -125,7 +125,7 @@ def run(
         keep()
     if args.data:
         for isa in isas:
-            results["texts"].append(meeting.sentences(isa, Path(args.data), cells.BASE))
+            results["texts"].extend(meeting.sentences(isa, Path(args.data), cells.BASE))
             keep()
     raced = {
         row["library"]: Path(libs.folder, f"{row['library']}.so")

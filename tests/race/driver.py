@@ -21,11 +21,19 @@ from race.sandbox import VNNI_ENVIRONMENT, deny_amx
 TURNS = 3  # at least, however long one run takes
 BUILD_SECONDS = 1800.0  # until a contestant must be ready; the first time it builds its models
 TURN_SECONDS = 300.0  # beyond what a turn was given
+RESERVE = 1536 << 20  # bytes: who takes the machine's memory below this is out
+LOOK = 0.5  # seconds between looks at the memory
 _PR_SET_PDEATHSIG = 1
 
 
 class Failure(Exception):
     """A contestant died, hung, or said what is not in the protocol."""
+
+
+def available_memory() -> int:
+    """Return the bytes that can be had without taking them from anybody."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(1024 * int(one.split()[1]) for one in lines if one.startswith("MemAvailable:"))
 
 
 class Entrant:
@@ -51,6 +59,7 @@ class Entrant:
         def prepare() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also when it is stopped
             os.sched_setaffinity(0, spec["cpus"])
+            Path("/proc/self/oom_score_adj").write_text("1000")  # it goes before anything else does
             if capped:
                 deny_amx()
 
@@ -127,7 +136,12 @@ class Entrant:
         with selectors.DefaultSelector() as waiting:
             waiting.register(out, selectors.EVENT_READ)
             while b"\n" not in self._rest:
-                if not waiting.select(max(0.0, end - time.monotonic())):
+                if available_memory() < RESERVE:
+                    raise Failure(f"stopped: less than {RESERVE >> 20} MiB of memory was left")
+                left = end - time.monotonic()
+                if not waiting.select(max(0.0, min(left, LOOK))):
+                    if left > LOOK:
+                        continue
                     raise Failure(f"no answer in {seconds:g} s")
                 got = os.read(out, 1 << 16)
                 if not got:

@@ -34,11 +34,13 @@ def markdown(results: Mapping, marks: Iterable[Mark]) -> str:
         title = f"{model}, {threads} thread{'s' * (threads > 1)}, {isa} level"
         heads = [f"{cell['batch']}x{cell['seq']}" for cell in cells]
         lines += _cells(title, cells, heads)
+    batches: dict[str, list[Mapping]] = {}
     for one in results.get("texts", []):
-        title = (
-            f"{one['sentences']} sentences of SST-2 ({one['tokens']} tokens), {one['isa']} level"
-        )
-        lines += _cells(title, [one], ["one batch"])
+        batches.setdefault(one["isa"], []).append(one)
+    for isa, ways in batches.items():
+        about = f"{ways[0]['sentences']} sentences of SST-2, {ways[0]['tokens']} tokens"
+        title = f"One batch of {about}, 1 thread, {isa} level"
+        lines += _cells(title, ways, [f"rivals: {one['way']}" for one in ways])
     return "\n".join([*lines, *_footprint(results), *_functions(results), *_proof(results)]) + "\n"
 
 

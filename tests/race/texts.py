@@ -9,7 +9,6 @@ from intformer.frontend.calibration import read_texts
 
 COUNT = 32
 BUCKETS = (4, 8)  # sequences
-PACKED = "packed"
 
 
 def write_sentences(data: Path, path: Path) -> list[int]:
