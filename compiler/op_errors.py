@@ -262,7 +262,7 @@ def rescale_rows(rng: np.random.Generator) -> Iterator[OpError]:
                 if gap > worst:
                     worst, where = gap, float(c)
         domain = f"|x| to 2^26, ratios 2^-30..1 (worst: {where:.2g})"
-        measure, bound = f"max, LSB of {dtype}", 0.5 + rescale.WELL
+        measure, bound = f"max, LSB of {dtype}", 0.5 + rescale.WELL[dtype]
         yield OpError("rescale", "native", domain, measure, worst, bound)
 
 

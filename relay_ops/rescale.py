@@ -21,7 +21,8 @@ from intformer.relay_ops.op import IntOp
 NAME = "rescale"
 BITS = 32
 USUAL_LIFT = {"int8": 0, "int16": 4}  # one for all layers, so that they share their kernels
-WELL = 1 / 16  # output steps: what the rounding of mult and offset may cost before lift is searched
+# steps of the output that the rounding of mult and offset may cost before a lift is searched
+WELL = {"int8": 1 / 16, "int16": 1 / 4}
 
 
 def reference(
@@ -70,13 +71,13 @@ def lift_bits(ratio: np.ndarray, reach: np.ndarray, dtype: str) -> int:
     """
     ratio, reach = float(ratio.max()), float(reach.max())
     lowest = max(0, math.frexp(ratio)[1] + 1)
-    fitting = [b for b in range(lowest, BITS) if reach * 2**b <= 2**30] or [lowest]
+    fitting = [b for b in range(lowest, BITS) if reach * 2**b < 2**30] or [lowest]
 
     def error(lift: int) -> float:
         return ratio * 2.0 ** -(lift + 1) + reach * 2.0 ** (lift - 33)
 
     usual = USUAL_LIFT[dtype]
-    return usual if usual in fitting and error(usual) <= WELL else min(fitting, key=error)
+    return usual if usual in fitting and error(usual) <= WELL[dtype] else min(fitting, key=error)
 
 
 def tables(ratio: np.ndarray, lift: int) -> tuple[np.ndarray, np.ndarray]:

@@ -298,7 +298,7 @@ def test_rescale_rounds_within_one_step(reach, ratio, dtype, seed):
     cost = ratio * 2.0 ** -(lift + 1) + reach * 2.0 ** (lift - 33)
     assert np.abs(out - true).max() <= 0.5 + 1.01 * cost + 1e-9
     if ratio < 2**-4 and reach < 2**22:
-        assert lift == rescale.USUAL_LIFT[dtype] and cost < rescale.WELL
+        assert lift == rescale.USUAL_LIFT[dtype] and cost < rescale.WELL[dtype]
 
 
 @settings(max_examples=200, deadline=None)
