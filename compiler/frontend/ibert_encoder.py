@@ -45,7 +45,7 @@ class Reader(Emitter):
         self.layers = checkpoint.setting("num_hidden_layers", int, least=1)
         self.head_dim = self.hidden // self.heads
 
-    def rescale(self, x: str, name: str, scale, origin: str, limits, dtype="int8") -> str:
+    def requantize_to(self, x: str, name: str, scale, origin: str, limits, dtype="int8") -> str:
         """Bring x to `scale` (one number, or one per channel), clamped to limits (lo, hi)."""
         source = self.values[x]
         self.value(name, dtype, source.channels, scale, origin, source.rows)
@@ -81,7 +81,7 @@ class Reader(Emitter):
 
     def quant_act(self, x: str, name: str, key: str) -> str:
         """QuantAct(8) of x."""
-        return self.rescale(x, name, *self.act(key, 8), INT8)
+        return self.requantize_to(x, name, *self.act(key, 8), INT8)
 
     def linear_integers(self, key: str, n: int, k: int, scale_x: np.float32):
         """Return QuantLinear's (weight int8 [n, k], bias int32 [n], accumulator scale [n])."""
@@ -117,7 +117,7 @@ class Reader(Emitter):
         product = self.value(name + ".product", "int32", width, scale * rho, origin)
         zero = self.constant(name + ".no_bias", np.zeros_like(bias))
         self.node("matmul", (x, name + ".weight", zero), product)
-        moved = self.rescale(product, name + ".moved", scale, LEAKED, INT32, "int32")
+        moved = self.requantize_to(product, name + ".moved", scale, LEAKED, INT32, "int32")
         self.value(acc, "int32", width, scale, LEAKED)
         self.node("add_bias", (moved, self.constant(name + ".bias", bias)), acc)
         return acc
@@ -126,7 +126,7 @@ class Reader(Emitter):
         """ln_input_act: both terms rounded to 22 bits' scale, then added."""
         scale, origin = self.act(key, 22)
         channels = self.values[acc].channels
-        term = self.rescale(acc, name + ".term", scale, origin, WIDE, "int32")
+        term = self.requantize_to(acc, name + ".term", scale, origin, WIDE, "int32")
         out = self.value(name, "int32", channels, scale, origin)
         ratio = self.dyadic(name, self.scale(identity) / np.float64(scale))
         self.node("residual_add", (term, identity, *ratio), out, lo=SUM22[0], hi=SUM22[1])
@@ -182,7 +182,7 @@ class Reader(Emitter):
         acc = self.matmul(at + "out", context, [key + "attention.output.dense"], self.hidden)
         identity = x
         if leaked is not None and leaked != np.float32(self.scale(x)):
-            identity = self.rescale(x, at + "identity", leaked, LEAKED, WIDE, "int32")
+            identity = self.requantize_to(x, at + "identity", leaked, LEAKED, WIDE, "int32")
         total = self.residual(acc, identity, at + "sum1", key + "attention.output.ln_input_act")
         x = self.layernorm(
             total,
@@ -216,7 +216,7 @@ class Reader(Emitter):
         acc = self.matmul(at + "qkv", x, [key + part for part in parts], c, leaked)
         acts = [self.act(f"{key}{part}_activation", 8)[0] for part in parts]
         origin = f"checkpoint: {self.prefix}{key}" + "{query,key,value}_activation.x_min, x_max"
-        qkv = self.rescale(acc, at + "qkv", np.repeat(acts, c), origin, INT8)
+        qkv = self.requantize_to(acc, at + "qkv", np.repeat(acts, c), origin, INT8)
         s_q, s_k, s_v = acts
         score = s_q * s_k / np.float32(np.sqrt(self.head_dim))
         scale, origin = self.act(key + "output_activation", 8)

@@ -11,11 +11,13 @@ from intformer.frontend.ibert_encoder import Reader
 from intformer.relay_ops import i_gelu, i_layernorm, i_tanh
 
 INT8_MAX = 127
-LN_INPUT_MAX = 2**17 - 1
+BIAS_MAX = 2**24
+TANH_LIMIT = 2**18 - 1  # 64 in Q12
 LOGIT_MAX = 2**23 - 1
 POOL_FRACTION_BITS = 12
 TINY = 1e-30
 HEADROOM = 1.1  # of a LayerNorm output over its calibrated peak, per channel
+GELU_HEADROOM = 2.0  # of 16-bit GELU over its calibrated peak
 LEAST_SIGMAS = 4  # few tokens do not show the peak of every channel
 ROWS = {"sequence-classification": "sequence", "masked-lm": "position"}
 INDEX = {"sequence": "cu_seqlens", "position": "positions"}
@@ -41,7 +43,7 @@ class Head:
             x = self.take(x, rows)
         if head in ("features", "sentence-embedding"):
             v = reader.values[x]
-            return reader.rescale(
+            return reader.requantize_to(
                 x, "output", v.scale, v.origin, (-INT8_MAX - 1, INT8_MAX), "int32"
             )
         if head == "sequence-classification":
@@ -64,7 +66,7 @@ class Head:
         """Mean of the features, kept fine."""
         v = self.reader.values[x]
         limits = (-INT8_MAX - 1, INT8_MAX)
-        wide = self.reader.rescale(x, "head.wide", v.scale, v.origin, limits, "int16")
+        wide = self.reader.requantize_to(x, "head.wide", v.scale, v.origin, limits, "int16")
         scale = v.scale / 2**POOL_FRACTION_BITS
         origin = "bound: exact mean"
         out = self.reader.value("output", "int32", v.channels, scale, origin, "sequence")
@@ -93,52 +95,49 @@ class Head:
         unit = x_scale.max()
         columns = weight * (x_scale / unit)
         # a row too small for its bias gets the scale its bias needs
-        floor = np.maximum(np.abs(bias) / (2**30 * unit), TINY)
+        floor = np.maximum(np.abs(bias) / (BIAS_MAX * unit), TINY)
         steps = np.maximum(np.abs(columns).max(1) / INT8_MAX, floor)
         scale = steps * unit
+        integers, bias = np.rint(columns / steps[:, None]).astype(np.int8), np.rint(bias / scale)
         names = (
-            reader.constant(name + ".weight", np.rint(columns / steps[:, None]).astype(np.int8)),
-            reader.constant(name + ".bias", np.rint(bias / scale).astype(np.int32)),
+            reader.constant(name + ".weight", integers),
+            reader.constant(name + ".bias", bias.astype(np.int32)),
         )
         origin = "bound: product of its operands' scales"
         rows = reader.values[x].rows
         acc = reader.value(name + ".acc", "int32", len(bias), scale, origin, rows)
         reader.node("matmul", (x, *names), acc)
+        reader.reach[acc] = (INT8_MAX + 1) * np.abs(integers.astype(np.int64)).sum(1) + np.abs(bias)
         return acc
-
-    def q12(self, acc: str, name: str) -> str:
-        """Bring an accumulator to what i_tanh and i_gelu take."""
-        limits = (-i_gelu.LIMIT, i_gelu.LIMIT)
-        origin = "bound: Q12, the function's domain"
-        return self.reader.rescale(acc, name, i_gelu.SCALE, origin, limits, "int32")
 
     def tanh(self, acc: str) -> str:
         """Tanh of an accumulator, int8 with scale 1 / 127."""
         reader, v = self.reader, self.reader.values[acc]
         origin = "bound: |tanh| <= 1"
         out = reader.value("head0.tanh", "int32", v.channels, i_tanh.OUTPUT_SCALE, origin, v.rows)
-        reader.node("i_tanh", (self.q12(acc, "head0.q12"),), out)
+        limits, domain = (-TANH_LIMIT, TANH_LIMIT), "bound: Q12, the domain of tanh"
+        x = reader.requantize_to(acc, "head0.q12", i_tanh.INPUT_SCALE, domain, limits, "int32")
+        reader.node("i_tanh", (x,), out)
         limits = (-INT8_MAX, INT8_MAX)
-        return reader.rescale(out, "head0.int8", 1 / INT8_MAX, origin, limits)
+        return reader.requantize_to(out, "head0.int8", 1 / INT8_MAX, origin, limits)
 
-    def reach(self, acc: str, x_max: int) -> np.ndarray:
-        """Return the largest |real| that each channel of a head's matmul can have."""
-        name = acc.removesuffix(".acc")
-        weight = np.abs(self.reader.tensors[name + ".weight"].astype(np.int64)).sum(1)
-        bias = np.abs(self.reader.tensors[name + ".bias"].astype(np.int64))
-        return (x_max * weight + bias) * self.reader.channel_scale(acc)
+    def reach(self, acc: str) -> float:
+        """Return the largest |real| that a channel of a head's matmul can have."""
+        return float((self.reader.reach[acc] * self.reader.channel_scale(acc)).max())
 
     def gelu_norm(self, acc: str) -> str:
         """lm_head: GELU, then LayerNorm to int8 with a scale per channel."""
         reader, v = self.reader, self.reader.values[acc]
-        out = reader.value("head0.gelu", "int32", v.channels, i_gelu.SCALE, "bound: Q12", v.rows)
-        reader.node("i_gelu", (self.q12(acc, "head0.q12"),), out, form="erf")
-        reach = min(float(self.reach(acc, 128).max()), i_gelu.LIMIT * i_gelu.SCALE)
-        scale = max(i_gelu.SCALE, reach * (1 + 1e-3) / LN_INPUT_MAX)
-        limits = (-LN_INPUT_MAX, LN_INPUT_MAX)
-        x = reader.rescale(
-            out, "head0.sum", scale, "bound: L1 norm of the weights", limits, "int32"
-        )
+        top, origin = self.reach(acc), "bound: L1 norm of the weights"
+        if self.seen is not None:
+            top = min(top, GELU_HEADROOM * float(np.abs(self.float_dense()).max()))
+            origin = f"calibration: {GELU_HEADROOM:g} times the peak of {len(self.seen)} tokens"
+        bits = i_gelu.fraction_bits(top)
+        scale, origin = 2.0**-bits, f"{origin}; {bits} fraction bits"
+        x = reader.rescale(acc, "head0.in", "int16", scale, origin, i_gelu.LIMIT)
+        point = reader.constant("head0.point", i_gelu.point(bits))
+        out = reader.value("head0.gelu", "int16", v.channels, scale, origin, v.rows)
+        reader.node("i_gelu", (x, point), out, form="erf")
 
         checkpoint, n = reader.checkpoint, reader.hidden
         gamma = checkpoint.tensor("lm_head.layer_norm.weight", (n,))
@@ -158,31 +157,35 @@ class Head:
                 f"{LEAST_SIGMAS} |gamma| + |beta| at least"
             )
         peaks = np.maximum(peaks, max(float(peaks.max()), TINY) * 1e-3)
-        scale8 = peaks / INT8_MAX
-        tables = i_layernorm.tables(scale, gamma, beta, eps, scale8, peaks.max() / 2**15)
+        least = i_layernorm.least_scale(gamma, beta)
+        scale8 = np.maximum(peaks / INT8_MAX, least)
+        scale16 = max(float(peaks.max()) / 2**15, float(least.max()))
+        tables = i_layernorm.tables(scale, gamma, beta, eps, scale8, scale16)
         names = [reader.constant(f"head0.norm.{key}", t) for key, t in tables.items()]
         out8 = reader.value("head0.norm", "int8", n, scale8, origin, v.rows)
-        out16 = reader.value("head0.norm16", "int16", n, peaks.max() / 2**15, origin, v.rows)
-        reader.node("i_layernorm", (x, *names), (out8, out16))
+        out16 = reader.value("head0.norm16", "int16", n, scale16, origin, v.rows)
+        reader.node("i_layernorm", (out, *names), (out8, out16))
         return out8
+
+    def float_dense(self) -> np.ndarray:
+        """What the float head's dense layer gives on the features seen, [rows, C]."""
+        weight, bias = (
+            self.reader.checkpoint.tensor(f"lm_head.dense.{part}") for part in ("weight", "bias")
+        )
+        return self.seen.astype(np.float32) @ weight.T + bias
 
     def float_norm(self, gamma: np.ndarray, beta: np.ndarray, eps: float) -> np.ndarray:
         """What the float head's LayerNorm gives on the features seen, [rows, C]."""
         import torch
         from torch.nn import functional
 
-        weight, bias = (
-            torch.from_numpy(self.reader.checkpoint.tensor(f"lm_head.dense.{part}"))
-            for part in ("weight", "bias")
-        )
-        x = torch.from_numpy(self.seen.astype(np.float32))
-        x = functional.gelu(functional.linear(x, weight, bias))
+        x = functional.gelu(torch.from_numpy(self.float_dense()))
         parts = torch.from_numpy(gamma), torch.from_numpy(beta)
         return functional.layer_norm(x, gamma.shape, *parts, eps).numpy()
 
     def logits(self, acc: str) -> str:
         """One scale for all logits, the finest at which the largest possible one fits 24 bits."""
-        scale = max(float(self.reach(acc, 128).max()), TINY) / (LOGIT_MAX - 1)
+        scale = max(self.reach(acc), TINY) / (LOGIT_MAX - 1)
         origin = "bound: largest logit the weights allow"
         limits = (-LOGIT_MAX, LOGIT_MAX)
-        return self.reader.rescale(acc, "output", scale, origin, limits, "int32")
+        return self.reader.requantize_to(acc, "output", scale, origin, limits, "int32")

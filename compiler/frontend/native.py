@@ -269,7 +269,7 @@ class _Lowering(Emitter):
     def gelu(self, acc: str, name: str, kind: str, top: float) -> str:
         """GELU of an accumulator, int16 with as many fraction bits as `top` leaves."""
         bits, source = i_gelu.fraction_bits(top), self.values[acc]
-        origin = f"bound: {bits} fraction bits, which hold the output's range"
+        origin = f"{self.calibrated}; {bits} fraction bits, which hold the output's range"
         x = self.rescale(acc, name + ".in", "int16", 2.0**-bits, origin, i_gelu.LIMIT)
         point = self.constant(name + ".point", i_gelu.point(bits))
         out = self.value(name, "int16", source.channels, 2.0**-bits, origin, source.rows)
