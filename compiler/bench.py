@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.compare import given, random_batch, real_batches, verify
+from intformer.cpu_features import cpu_name
 from intformer.errors import CompileError, IntformerError
 from intformer.frontend.calibration import read_texts
 from intformer.library import SOURCES, compiler
@@ -230,19 +231,6 @@ def command() -> str:
         "intformer" if program.parent.name == "bin" or program.stem == "__main__" else program.name
     )
     return shlex.join([name, *sys.argv[1:]])
-
-
-def cpu_name() -> str:
-    """Return the CPU's own name, with family and model: virtual machines hide the name."""
-    fields = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        return platform.processor() or platform.machine()
-    numbers = "/".join(fields.get(k, "?") for k in ("cpu family", "model", "stepping"))
-    return f"{fields.get('model name', platform.machine())} (family/model/stepping {numbers})"
 
 
 def race(contestants: dict[str, Callable[[], object]], seconds: float) -> list[Row]:

@@ -18,12 +18,16 @@ from intformer.errors import IntformerError
 
 EXTRAS = {  # module -> extra that brings it
     name: "compiler"
-    for name in ("tvm", "tvm_ffi", "torch", "transformers", "safetensors", "rich", "iced_x86")
+    for name in (
+        *("tvm", "tvm_ffi", "torch", "transformers", "safetensors", "rich", "iced_x86"),
+        *("xgboost", "psutil", "cloudpickle", "tornado"),
+    )
 }
 HEADS = (
     *("features", "sentence-embedding", "sequence-classification", "token-classification"),
     *("question-answering", "masked-lm"),
 )
+TOKENS = (1, 16, 64, 128, 384, 1024, 4096)  # `tune` measures at these
 Result = tuple[object, Iterable[str]]  # plain data, and the same as text
 
 
@@ -129,6 +133,7 @@ def compile_verb(args: argparse.Namespace) -> Result:
         name=args.name,
         header=args.header,
         dump_ir=args.dump_ir,
+        tuning_logs=args.tuning_logs,
         cache=not args.no_cache,
         progress=progress,
     )
@@ -254,6 +259,53 @@ def eval_verb(args: argparse.Namespace) -> Result:
     return result.to_json(), lines
 
 
+def tune_verb(args: argparse.Namespace) -> Result:
+    """Auto-scheduling."""
+    from dataclasses import asdict
+
+    from intformer.bench import command
+    from intformer.targets import host_target
+    from intformer.tuning.driver import tune
+
+    start = time.monotonic()
+
+    def progress(line: str) -> None:
+        print(f"[{time.monotonic() - start:6.1f}s] {line}", file=sys.stderr, flush=True)
+
+    report = tune(
+        args.source,
+        shape=args.shape,
+        target=host_target() if args.target == "host" else args.target,
+        trials=args.trials,
+        out=args.out,
+        tokens=args.tokens,
+        rpc=args.rpc,
+        rpc_key=args.rpc_key,
+        timeout=args.timeout,
+        jobs=args.jobs,
+        threads=args.threads,
+        seed=args.seed,
+        command=command(),
+        progress=progress,
+    )
+    rows = [
+        (
+            *(line.kernel, line.rows, f"{line.default * 1e3:.3f}", f"{line.chosen * 1e3:.3f}"),
+            f"{line.ratio:.2f}x",
+            " ".join(f"{name}={value}" for name, value in line.decisions.items()),
+        )
+        for line in report.lines
+    ]
+    failed = ", ".join(f"{kind}: {count}" for kind, count in report.failures.items()) or "none"
+    lines = [
+        *table(["kernel", "rows", "default ms", "tuned ms", "ratio", "decisions"], rows),
+        "",
+        f"{report.trials} candidates measured; failed in this run: {failed}",
+        f"next: intformer compile SRC -o LIB --target {report.target} --tuning-logs {report.logs}",
+    ]
+    return asdict(report), lines
+
+
 def verify_verb(args: argparse.Namespace) -> Result:
     """Proof that a library is integer-only and exact."""
     from intformer.compare import verify
@@ -302,6 +354,10 @@ def inspect_verb(args: argparse.Namespace) -> Result:
         "values": graph["values"],
     }
     lines = [f"{args.library}: {data['bytes'] / 1e6:.1f} MB"]
+    about["tuning"] = ", ".join(
+        f"{chip} tuned {found['tuned']}/{found['kernels']} ({found['logs']})"
+        for chip, found in about.get("tuning", {}).items()
+    )
     lines += table(["key", "value"], [(key, short(value)) for key, value in about.items()])
     lines += ["", *table(["variant", "here", "CPU features"], variant_rows(library, data))]
     lines += ["", *table(["op", "count"], ops.items())]
@@ -446,6 +502,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Parse whole numbers with commas between them."""
+    return tuple(positive(part) for part in text.split(","))
+
+
 def output_file(text: str) -> Path:
     """Parse the path of a library to write."""
     if Path(text).is_dir():
@@ -484,6 +545,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="of intformer_get_NAME() (default: from the file name)")
     sub.add_argument("--header", action="store_true", help="write the C files beside it")
     sub.add_argument("--dump-ir", type=Path, metavar="DIR", help="write the module of each phase")
+    sub.add_argument(
+        "--tuning-logs",
+        default="packaged",
+        metavar="DIR|none",
+        help="what `tune` wrote (default: what comes with intformer)",
+    )
     sub.add_argument("--no-cache", action="store_true", help="compile every kernel anew")
 
     sub = verb("run", run_verb, "answer texts: --text, a file, or lines on stdin")
@@ -514,6 +581,28 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", action="append", default=[], metavar="LIB", help="race it too")
     sub.add_argument("--threads", type=positive, default=1, help="of everybody (default: 1)")
     sub.add_argument("--seconds", type=positive, default=10, help="a contestant (default: 10)")
+
+    sub = verb(
+        "tune", tune_verb, "search schedules for the kernels of a model; goes on after a kill"
+    )
+    sub.add_argument("source", nargs="?", help="model directory; or use --shape")
+    sub.add_argument("--shape", help="a well-known shape: bert-base, minilm-l6, ...")
+    sub.add_argument("--target", default="host", help="see `targets` (default: host, this CPU)")
+    sub.add_argument("--trials", type=positive, required=True, help="candidates to measure in all")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the logs")
+    sub.add_argument(
+        "--tokens",
+        type=counts,
+        default=TOKENS,
+        metavar="N,N,...",
+        help=f"to tune for (default: {','.join(map(str, TOKENS))})",
+    )
+    sub.add_argument("--rpc", metavar="HOST:PORT", help="measure on machines of this TVM tracker")
+    sub.add_argument("--rpc-key", metavar="KEY", help="of these machines")
+    sub.add_argument("--timeout", type=positive, default=60, help="seconds to build or to measure")
+    sub.add_argument("--jobs", type=positive, help="processes that build (default: one per CPU)")
+    sub.add_argument("--threads", type=positive, default=1, help="of the kernels (default: 1)")
+    sub.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
 
     sub = verb("verify", verify_verb, "prove that a library is integer-only and exact")
     sub.add_argument("library")

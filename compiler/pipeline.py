@@ -28,6 +28,7 @@ def compile(
     header: bool = False,
     dump_ir: str | Path | None = None,
     cache: bool = True,
+    tuning_logs: str | Path = "packaged",
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compile a checkpoint (or an IntModel) to a shared library and open it.
@@ -40,6 +41,9 @@ def compile(
     header     also write intformer.h and intformer_open.c beside the library
     dump_ir    directory for the module after every phase, one text file each
     cache      keep objects of kernels in INTFORMER_CACHE and take known ones from there
+    tuning_logs
+               folder that `intformer tune` wrote; "packaged": what comes with intformer; "none":
+               default schedules
     progress   called with a line of text at every phase
     Raises CheckpointError, RangeError or CompileError.
     """
@@ -63,6 +67,7 @@ def compile(
     from intformer.passes.layout import plan_layout
     from intformer.passes.lower import lower
     from intformer.passes.to_relax import to_relax
+    from intformer.tuning import records
 
     tell("choosing layouts, packing weights")
     layout = plan_layout(model)
@@ -77,10 +82,16 @@ def compile(
     with tempfile.TemporaryDirectory() as folder:
         variants: list[library.Variant] = []
         plan: Plan | None = None
+        tuning: dict[str, dict] = {}
+        notes: list[str] = []
         for chip in chips(spec):
             tell(f"lowering to integer kernels for {chip.name}")
             mark = f".{chip.name}" if spec.variants else ""
-            lowered = lower(module, model, layout, constants, chip.isa(), chip.schedule())
+            logs = records.read(tuning_logs, chip.name)
+            choose = records.Choice(logs, chip)
+            lowered = lower(module, model, layout, constants, chip.isa(), chip.schedule(), choose)
+            tuning[chip.name] = choose.report(lowered.forms)
+            notes += logs.notes
             scheduled, its_plan = _named_for(chip.name, lowered.scheduled), lowered.plan
             dump(f"3-tir{mark}.py", lowered.plain.script)
             dump(f"4-scheduled{mark}.py", scheduled.script)
@@ -100,7 +111,12 @@ def compile(
             Path(output),
             target=spec.name,
             name=name,
-            metadata={"kernels": len({s.kernel for s in plan.steps}), "steps": len(plan.steps)},
+            metadata={
+                "kernels": len({s.kernel for s in plan.steps}),
+                "steps": len(plan.steps),
+                "tuning": tuning,
+                "warnings": [*model.meta.get("warnings", []), *dict.fromkeys(notes)],
+            },
             header=header,
         )
     return load(path)

@@ -31,6 +31,7 @@ LAYERS = [
     ("frontend",),
     ("targets",),
     ("passes", "codegen"),
+    ("tuning",),
     ("pipeline",),
     ("float_model", "compare"),
     ("accuracy", "bench"),

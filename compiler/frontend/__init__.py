@@ -15,6 +15,13 @@ def import_calibrated(checkpoint: Checkpoint, **options) -> IntModel:
     return read(checkpoint, **options)
 
 
+def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntModel:
+    """Read an FP32 encoder with arbitrary scales, for what depends on shapes alone."""
+    from intformer.frontend.calibrated import import_uncalibrated as read
+
+    return read(checkpoint, head)
+
+
 def import_ibert(checkpoint: Checkpoint, **options) -> IntModel:
     """Read an I-BERT checkpoint, whose ranges are in it: recipe ibert."""
     from intformer.frontend.ibert import import_ibert as read

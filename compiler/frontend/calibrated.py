@@ -9,7 +9,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import read_encoder
-from intformer.frontend.native import equalisation, lower
+from intformer.frontend.native import Plan, equalisation, lower
 from intformer.frontend.progress import progress
 from intformer.frontend.scales import METHODS
 from intformer.model import IntModel
@@ -65,6 +65,21 @@ def import_calibrated(
         },
     }
     model.files = files
+    return model
+
+
+def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntModel:
+    """Read an FP32 encoder with scales from a few random tokens: right in form, wrong in numbers.
+
+    For what depends on shapes alone, such as tuning.
+    """
+    encoder, meta = read_encoder(checkpoint, head)
+    ids = np.random.default_rng(0).integers(0, meta["vocab_size"], 16, dtype=np.int32)
+    (batch,) = calibration.batches([(ids, np.zeros(16, np.int32))], meta)
+    seen = calibration.observe(encoder, [batch])
+    factors = {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
+    model = lower(encoder, seen, factors, "minmax", "16 random tokens")
+    model.meta = {**meta, **model.meta}
     return model
 
 

@@ -53,9 +53,17 @@ SHAPES = {  # name -> what config.json says, from the public configs
 }
 
 
-def random_model(shape: str, directory: str | Path, *, labels: int = 2, seed: int = 0) -> Path:
+def random_model(
+    shape: str,
+    directory: str | Path,
+    *,
+    labels: int = 2,
+    seed: int = 0,
+    layers: int | None = None,
+) -> Path:
     """Save a sequence classifier of this shape with random weights; returns the directory.
 
+    layers  in place of the shape's: two have every kernel that all of them have
     It has no tokenizer: calibrate it with `random_sequences`.
     """
     if shape not in SHAPES:
@@ -65,7 +73,10 @@ def random_model(shape: str, directory: str | Path, *, labels: int = 2, seed: in
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    config = AutoConfig.for_model(**SHAPES[shape], num_labels=labels)
+    about = dict(SHAPES[shape])
+    if layers is not None:
+        about["n_layers" if "n_layers" in about else "num_hidden_layers"] = layers
+    config = AutoConfig.for_model(**about, num_labels=labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config)

@@ -45,6 +45,15 @@ class Form:
         return self.data["name"]
 
     @property
+    def title(self) -> str:
+        """Return a name for people: with channels in and out where a weight is multiplied with."""
+        weights = [shape for shape, _ in self.data["tensors"] if len(shape) == 4]
+        if not weights:
+            return self.name
+        (columns, steps, lanes, depth), *_ = weights
+        return f"{self.name} {steps * depth}x{columns * lanes}"
+
+    @property
     def rows(self) -> str:
         """Return what the rows are by which versions are chosen: token, sequence or position."""
         return self.data["calls"][-1]["rows"]

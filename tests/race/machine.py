@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from intformer.bench import cpu_name
+from intformer.cpu_features import cpu_name
 
 PACKAGES = (
     *("intformer", "numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf"),

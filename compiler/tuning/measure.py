@@ -1,0 +1,206 @@
+"""Kernel -> seconds, in a process that may be killed, here or on a remote machine.
+
+The outputs are compared with the references first: a wrong result has no speed. Constants are taken
+in turn from copies that exceed the second-level cache, since a model's next layer has others.
+"""
+
+import ctypes
+import os
+import platform
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from intformer.errors import IntformerError
+
+WRONG = "wrong result"
+TIMED_OUT = "timed out"
+COLD_BYTES = 16 << 20  # copies of constants: beyond the second-level cache of any core
+SMALL_BYTES = 32 << 10  # constants that stay in the first-level cache anyway
+BATCHES, KEPT = 8, 3  # timed batches of calls, and how many of the fastest count
+BATCH_SECONDS = 0.02
+REMOTE_CALLS = 10
+THREAD_POOL = "runtime.config_threadpool"  # (1: the big cores, threads)
+REQUEST_TILES = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+
+
+@dataclass
+class Case:
+    """Arguments of a kernel call and what it must write.
+
+    arguments  in order, results too (filled with a pattern)
+    expected   index of a result -> its first rows, [rows, width]
+    constants  indices of what another layer has other numbers for
+    """
+
+    arguments: list[np.ndarray]
+    expected: dict[int, np.ndarray]
+    constants: list[int]
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        arrays = {f"argument.{i}": array for i, array in enumerate(self.arguments)}
+        arrays |= {f"expected.{i}": array for i, array in self.expected.items()}
+        np.savez(path, constants=np.array(self.constants, np.int64), **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Case":
+        """Read it back."""
+        with np.load(path) as file:
+            count = sum(name.startswith("argument.") for name in file.files)
+            arguments = [file[f"argument.{i}"] for i in range(count)]
+            expected = {
+                int(name.partition(".")[2]): file[name]
+                for name in file.files
+                if name.startswith("expected.")
+            }
+            return cls(arguments, expected, file["constants"].tolist())
+
+    def check(self, outputs: dict[int, np.ndarray]) -> None:
+        """Raise ValueError unless the results are the expected ones."""
+        for index, want in self.expected.items():
+            rows = outputs[index].reshape(-1, want.shape[1])[: len(want)]
+            if not np.array_equal(rows, want):
+                row, column = np.argwhere(rows != want)[0]
+                raise ValueError(
+                    f"{WRONG}: argument {index} row {row} column {column} is "
+                    f"{rows[row, column]}, the reference says {want[row, column]}"
+                )
+
+
+_loaded: dict[str, Case] = {}  # of the last case, in the measuring process
+
+
+def _case(path: str) -> Case:
+    if path not in _loaded:
+        _loaded.clear()
+        _loaded[path] = Case.load(path)
+    return _loaded[path]
+
+
+def here(library: str, path: str, symbol: str, threads: int) -> list[float]:
+    """Check a kernel on this machine and return the seconds of its fastest batches."""
+    from tvm import get_global_func
+    from tvm.runtime import load_module, tensor
+
+    allowed = os.sched_getaffinity(0)
+    get_global_func(THREAD_POOL)(1, threads)
+    os.sched_setaffinity(0, allowed)  # it has bound this thread to one core, maybe a busy one
+    _ask_for_tiles()
+    case = _case(path)
+    kernel = load_module(library)[symbol]
+    arrays = [tensor(array) for array in case.arguments]
+    kernel(*arrays)
+    case.check({index: arrays[index].numpy() for index in case.expected})
+    copies = [arrays]
+    size = sum(case.arguments[i].nbytes for i in case.constants)
+    if size > SMALL_BYTES:
+        for _ in range(min(64, -(-COLD_BYTES // size)) - 1):
+            other = {i: tensor(case.arguments[i]) for i in case.constants}
+            copies.append([other.get(i, array) for i, array in enumerate(arrays)])
+    start = time.perf_counter()
+    for arguments in copies:
+        kernel(*arguments)
+    each = (time.perf_counter() - start) / len(copies)
+    # whole rounds through the copies, unless a call alone is a batch
+    calls = max(1, round(BATCH_SECONDS / max(each, 1e-9)))
+    found, turn = [], 0
+    for _ in range(BATCHES):
+        batch = [copies[(turn + i) % len(copies)] for i in range(calls)]
+        turn += calls
+        start = time.perf_counter()
+        for arguments in batch:
+            kernel(*arguments)
+        found.append((time.perf_counter() - start) / calls)
+    return sorted(found)[:KEPT]
+
+
+def _ask_for_tiles() -> None:
+    """Ask Linux for AMX tile registers; refused where there are none, which kernels then show."""
+    if platform.machine() == "x86_64":
+        ctypes.CDLL(None).syscall(*REQUEST_TILES)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A machine behind a TVM RPC tracker."""
+
+    host: str
+    port: int
+    key: str
+
+    @classmethod
+    def parse(cls, address: str, key: str | None) -> "Remote":
+        """Read HOST:PORT and a key."""
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise IntformerError(f"{address!r} is not HOST:PORT", where="--rpc")
+        if not key:
+            raise IntformerError("no key of the remote machines", where="--rpc-key")
+        return cls(host, int(port), key)
+
+    def session(self, timeout: float):
+        """Ask the tracker for a machine; IntformerError where it has none of them."""
+        from tvm import rpc
+
+        try:
+            socket.create_connection((self.host, self.port), timeout=5).close()
+            tracker = rpc.connect_tracker(self.host, self.port)
+            servers = {about["key"] for about in tracker.summary()["server_info"]}
+            if f"server:{self.key}" not in servers:  # a request would wait for one to come
+                raise RuntimeError("the tracker knows none")
+            return tracker.request(self.key, session_timeout=int(timeout))
+        except Exception as error:  # OSError, TVMError, RuntimeError
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            raise IntformerError(
+                f"no machine with key {self.key!r}: {text[-1]}",
+                where=f"--rpc {self.host}:{self.port}",
+                hint="python -m tvm.exec.query_rpc_tracker shows what there is",
+            ) from error
+
+
+def there(
+    library: str, path: str, symbol: str, threads: int, remote: Remote, timeout: float
+) -> list[float]:
+    """Check a kernel on a remote machine and return the seconds of its fastest calls.
+
+    Caches are flushed before each call, but for the first argument: the activations.
+    """
+    from tvm.runtime import tensor
+
+    case = _case(path)
+    session = _session(remote, timeout)
+    session.get_function(THREAD_POOL)(1, threads)
+    name = Path(library).name
+    session.upload(library, name)
+    try:
+        module, device = session.load_module(name), session.cpu(0)
+        arrays = [tensor(array, device) for array in case.arguments]
+        module[symbol](*arrays)
+        case.check({index: arrays[index].numpy() for index in case.expected})
+        flush = "cache_flush_cpu_non_first_arg" if case.constants else ""
+        timed = module.time_evaluator(
+            symbol, device, number=1, repeat=REMOTE_CALLS, f_preproc=flush
+        )
+        return sorted(timed(*arrays).results)[:KEPT]
+    finally:
+        session.remove(name)
+
+
+_sessions: dict[Remote, tuple[float, object]] = {}  # in the measuring process: when it began, it
+
+
+def _session(remote: Remote, timeout: float):
+    """Return a session that lives long enough for one candidate: opening one takes seconds.
+
+    The remote machine ends it after that time, a hanging candidate included.
+    """
+    began, session = _sessions.get(remote, (0.0, None))
+    if session is None or time.monotonic() - began > timeout:
+        _sessions.pop(remote, None)
+        session = None  # closes it; a machine serves one at a time
+        _sessions[remote] = (time.monotonic(), remote.session(2 * timeout))
+    return _sessions[remote][1]

@@ -1,0 +1,79 @@
+"""Measures the artifacts of `build.Builder`, one at a time: two would disturb each other."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tvm.ir.utils import derived_object
+from tvm.s_tir.meta_schedule.runner import (
+    PyRunner,
+    PyRunnerFuture,
+    RunnerFuture,
+    RunnerInput,
+    RunnerResult,
+)
+from tvm.support.popen_pool import PopenPoolExecutor
+
+from intformer.errors import IntformerError
+from intformer.tuning.build import SYMBOL, last_line
+from intformer.tuning.measure import TIMED_OUT, WRONG, Remote, here, there
+
+
+@derived_object
+class _Done(PyRunnerFuture):
+    """A result that is there already."""
+
+    def __init__(self, outcome: RunnerResult):
+        """Hold a result."""
+        super().__init__()
+        self.outcome = outcome
+
+    def done(self) -> bool:
+        """Yes."""
+        return True
+
+    def result(self) -> RunnerResult:
+        """Return it."""
+        return self.outcome
+
+
+@derived_object
+class Runner(PyRunner):
+    """Runs kernels in a process of its own.
+
+    case     task identity -> file of its inputs
+    threads  of the kernels
+    timeout  seconds for one candidate
+    remote   where to measure; None: here
+    """
+
+    def __init__(
+        self, case: Callable[[str], Path], threads: int, timeout: float, remote: Remote | None
+    ):
+        """Start no process yet."""
+        super().__init__()
+        self.case, self.threads, self.timeout, self.remote = case, threads, timeout, remote
+        self.pool = PopenPoolExecutor(max_workers=1, timeout=timeout)
+
+    def run(self, runner_inputs: list[RunnerInput]) -> list[RunnerFuture]:
+        """Measure a batch. It is done on return, so nothing is built meanwhile."""
+        futures = []
+        for given in runner_inputs:
+            library, _, identity = str(given.artifact_path).partition("#")
+            futures.append(_Done(RunnerResult(*self.measure(library, identity))))
+        return futures
+
+    def measure(self, library: str, identity: str) -> tuple[list[float] | None, str | None]:
+        """Return (seconds, None) or (None, error)."""
+        job = [here, library, str(self.case(identity)), SYMBOL, self.threads]
+        if self.remote:
+            job = [there, *job[1:], self.remote, self.timeout]
+        try:
+            return self.pool.submit(*job).result(), None
+        except TimeoutError:
+            return None, f"{TIMED_OUT}: not measured within {self.timeout:g} s"
+        except IntformerError:
+            raise
+        except Exception as error:  # a crash of the process too is the candidate's failure
+            text = last_line(error)
+            at = text.find(WRONG)
+            return None, text[at:] if at >= 0 else f"not run: {text}"
