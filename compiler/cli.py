@@ -22,7 +22,7 @@ EXTRAS = {  # module -> extra that brings it
         *("tvm", "tvm_ffi", "torch", "transformers", "safetensors", "rich", "iced_x86"),
         *("xgboost", "psutil", "cloudpickle", "tornado"),
     )
-}
+} | {"accelerate": "qat", "matplotlib": "qat"}
 HEADS = (
     *("features", "sentence-embedding", "sequence-classification", "token-classification"),
     *("question-answering", "masked-lm"),
@@ -257,6 +257,30 @@ def eval_verb(args: argparse.Namespace) -> Result:
     if result.changed is not None:
         lines.append(f"predictions changed: {result.changed} of {result.rows}")
     return result.to_json(), lines
+
+
+def train_verb(args: argparse.Namespace) -> Result:
+    """Fine-tuning in FP32, then with quantization."""
+    from dataclasses import fields
+
+    from intformer.qat.training import Settings, train
+
+    settings = Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)})
+    result = train(args.source, args.train, args.dev, args.output, settings, Progress())
+    stages = result["stages"]
+    rows = [
+        (metric, *(f"{stage['dev'][metric]:.4f}" for stage in stages.values()))
+        for metric in next(iter(stages.values()))["dev"]
+    ]
+    made = args.output / list(stages)[-1]
+    lines = [
+        ", ".join(f"{name} {count} rows" for name, count in result["rows"].items()),
+        *table(["dev", *stages], rows),
+        f"{made}, {args.output / 'metrics.json'}, {args.output / 'curve.png'}",
+        f"next: intformer compile {made} -o {args.task}.so"
+        + ("" if "qat" in stages else f" --calibrate {args.train}"),
+    ]
+    return result, lines
 
 
 def tune_verb(args: argparse.Namespace) -> Result:
@@ -502,6 +526,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count_or_none(text: str) -> int:
+    """Parse a whole number."""
+    return 0 if text == "0" else positive(text)
+
+
 def counts(text: str) -> tuple[int, ...]:
     """Parse whole numbers with commas between them."""
     return tuple(positive(part) for part in text.split(","))
@@ -552,6 +581,44 @@ def parser() -> argparse.ArgumentParser:
         help="what `tune` wrote (default: what comes with intformer)",
     )
     sub.add_argument("--no-cache", action="store_true", help="compile every kernel anew")
+
+    sub = verb("train", train_verb, "fine-tune, then train with quantization; goes on after a kill")
+    sub.add_argument("source", help="directory of a pretrained encoder")
+    sub.add_argument(
+        "--task",
+        required=True,
+        help="sst2, stsb, ..., classification, token-classification or question-answering",
+    )
+    sub.add_argument("--train", required=True, metavar="FILE", help="labelled rows")
+    sub.add_argument("--dev", required=True, metavar="FILE", help="labelled rows, scored once")
+    sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="to make")
+    sub.add_argument("--recipe", choices=("native", "ibert"), default="native")
+    sub.add_argument(
+        "--nonlinear",
+        choices=("integer", "float"),
+        default="integer",
+        help="softmax, GELU, LayerNorm (float: plain Q8BERT)",
+    )
+    sub.add_argument("--weights", choices=("channel", "tensor"), default="channel", help="scales")
+    for option, kind, default, text in (
+        ("--epochs", count_or_none, 3, "of the FP32 stage; 0: SRC is fine-tuned"),
+        ("--qat-epochs", count_or_none, 1, "with quantization; 0: none"),
+        ("--lr", float, 5e-5, "learning rate of the FP32 stage"),
+        ("--qat-lr", float, 2e-5, "learning rate with quantization"),
+        ("--batch", positive, 16, "sequences in a step"),
+        ("--max-length", positive, 128, "tokens in a sequence"),
+        ("--seed", int, 0, "of everything by chance"),
+        ("--patience", positive, 4, "evaluations without a better score before a stage ends"),
+    ):
+        sub.add_argument(option, type=kind, default=default, help=f"{text} (default: {default})")
+    sub.add_argument("--rows", type=positive, help="training rows to take (default: all)")
+    sub.add_argument("--distill", action="store_true", help="learn from the FP32 model too")
+    sub.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of the FP32 stage (default: bf16 where the hardware has it)",
+    )
 
     sub = verb("run", run_verb, "answer texts: --text, a file, or lines on stdin")
     sub.add_argument("library")

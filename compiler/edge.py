@@ -214,8 +214,9 @@ class Edge:
         length = self.metadata.get("truncate_length") or self.metadata["max_length"]
         windows = self.metadata["head"] == "question-answering"
         try:
-            if windows:
-                self.tokenizer.enable_truncation(length, stride=doc_stride, strategy="only_second")
+            if windows:  # a short window shares less, so that it moves on
+                stride = min(doc_stride, length // 3)
+                self.tokenizer.enable_truncation(length, stride=stride, strategy="only_second")
             else:
                 self.tokenizer.enable_truncation(length)
             found = self.tokenizer.encode_batch([r if len(r) == 2 else r[0] for r in rows])

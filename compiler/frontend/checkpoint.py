@@ -105,6 +105,14 @@ class Checkpoint:
         names = self.setting("id2label", dict, {})
         return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
 
+    def truncate_length(self, limit: int) -> int:
+        """Return the tokens a text is cut to: what the directory says, `limit` at most."""
+        sentence = self.read_json("sentence_bert_config.json") or {}
+        tokenizer = self.read_json("tokenizer_config.json") or {}
+        # where nobody set a length, transformers writes 1e30
+        asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or limit
+        return int(min(asked, limit))
+
     def refuse_unsupported(self) -> None:
         """Raise for a config key that asks for arithmetic which is not here."""
         for key, neutral in REFUSED.items():

@@ -429,7 +429,6 @@ class _Reader:
         stages = encoder.head.stages
         channels = len(stages[-1].linear.bias) if stages else encoder.hidden
         labelled = encoder.head.name.endswith("-classification")
-        sentence = self.checkpoint.read_json("sentence_bert_config.json") or {}
         return {
             "family": model_type,
             "head": encoder.head.name,
@@ -438,7 +437,7 @@ class _Reader:
             "vocab_size": len(encoder.word),
             "type_vocab_size": 1 if encoder.types is None else len(encoder.types),
             "max_length": limit,
-            "truncate_length": min(sentence.get("max_seq_length") or limit, limit),
+            "truncate_length": self.checkpoint.truncate_length(limit),
             "pad_token_id": pad,
             "position_rule": rule,
             "hidden": encoder.hidden,

@@ -127,7 +127,6 @@ def _meta(reader: Reader, head: str, pooling: str) -> dict:
     checkpoint = reader.checkpoint
     pad = checkpoint.setting("pad_token_id", int, 1, least=0)
     limit = len(reader.tensors["embed.position.weight"]) - (pad + 1)
-    sentence = checkpoint.read_json("sentence_bert_config.json") or {}
     leak, said = LEAK[reader.mode]
     return {
         "family": "ibert",
@@ -139,7 +138,7 @@ def _meta(reader: Reader, head: str, pooling: str) -> dict:
         "vocab_size": len(reader.tensors["embed.word.weight"]),
         "type_vocab_size": len(reader.tensors["embed.type.weight"]),
         "max_length": limit,
-        "truncate_length": min(sentence.get("max_seq_length") or limit, limit),
+        "truncate_length": checkpoint.truncate_length(limit),
         "pad_token_id": pad,
         "position_rule": "padding",
         "hidden": reader.hidden,

@@ -1,0 +1,180 @@
+"""transformers.Trainer with our held-out score, distillation and progress bar.
+
+Nothing here is needed to train a prepared model: it is a plain module for any Trainer.
+"""
+
+import inspect
+import sys
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional
+
+from intformer.qat.tasks import ANSWERS, IGNORED, TOKENS, Encoded
+
+TEMPERATURE = 2.0  # of distillation
+TEACHER = 0.5  # weight of the teacher's loss; the rest is the labels'
+
+
+class Tuner(transformers.Trainer):
+    """A Trainer that evaluates on `held_out` and, with a teacher, learns from its outputs too."""
+
+    def __init__(self, model, *, held_out: Encoded, teacher=None, **options):
+        """Take a Trainer's arguments, and what to evaluate on."""
+        self.held_out, self.teacher = held_out, teacher
+        self.takes = inspect.signature(model.forward).parameters
+        super().__init__(
+            model=model, data_collator=self.collate, eval_dataset=held_out.features, **options
+        )
+        if teacher is not None:
+            teacher.to(self.args.device).requires_grad_(False)
+
+    def collate(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        """Return a padded batch."""
+        return padded(features, self.held_out.pad, self.takes)
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """Score the held-out rows, each metric under its name."""
+        model, was = self.model, self.model.training
+        rows = forward_rows(model.eval(), self.held_out, self.args.eval_batch_size)
+        model.train(was)
+        scores, _ = self.held_out.score(rows)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the model's own loss; with a teacher, the mean of it and the teacher's."""
+        out = model(**inputs)
+        loss = out["loss"]
+        if self.teacher is not None:
+            taken = inspect.signature(self.teacher.forward).parameters
+            plain = {
+                k: v
+                for k, v in inputs.items()
+                if k in taken and k not in ("labels", "start_positions", "end_positions")
+            }
+            with torch.no_grad():
+                wanted = logits(self.teacher(**plain))
+            extra = distance(logits(out), wanted, self.held_out.rows, inputs)
+            loss = (1 - TEACHER) * loss + TEACHER * extra
+        return (loss, out) if return_outputs else loss
+
+
+def distance(got, wanted, rows, inputs: dict) -> torch.Tensor:
+    """Return how far a student's outputs are from its teacher's: MSE for scores, else KL."""
+    if rows.regression:
+        return functional.mse_loss(got.float(), wanted.float())
+    if rows.task == TOKENS:
+        kept = inputs["labels"] != IGNORED
+        got, wanted = got[kept], wanted[kept]
+    elif rows.task == ANSWERS:  # a distribution over tokens for the start, one for the end
+        hidden = (inputs["attention_mask"] == 0).unsqueeze(-1)
+        got, wanted = (
+            x.float().masked_fill(hidden, -1e4).transpose(1, 2).flatten(0, 1) for x in (got, wanted)
+        )
+    soft = functional.kl_div(
+        functional.log_softmax(got.float() / TEMPERATURE, -1),
+        functional.softmax(wanted.float() / TEMPERATURE, -1),
+        reduction="batchmean",
+    )
+    return soft * TEMPERATURE**2
+
+
+def logits(out) -> torch.Tensor:
+    """Return a model's outputs as one tensor; start and end of answers are its two channels."""
+    if "start_logits" in out:
+        return torch.stack((out["start_logits"], out["end_logits"]), -1)
+    return out["logits"]
+
+
+def padded(features: list[dict], pad: int, takes) -> dict[str, torch.Tensor]:
+    """Return sequences as a batch, padded to the longest, of the arguments a model takes."""
+    longest = max(len(one["input_ids"]) for one in features)
+    shape = (len(features), longest)
+    batch = {
+        "input_ids": torch.full(shape, pad),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+    }
+    if "token_type_ids" in takes:
+        batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+    for row, one in enumerate(features):
+        length = len(one["input_ids"])
+        batch["attention_mask"][row, :length] = 1
+        for name in ("input_ids", "token_type_ids"):
+            if name in batch:
+                batch[name][row, :length] = torch.from_numpy(one[name])
+    for name in features[0].keys() - {"input_ids", "token_type_ids"}:
+        values = [one[name] for one in features]
+        if isinstance(values[0], np.ndarray):
+            batch[name] = torch.full(shape, IGNORED)
+            for row, value in enumerate(values):
+                batch[name][row, : len(value)] = torch.from_numpy(value)
+        else:
+            batch[name] = torch.tensor(values)  # classes int64, scores float32
+    return batch
+
+
+def forward_rows(model, data: Encoded, batch: int) -> np.ndarray:
+    """Return a row per sequence or per token, float32, in the order of data.packed.
+
+    Sequences of like length are run together.
+    """
+    takes = inspect.signature(model.forward).parameters
+    device = next(model.parameters()).device
+    order = sorted(range(len(data.features)), key=lambda i: len(data.features[i]["input_ids"]))
+    found: dict[int, np.ndarray] = {}
+    for first in range(0, len(order), batch):
+        chosen = order[first : first + batch]
+        inputs = padded(
+            [{k: data.features[i][k] for k in ("input_ids", "token_type_ids")} for i in chosen],
+            data.pad,
+            takes,
+        )
+        with torch.inference_mode():
+            out = logits(model(**{k: v.to(device) for k, v in inputs.items()})).float().cpu()
+        for i, row in zip(chosen, out.numpy(), strict=True):
+            found[i] = row[None] if row.ndim == 1 else row[: len(data.features[i]["input_ids"])]
+    return np.concatenate([found[i] for i in range(len(order))])
+
+
+class Bar(transformers.TrainerCallback):
+    """A progress bar on stderr, where a person is watching."""
+
+    def __init__(self, label: str):
+        """Keep the label."""
+        self.label, self.bar, self.task = label, None, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Show it."""
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.bar = Progress(console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=state.max_steps)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Move it."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Say the last figures beside it."""
+        if self.bar is not None and logs:
+            shown = ", ".join(
+                f"{name.removeprefix('eval_')} {value:.4g}"
+                for name, value in logs.items()
+                if name == "loss" or name.startswith("eval_")
+            )
+            if shown:
+                self.bar.update(self.task, description=f"{self.label} ({shown})")
+
+    def stop(self):
+        """Take it away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
