@@ -195,6 +195,13 @@ def tables(
     }
 
 
+def space(attrs: dict, isa) -> dict[str, list[int]]:
+    """Return what may be decided, see attention_tir.space."""
+    from intformer.relay_ops import attention_tir
+
+    return attention_tir.space(attrs, isa)
+
+
 def kernel(attrs: dict, isa, decisions: dict):
     """PrimFunc over physical buffers, see attention_tir.build."""
     from intformer.relay_ops import attention_tir
@@ -202,6 +209,7 @@ def kernel(attrs: dict, isa, decisions: dict):
     return attention_tir.build(
         attrs,
         isa,
+        decisions,
         {
             "recipe": "native",
             "constants": (C4, C3, C2, C1, C0, Z_BITS, SEED, SLOPE),
@@ -212,4 +220,4 @@ def kernel(attrs: dict, isa, decisions: dict):
     )
 
 
-OP = IntOp(NAME, reference, bounds, kernel=kernel, source="own; arXiv 2103.09301")
+OP = IntOp(NAME, reference, bounds, kernel=kernel, space=space, source="own; arXiv 2103.09301")

@@ -164,6 +164,13 @@ def tables(
     return {"p": np.array(p, np.int64), "ctx_mult": ctx_mult, "ctx_shift": ctx_shift}
 
 
+def space(attrs: dict, isa) -> dict[str, list[int]]:
+    """Return what may be decided, see attention_tir.space."""
+    from intformer.relay_ops import attention_tir
+
+    return attention_tir.space(attrs, isa)
+
+
 def kernel(attrs: dict, isa, decisions: dict):
     """PrimFunc over physical buffers, see attention_tir.build."""
     from intformer.relay_ops import attention_tir
@@ -171,6 +178,7 @@ def kernel(attrs: dict, isa, decisions: dict):
     return attention_tir.build(
         attrs,
         isa,
+        decisions,
         {
             "recipe": "ibert",
             "constants": (CONST, SPLIT, MAX_SHIFT, EXP_LIMIT),
@@ -183,5 +191,10 @@ def kernel(attrs: dict, isa, decisions: dict):
 
 
 OP = IntOp(
-    NAME, reference, bounds, kernel=kernel, source="transformers ibert IntSoftmax + QuantAct(8)"
+    NAME,
+    reference,
+    bounds,
+    kernel=kernel,
+    space=space,
+    source="transformers ibert IntSoftmax + QuantAct(8)",
 )

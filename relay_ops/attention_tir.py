@@ -1,15 +1,16 @@
 """The attention kernel of both recipes: no score matrix reaches memory beyond eight rows.
 
-One task is one head of one sequence. It packs K and V for the chip's dot products, then takes eight
-query rows at a time: scores (int32), numerators (int16), context. K is the unsigned operand
-(k + 128): that adds 128 * sum(q) to every score of a row, which the subtraction of the row maximum
-takes away again. Numerators and V are int16 for the second product. The chip enters through `isa`
-alone (see schedules/isa.py):
+One task is one head of one sequence, or several one after the other. K and V of a head are packed
+for the chip's dot products; then come eight query rows at a time: scores (int32), numerators
+(int16), context. K is the unsigned operand (k + 128): that adds 128 * sum(q) to every score of a
+row, which the subtraction of the row maximum takes away again. Numerators and V are int16 for the
+second product. The chip enters through `isa` alone (see schedules/isa.py):
 
     lanes  int32 lanes of one vector, L
     dot    (int32 x L, uint8 x 4 L, int8 x 4 L) -> int32 x L
     dot16  (int32 x L, int16 x 2 L, int16 x 2 L) -> int32 x L
-    score_tiles  key vectors per score tile    context_tiles  accumulators per context tile
+    score_tiles  key vectors per score tile, the default first
+    context_tiles  accumulators per context tile
 """
 
 from tvm.script import tirx as T
@@ -90,15 +91,31 @@ def ibert_quantized(poly, q, params, constants):
     return expr.as_type(T.min(e, expr.like(limit, e)), "int32")
 
 
-def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
+def space(attrs: dict, isa) -> dict[str, list[int]]:
+    """Return what may be decided, the default first.
+
+    keys   key vectors of one tile of scores
+    heads  of one sequence in one parallel task
+    """
+    heads = [n for n in (1, 2, 4, 8) if attrs["heads"] % n == 0]
+    return {"keys": list(isa.score_tiles), "heads": heads}
+
+
+def build(attrs: dict, isa, decisions: dict[str, int], numerics) -> "T.PrimFunc":
     """Return the kernel (qkv, cu_seqlens, params, ctx_mult, ctx_shift, out).
 
-    attrs     heads, head_dim (padded to a multiple of 16), max_length, zero_points_out
-    isa       see the module docstring
-    numerics  "native" or "ibert" with the constants of that op: a dict
+    attrs      heads, head_dim (padded to a multiple of 16), max_length, zero_points_out
+    isa        see the module docstring
+    decisions  of `space`; what is missing or no candidate takes its default
+    numerics   "native" or "ibert" with the constants of that op: a dict
     """
     heads, dim = attrs["heads"], attrs["head_dim"]
-    lanes, depth, tiles = isa.lanes, DEPTH, isa.score_tiles
+    chosen = {
+        name: decisions[name] if decisions.get(name) in values else values[0]
+        for name, values in space(attrs, isa).items()
+    }
+    together = chosen["heads"]
+    lanes, depth, tiles = isa.lanes, DEPTH, chosen["keys"]
     width, steps, spans = heads * dim, dim // depth, dim // lanes
     group, pair = tiles * lanes, 2 * lanes
     limit = -(-attrs["max_length"] // group) * group
@@ -194,9 +211,8 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
         for t in T.serial(cu[offsets - 1], blocks * ROWS):
             for c in T.serial(width // lanes):
                 y[t, T.ramp(c * lanes, 1, lanes)] = T.broadcast(T.cast(zero_point, out_type), lanes)
-        for task in T.parallel((offsets - 1) * heads):
-            b: T.let = task // heads
-            h: T.let = task % heads
+        for task in T.parallel((offsets - 1) * (heads // together)):
+            b: T.let = task // (heads // together)
             start: T.let = cu[b]
             length: T.let = cu[b + 1] - cu[b]
             last: T.let = cu[b + 1] - 1
@@ -204,186 +220,205 @@ def build(attrs: dict, isa, numerics) -> "T.PrimFunc":
             vp = T.alloc_buffer((limit // 2 * dim,), "int32")
             scores = T.alloc_buffer((ROWS, limit), "int32")
             probs = T.alloc_buffer((ROWS, limit), "int16")
-            # pack K as [keys / L, dim / 4, L, 4], unsigned, and V as [keys / 2, dim / L, L, 2]
-            for j in T.serial(length):
-                for k in T.serial(steps):
-                    kp[(j // lanes * steps + k) * lanes + j % lanes] = (
-                        load_word(x, start + j, width + h * dim + k * depth) ^ flip
-                    )
-            for j in T.serial((length + 1) // 2):
-                for s in T.serial(spans):
-                    vp[T.ramp((j * spans + s) * lanes, 1, lanes)] = v_pair(
-                        x, start + j * 2, last, 2 * width + h * dim + s * lanes
-                    )
-            groups: T.let = (length + group - 1) // group
-            columns: T.let = groups * group
-            for block in T.serial((length + ROWS - 1) // ROWS):
-                acc = T.alloc_buffer((ROWS * tiles * lanes,), "int32", annotations=expr.STACK)
-                for g in T.serial(groups):
-                    for i in T.unroll(ROWS * tiles):
-                        acc[T.ramp(i * lanes, 1, lanes)] = vector(0)
+            for each in T.serial(together):
+                h: T.let = task % (heads // together) * together + each
+                # pack K as [keys / L, dim / 4, L, 4], unsigned, and V as [keys / 2, dim / L, L, 2]
+                for j in T.serial(length):
                     for k in T.serial(steps):
-                        for i in T.unroll(ROWS):
-                            for u in T.unroll(tiles):
-                                acc[T.ramp((i * tiles + u) * lanes, 1, lanes)] = isa.dot(
-                                    acc[T.ramp((i * tiles + u) * lanes, 1, lanes)],
-                                    T.reinterpret(
-                                        kp[T.ramp(((g * tiles + u) * steps + k) * lanes, 1, lanes)],
-                                        dtype=u8,
-                                    ),
-                                    T.reinterpret(
-                                        T.broadcast(
-                                            load_word(
-                                                x,
-                                                T.min(start + block * ROWS + i, last),
-                                                h * dim + k * depth,
+                        kp[(j // lanes * steps + k) * lanes + j % lanes] = (
+                            load_word(x, start + j, width + h * dim + k * depth) ^ flip
+                        )
+                for j in T.serial((length + 1) // 2):
+                    for s in T.serial(spans):
+                        vp[T.ramp((j * spans + s) * lanes, 1, lanes)] = v_pair(
+                            x, start + j * 2, last, 2 * width + h * dim + s * lanes
+                        )
+                groups: T.let = (length + group - 1) // group
+                columns: T.let = groups * group
+                for block in T.serial((length + ROWS - 1) // ROWS):
+                    acc = T.alloc_buffer((ROWS * tiles * lanes,), "int32", annotations=expr.STACK)
+                    for g in T.serial(groups):
+                        for i in T.unroll(ROWS * tiles):
+                            acc[T.ramp(i * lanes, 1, lanes)] = vector(0)
+                        for k in T.serial(steps):
+                            for i in T.unroll(ROWS):
+                                for u in T.unroll(tiles):
+                                    acc[T.ramp((i * tiles + u) * lanes, 1, lanes)] = isa.dot(
+                                        acc[T.ramp((i * tiles + u) * lanes, 1, lanes)],
+                                        T.reinterpret(
+                                            kp[
+                                                T.ramp(
+                                                    ((g * tiles + u) * steps + k) * lanes, 1, lanes
+                                                )
+                                            ],
+                                            dtype=u8,
+                                        ),
+                                        T.reinterpret(
+                                            T.broadcast(
+                                                load_word(
+                                                    x,
+                                                    T.min(start + block * ROWS + i, last),
+                                                    h * dim + k * depth,
+                                                ),
+                                                lanes,
                                             ),
-                                            lanes,
-                                        ),
-                                        dtype=s8,
-                                    ),
-                                )
-                    for i in T.unroll(ROWS):
-                        for u in T.unroll(tiles):
-                            scores[i, T.ramp((g * tiles + u) * lanes, 1, lanes)] = acc[
-                                T.ramp((i * tiles + u) * lanes, 1, lanes)
-                            ]
-                total = T.alloc_buffer((ROWS,), "int32", annotations=expr.STACK)
-                for i in T.serial(ROWS):
-                    for j in T.serial(length, (columns + pair - 1) // pair * pair):
-                        scores[i, j] = MASKED
-                    v = T.alloc_buffer((lanes,), "int32", annotations=expr.STACK)
-                    v[T.ramp(0, 1, lanes)] = vector(MASKED)
-                    for j in T.serial(columns // lanes):
-                        v[T.ramp(0, 1, lanes)] = T.max(
-                            v[T.ramp(0, 1, lanes)], scores[i, T.ramp(j * lanes, 1, lanes)]
-                        )
-                    top = T.alloc_buffer((1,), "int32", annotations=expr.STACK)
-                    top[0] = reduced("smax", v[T.ramp(0, 1, lanes)])
-                    v[T.ramp(0, 1, lanes)] = vector(0)
-                    if native:
-                        z = T.alloc_buffer((pair,), "uint16", annotations=expr.STACK)
-                        for j in T.serial((columns + pair - 1) // pair):
-                            for u in T.unroll(2):
-                                z[T.ramp(u * lanes, 1, lanes)] = octaves(
-                                    T.broadcast(top[0], lanes)
-                                    - scores[i, T.ramp(j * pair + u * lanes, 1, lanes)],
-                                    params,
-                                )
-                            probs[i, T.ramp(j * pair, 1, pair)] = numerator(
-                                z[T.ramp(0, 1, pair)], j * pair, length
-                            )
-                            v[T.ramp(0, 1, lanes)] = isa.dot16(
-                                v[T.ramp(0, 1, lanes)],
-                                probs[i, T.ramp(j * pair, 1, pair)],
-                                T.broadcast(T.int16(1), pair),
-                            )
-                    else:
-                        e = T.alloc_buffer((lanes,), "int32", annotations=expr.STACK)
-                        for j in T.serial(columns // lanes):
-                            q = T.alloc_buffer((2 * lanes,), "int64", annotations=expr.STACK)
-                            q[T.ramp(0, 1, lanes)] = clipped(
-                                T.broadcast(top[0], lanes) - scores[i, T.ramp(j * lanes, 1, lanes)],
-                                params,
-                            )
-                            q[T.ramp(lanes, 1, lanes)] = quotient(q[T.ramp(0, 1, lanes)], params)
-                            q[T.ramp(0, 1, lanes)] = polynomial(
-                                q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
-                            )
-                            e[T.ramp(0, 1, lanes)] = masked(
-                                quantized(
-                                    q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
-                                ),
-                                j,
-                                length,
-                            )
-                            scores[i, T.ramp(j * lanes, 1, lanes)] = e[T.ramp(0, 1, lanes)]
-                            v[T.ramp(0, 1, lanes)] = v[T.ramp(0, 1, lanes)] + e[T.ramp(0, 1, lanes)]
-                    total[i] = reduced("add", v[T.ramp(0, 1, lanes)])
-                rest = T.alloc_buffer((ROWS,), "int64", annotations=expr.STACK)
-                factor = T.alloc_buffer((ROWS,), "int64", annotations=expr.STACK)
-                up = T.alloc_buffer((ROWS,), "int32", annotations=expr.STACK)
-                if native:
-                    # rest: the bits of total; factor: 2^48 / total, short of what `up` makes up for
-                    for i in T.vectorized(ROWS):
-                        rest[i] = T.int64(1)
-                    for k in T.unroll(5):
-                        for i in T.vectorized(ROWS):
-                            rest[i] = rest[i] + T.Select(
-                                (T.cast(total[i], "int64") >> (rest[i] + T.int64(15 >> k)))
-                                > T.int64(0),
-                                T.int64(16 >> k),
-                                T.int64(0),
-                            )
-                    for i in T.vectorized(ROWS):
-                        factor[i] = inverse(total[i], rest[i])
-                        up[i] = T.cast(
-                            expr.power_of_two(T.max(T.int64(18) - rest[i], T.int64(0))), "int32"
-                        )
-                else:
-                    # floor((2^bits - 1) / total), bit by bit, for the eight rows at once
-                    for i in T.vectorized(ROWS):
-                        rest[i] = T.int64(0)
-                        factor[i] = T.int64(0)
-                    for _bit in T.serial(sum_bits):
-                        for i in T.vectorized(ROWS):
-                            rest[i] = rest[i] + rest[i] + T.int64(1)
-                        for i in T.vectorized(ROWS):
-                            factor[i] = (
-                                factor[i]
-                                + factor[i]
-                                + T.Select(
-                                    rest[i] >= T.cast(total[i], "int64"), T.int64(1), T.int64(0)
-                                )
-                            )
-                        for i in T.vectorized(ROWS):
-                            rest[i] = T.Select(
-                                rest[i] >= T.cast(total[i], "int64"),
-                                rest[i] - T.cast(total[i], "int64"),
-                                rest[i],
-                            )
-                    # floor(2^32 / total): one more where total is a power of two; 0 for a 0 row
-                    for i in T.vectorized(ROWS):
-                        factor[i] = T.Select(
-                            total[i] > 0,
-                            factor[i]
-                            + T.Select((total[i] & (total[i] - 1)) > 0, T.int64(0), T.int64(1)),
-                            T.int64(0),
-                        )
-                    for i in T.serial(ROWS):
-                        for j in T.serial(columns // lanes):
-                            probs[i, T.ramp(j * lanes, 1, lanes)] = expr.as_type(
-                                probability(scores[i, T.ramp(j * lanes, 1, lanes)], factor[i]),
-                                "int16",
-                            )
-                ctx = T.alloc_buffer((ROWS * dim,), "int32", annotations=expr.STACK)
-                for r in T.unroll(ROWS // part):
-                    for i in T.unroll(part * spans):
-                        ctx[T.ramp((r * part * spans + i) * lanes, 1, lanes)] = vector(0)
-                    for j in T.serial((length + 1) // 2):
-                        for i in T.unroll(part):
-                            for s in T.unroll(spans):
-                                ctx[T.ramp(((r * part + i) * spans + s) * lanes, 1, lanes)] = (
-                                    isa.dot16(
-                                        ctx[T.ramp(((r * part + i) * spans + s) * lanes, 1, lanes)],
-                                        T.reinterpret(
-                                            T.broadcast(load_pair(probs, r * part + i, j), lanes),
-                                            dtype=pairs,
-                                        ),
-                                        T.reinterpret(
-                                            vp[T.ramp((j * spans + s) * lanes, 1, lanes)],
-                                            dtype=pairs,
+                                            dtype=s8,
                                         ),
                                     )
+                        for i in T.unroll(ROWS):
+                            for u in T.unroll(tiles):
+                                scores[i, T.ramp((g * tiles + u) * lanes, 1, lanes)] = acc[
+                                    T.ramp((i * tiles + u) * lanes, 1, lanes)
+                                ]
+                    total = T.alloc_buffer((ROWS,), "int32", annotations=expr.STACK)
+                    for i in T.serial(ROWS):
+                        for j in T.serial(length, (columns + pair - 1) // pair * pair):
+                            scores[i, j] = MASKED
+                        v = T.alloc_buffer((lanes,), "int32", annotations=expr.STACK)
+                        v[T.ramp(0, 1, lanes)] = vector(MASKED)
+                        for j in T.serial(columns // lanes):
+                            v[T.ramp(0, 1, lanes)] = T.max(
+                                v[T.ramp(0, 1, lanes)], scores[i, T.ramp(j * lanes, 1, lanes)]
+                            )
+                        top = T.alloc_buffer((1,), "int32", annotations=expr.STACK)
+                        top[0] = reduced("smax", v[T.ramp(0, 1, lanes)])
+                        v[T.ramp(0, 1, lanes)] = vector(0)
+                        if native:
+                            z = T.alloc_buffer((pair,), "uint16", annotations=expr.STACK)
+                            for j in T.serial((columns + pair - 1) // pair):
+                                for u in T.unroll(2):
+                                    z[T.ramp(u * lanes, 1, lanes)] = octaves(
+                                        T.broadcast(top[0], lanes)
+                                        - scores[i, T.ramp(j * pair + u * lanes, 1, lanes)],
+                                        params,
+                                    )
+                                probs[i, T.ramp(j * pair, 1, pair)] = numerator(
+                                    z[T.ramp(0, 1, pair)], j * pair, length
                                 )
-                for i in T.serial(T.min(ROWS, length - block * ROWS)):
-                    for s in T.serial(spans):
-                        y[start + block * ROWS + i, T.ramp(h * dim + s * lanes, 1, lanes)] = output(
-                            ctx[T.ramp((i * spans + s) * lanes, 1, lanes)],
-                            T.cast(factor[i], "int32"),
-                            up[i],
-                            mult[T.ramp(h * dim + s * lanes, 1, lanes)],
-                            shift[T.ramp(h * dim + s * lanes, 1, lanes)],
-                        )
+                                v[T.ramp(0, 1, lanes)] = isa.dot16(
+                                    v[T.ramp(0, 1, lanes)],
+                                    probs[i, T.ramp(j * pair, 1, pair)],
+                                    T.broadcast(T.int16(1), pair),
+                                )
+                        else:
+                            e = T.alloc_buffer((lanes,), "int32", annotations=expr.STACK)
+                            for j in T.serial(columns // lanes):
+                                q = T.alloc_buffer((2 * lanes,), "int64", annotations=expr.STACK)
+                                q[T.ramp(0, 1, lanes)] = clipped(
+                                    T.broadcast(top[0], lanes)
+                                    - scores[i, T.ramp(j * lanes, 1, lanes)],
+                                    params,
+                                )
+                                q[T.ramp(lanes, 1, lanes)] = quotient(
+                                    q[T.ramp(0, 1, lanes)], params
+                                )
+                                q[T.ramp(0, 1, lanes)] = polynomial(
+                                    q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
+                                )
+                                e[T.ramp(0, 1, lanes)] = masked(
+                                    quantized(
+                                        q[T.ramp(0, 1, lanes)], q[T.ramp(lanes, 1, lanes)], params
+                                    ),
+                                    j,
+                                    length,
+                                )
+                                scores[i, T.ramp(j * lanes, 1, lanes)] = e[T.ramp(0, 1, lanes)]
+                                v[T.ramp(0, 1, lanes)] = (
+                                    v[T.ramp(0, 1, lanes)] + e[T.ramp(0, 1, lanes)]
+                                )
+                        total[i] = reduced("add", v[T.ramp(0, 1, lanes)])
+                    rest = T.alloc_buffer((ROWS,), "int64", annotations=expr.STACK)
+                    factor = T.alloc_buffer((ROWS,), "int64", annotations=expr.STACK)
+                    up = T.alloc_buffer((ROWS,), "int32", annotations=expr.STACK)
+                    if native:
+                        # rest: the bits of total; factor: 2^48 / total, short of what `up` adds
+                        for i in T.vectorized(ROWS):
+                            rest[i] = T.int64(1)
+                        for k in T.unroll(5):
+                            for i in T.vectorized(ROWS):
+                                rest[i] = rest[i] + T.Select(
+                                    (T.cast(total[i], "int64") >> (rest[i] + T.int64(15 >> k)))
+                                    > T.int64(0),
+                                    T.int64(16 >> k),
+                                    T.int64(0),
+                                )
+                        for i in T.vectorized(ROWS):
+                            factor[i] = inverse(total[i], rest[i])
+                            up[i] = T.cast(
+                                expr.power_of_two(T.max(T.int64(18) - rest[i], T.int64(0))), "int32"
+                            )
+                    else:
+                        # floor((2^bits - 1) / total), bit by bit, for the eight rows at once
+                        for i in T.vectorized(ROWS):
+                            rest[i] = T.int64(0)
+                            factor[i] = T.int64(0)
+                        for _bit in T.serial(sum_bits):
+                            for i in T.vectorized(ROWS):
+                                rest[i] = rest[i] + rest[i] + T.int64(1)
+                            for i in T.vectorized(ROWS):
+                                factor[i] = (
+                                    factor[i]
+                                    + factor[i]
+                                    + T.Select(
+                                        rest[i] >= T.cast(total[i], "int64"), T.int64(1), T.int64(0)
+                                    )
+                                )
+                            for i in T.vectorized(ROWS):
+                                rest[i] = T.Select(
+                                    rest[i] >= T.cast(total[i], "int64"),
+                                    rest[i] - T.cast(total[i], "int64"),
+                                    rest[i],
+                                )
+                        # floor(2^32 / total): one more where total is a power of two; 0 for a 0 row
+                        for i in T.vectorized(ROWS):
+                            factor[i] = T.Select(
+                                total[i] > 0,
+                                factor[i]
+                                + T.Select((total[i] & (total[i] - 1)) > 0, T.int64(0), T.int64(1)),
+                                T.int64(0),
+                            )
+                        for i in T.serial(ROWS):
+                            for j in T.serial(columns // lanes):
+                                probs[i, T.ramp(j * lanes, 1, lanes)] = expr.as_type(
+                                    probability(scores[i, T.ramp(j * lanes, 1, lanes)], factor[i]),
+                                    "int16",
+                                )
+                    ctx = T.alloc_buffer((ROWS * dim,), "int32", annotations=expr.STACK)
+                    for r in T.unroll(ROWS // part):
+                        for i in T.unroll(part * spans):
+                            ctx[T.ramp((r * part * spans + i) * lanes, 1, lanes)] = vector(0)
+                        for j in T.serial((length + 1) // 2):
+                            for i in T.unroll(part):
+                                for s in T.unroll(spans):
+                                    ctx[T.ramp(((r * part + i) * spans + s) * lanes, 1, lanes)] = (
+                                        isa.dot16(
+                                            ctx[
+                                                T.ramp(
+                                                    ((r * part + i) * spans + s) * lanes, 1, lanes
+                                                )
+                                            ],
+                                            T.reinterpret(
+                                                T.broadcast(
+                                                    load_pair(probs, r * part + i, j), lanes
+                                                ),
+                                                dtype=pairs,
+                                            ),
+                                            T.reinterpret(
+                                                vp[T.ramp((j * spans + s) * lanes, 1, lanes)],
+                                                dtype=pairs,
+                                            ),
+                                        )
+                                    )
+                    for i in T.serial(T.min(ROWS, length - block * ROWS)):
+                        for s in T.serial(spans):
+                            y[start + block * ROWS + i, T.ramp(h * dim + s * lanes, 1, lanes)] = (
+                                output(
+                                    ctx[T.ramp((i * spans + s) * lanes, 1, lanes)],
+                                    T.cast(factor[i], "int32"),
+                                    up[i],
+                                    mult[T.ramp(h * dim + s * lanes, 1, lanes)],
+                                    shift[T.ramp(h * dim + s * lanes, 1, lanes)],
+                                )
+                            )
 
     return kernel.with_attr(expr.APART, True)

@@ -214,6 +214,7 @@ def rounded_product(call):
 
 
 for _name, _lower in ((MUL_HIGH, high_product), (MUL_ROUND, rounded_product)):
+    tvm.ir.register_op_attr(_name, "TScriptPrinterName", _name.removeprefix("tirx."))
     tvm.ir.register_op_attr(_name, "TVectorizable", True)
     tvm.ir.register_op_attr(_name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
     register_intrin_lowering(_name, "llvm", f=_lower)

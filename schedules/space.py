@@ -1,6 +1,7 @@
 """What may be decided about a kernel, per kind: name -> values, the written-down rule first.
 
 matmul   tile      register tile: 10 * rows + vectors of columns, what fits the registers
+         steps     dot products of one turn of the innermost loop
          columns   tiles of columns that one parallel task computes
          order     0: all rows of a chunk pass by one tile of columns, 1: the other way round
          chunk     KiB of input rows that stay in the second-level cache
@@ -29,7 +30,8 @@ def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
     names = {sch.get(block).name_hint: block for block in blocks(sch)}
     if "matmul" in names:
         columns = sch.get(sch.get_loops(names["matmul"])[2]).extent
-        return _matmul(isa, int(columns) * TOGETHER)
+        depth = sch.get(sch.get_loops(names["matmul"])[-2]).extent
+        return _matmul(isa, int(columns) * TOGETHER, int(depth))
     vectors = sch.get(sch.get_loops(list(names.values())[-1])[-1]).extent // isa.lanes
     unroll = [n for n in (1, 2, 4) if int(vectors) % n == 0]
     if "ln_sum" in names:
@@ -52,13 +54,15 @@ def blocks(sch: Schedule) -> list:
     return sch.get_child_blocks(sch.get_sblock("root", func_name=name))
 
 
-def _matmul(isa, columns: int) -> dict[str, list[int]]:
+def _matmul(isa, columns: int, depth: int) -> dict[str, list[int]]:
     rows, most = isa.matmul_tile
     tiles = _tiles(isa.lanes, columns)
     # the hand-picked tile; where it does not fit, the next narrower one
     default = max(tile for tile in tiles if tile // 10 == rows and tile % 10 <= most)
+    steps = [n for n in (isa.steps, *{1, 2, 4} - {isa.steps}) if depth % n == 0]
     return {
         "tile": [default, *(tile for tile in tiles if tile != default)],
+        "steps": steps,
         "columns": [1, 2, 4, 8],
         "order": [0, 1],
         "chunk": [CHUNK_BYTES >> 10, 256, 512, 2048],

@@ -1,7 +1,7 @@
 """Schedule rules for x86 CPUs: one per kind of kernel, found by block name.
 
     matmul   weights stay in the first-level cache for one tile of columns while all rows pass by;
-             the register tile (8 rows x 2 vectors with VNNI: 16 accumulators, 2 weight vectors, one
+             the register tile (8 rows x 3 vectors with VNNI: 24 accumulators, 3 weight vectors, one
              broadcast) is finished with its whole epilogue before it is stored
     ln_sum   one block of eight rows at a time; statistics of the eight rows side by side
     else     eight rows at a time, one vector of channels after the other
@@ -20,7 +20,7 @@ from tvm_ffi import structural_map
 
 from intformer.schedules.space import DEPTH, LINE, TOGETHER, blocks, decide, space
 
-STEP = "intformer.step"  # marks the loop over steps of the dot products
+STEPS = "intformer.steps"  # marks the loop over the dot products, with how many one turn does
 NARROW = ("gelu_t", "gelu_u", "i_gelu", "requantize16")  # blocks in 16-bit lanes
 
 
@@ -77,7 +77,7 @@ def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) 
     names = [sch.get(block).name_hint for block in blocks(sch)]
     if "matmul" in names:
         rows, vectors = divmod(chosen["tile"], 10)
-        panels, length = _matmul(sch, isa, rows, vectors)
+        panels, length = _matmul(sch, isa, rows, vectors, chosen["steps"])
         func = sch.mod["main"]
         if chosen["prefetch"]:
             func = _prefetched(func, chosen["prefetch"] // LINE, vectors * isa.lanes)
@@ -90,7 +90,7 @@ def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) 
     return sch.mod["main"]
 
 
-def _matmul(sch: Schedule, isa, rows: int, vectors: int) -> tuple[int, int]:
+def _matmul(sch: Schedule, isa, rows: int, vectors: int, steps: int) -> tuple[int, int]:
     """Schedule all but the tasks; return the tiles of columns and the length of a dot product."""
     matmul, *epilogue = blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
@@ -103,36 +103,40 @@ def _matmul(sch: Schedule, isa, rows: int, vectors: int) -> tuple[int, int]:
     *_, r2, j2, lane2, ko, ki = sch.get_loops(matmul)
     part, lane2 = sch.split(lane2, [None, isa.lanes])  # of the sixteen rows that lie together
     length = sch.get(ko).extent.value * DEPTH
-    sch.reorder(ko, r2, j2, part, lane2, ki)
-    for loop in (row, r2, j2, part):
+    ko, step = sch.split(ko, [None, steps])
+    sch.reorder(ko, step, r2, j2, part, lane2, ki)
+    for loop in (row, step, r2, j2, part):
         sch.unroll(loop)
     init = sch.get_loops(sch.decompose_reduction(matmul, ko))
     sch.vectorize(init[-1])
     for loop in init[-4:-1]:
         sch.unroll(loop)
     sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa))
-    sch.annotate(ko, STEP, 1)
+    sch.annotate(ko, STEPS, steps)
     return sch.get(outer).extent.value, length
 
 
 def finish(sch: Schedule, epilogue: list, row, lanes: int) -> None:
     """Take the blocks behind a product along with each row of its tile, in vectors.
 
-    lanes  of int32; blocks of 16-bit numbers have twice as many where the tile has room
+    lanes  of int32; blocks of 16-bit numbers have twice as many as far as the tile has room
     """
     for block in reversed(epilogue[:-1]):
         sch.compute_at(block, row)
     for block in epilogue:
         loop = sch.get_loops(block)[-1]
         narrow = sch.get(block).name_hint in NARROW
-        room = sch.get(loop).extent.value % (2 * lanes) == 0
-        part, lane = sch.split(loop, [None, 2 * lanes if narrow and room else lanes])
+        width = sch.get(loop).extent.value
+        if narrow and width > lanes and width % (2 * lanes):
+            loop, rest = sch.loop_partition(loop, [width - lanes, None])
+            sch.vectorize(rest)
+        part, lane = sch.split(loop, [None, 2 * lanes if narrow and width > lanes else lanes])
         sch.unroll(part)
         sch.vectorize(lane)
 
 
 def _prefetched(func: tirx.PrimFunc, ahead: int, width: int) -> tirx.PrimFunc:
-    """Let every step of the dot products ask for the weights `ahead` steps further on.
+    """Let every turn of the dot products ask for the weights `ahead` steps further on.
 
     width  columns of one tile; a step reads one line of sixteen of them
     What lies behind the last weight is asked for too: that is allowed, and fetches nothing.
@@ -141,20 +145,23 @@ def _prefetched(func: tirx.PrimFunc, ahead: int, width: int) -> tirx.PrimFunc:
     weights, streams = func.params[1], width // TOGETHER
 
     def ask(loop):
-        if STEP not in loop.annotations:
+        if STEPS not in loop.annotations:
             return loop
+        steps = int(loop.annotations[STEPS])
+        first = loop.loop_var * steps + ahead
         calls = [
             tirx.Evaluate(
                 T.call_intrin(
                     "void",
                     "tirx.prefetch",
-                    T.address_of(weights[column * streams + n, loop.loop_var + ahead, 0, 0]),
+                    T.address_of(weights[column * streams + n, first + step, 0, 0]),
                     0,  # to read
                     3,  # into all levels of cache
                     1,  # data
                 )
             )
             for n in range(streams)
+            for step in range(steps)
         ]
         body = tirx.SeqStmt([*calls, loop.body])
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)

@@ -17,6 +17,7 @@ from intformer.targets import TARGETS
 iced_x86 = pytest.importorskip("iced_x86", reason="needs the compiler extra")
 
 WIDTH, HEADS = 128, 2
+COLUMNS = 192  # of a matrix product: whole tiles on every chip
 IBERT = [
     ("matmul", "i_gelu_ibert", "requantize"),
     ("residual_add", "i_layernorm_ibert", "requantize"),
@@ -121,7 +122,7 @@ def code(tmp_path_factory):
             elif name in ATTENTION:
                 graph = attending(name)
             else:
-                graph = Chain(tuple(name.split("-")), WIDTH, WIDTH).graph
+                graph = Chain(tuple(name.split("-")), WIDTH, COLUMNS).graph
             folder = tmp_path_factory.mktemp("code")
             known[target, name] = Code(Program(graph, target).object_file(folder))
         return known[target, name]
@@ -141,16 +142,16 @@ def test_no_float_instruction(code, target, name):
 
 @pytest.mark.parametrize("name", ["-".join(chain) for chain in DENSE])
 def test_dense_holds_a_tile_in_registers_on_vnni(code, name):
-    """8 rows x 2 vectors: 16 vpdpbusd a step, 8 broadcasts, 2 weight vectors, nothing spilled."""
+    """8 rows x 3 vectors, two steps a turn, 8 broadcasts and 3 weight vectors each, no spill."""
     loops = code("cascadelake", name).inner_loops("vpdpbusd")
     assert loops
     for loop in loops:
         dots = [i for i in loop if i.name == "vpdpbusd"]
-        assert len(dots) == 16
+        assert len(dots) == 2 * 24
         accumulators = {i.text.split()[1].split(",")[0] for i in dots}
-        assert len(accumulators) == 16 and all(a.startswith("zmm") for a in accumulators)
+        assert len(accumulators) == 24 and all(a.startswith("zmm") for a in accumulators)
         assert not [i.text for i in loop if "[rsp" in i.text]
-        assert len(loop) <= 32
+        assert len(loop) <= 2 * (24 + 8 + 3) + 4
 
 
 @pytest.mark.parametrize("name", ["-".join(chain) for chain in DENSE])
@@ -182,9 +183,9 @@ EPILOGUES = [  # 32-bit lanes: name, products of 32 x 32 bits, of 16 x 16 bits p
 def test_epilogues_multiply_as_little_as_stated(code, name, wide, narrow):
     """Rescale: 2 vpmuldq for 16 numbers. GELU: a vpmulhrsw for 32 numbers per Horner step."""
     found = code("cascadelake", name).found.mnemonics
-    tile = 8 * 32  # the numbers whose epilogue is written out once
+    tile = 8 * 48  # the numbers whose epilogue is written out once
     assert found["vpmuldq"] == wide * tile // 32
-    assert found["vpmulhrsw"] == narrow * tile // 32
+    assert found["vpmulhrsw"] == narrow * 8 * 2  # 48 columns: 32 at once, then 16
     for other in ("vpmullq", "vpmuludq", "vpmulld", "vpmulhw"):
         assert found[other] == 0, other
 

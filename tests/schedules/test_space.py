@@ -8,6 +8,7 @@ from kernels import CHIPS, Chain, Graph, Program, lowered, on_every_target
 from tvm.ir import assert_structural_equal
 
 from intformer import machine_code
+from intformer.relay_ops import attention
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.targets import TARGETS
 from intformer.tir_check import check
@@ -21,10 +22,23 @@ def graph(kind):
     if kind in ("dense", "norm"):
         chain = Chain(DENSE if kind == "dense" else ("add", "i_layernorm"), K, N)
         return chain.graph, chain.arrays
+    if kind == "attention":
+        return attending()
     g = Graph()
     g.op("requantize", [g.given("x", "int32", N), *make_dyadic(np.full(N, 1e-3))], "y", "int8", N,
          lo=-127, hi=127)  # fmt: skip
     return g, {"x": np.random.default_rng(0).integers(-(2**17), 2**17, (37, N), np.int32)}
+
+
+def attending():
+    """Four heads of 16 channels over sequences that fill no tile of keys."""
+    g, heads, dim = Graph(128), 4, 16
+    tables = attention.tables(0.05, 0.05, 0.05, dim, np.full(heads * dim, 0.03))
+    inputs = [g.given("qkv", "int8", 3 * heads * dim), "cu_seqlens", *tables.values()]
+    g.op("attention", inputs, "out", "int8", heads * dim, heads=heads, head_dim=dim)
+    cu = np.cumsum([0, 1, 17, 97, 8]).astype(np.int32)
+    qkv = np.random.default_rng(0).integers(-127, 128, (cu[-1], 3 * heads * dim), np.int8)
+    return g, {"qkv": qkv, "cu_seqlens": cu}
 
 
 def candidates(kind, target):
@@ -53,7 +67,7 @@ def sampled(kind, target, count):
 
 
 @on_every_target
-@pytest.mark.parametrize("kind", ["dense", "norm", "rows"])
+@pytest.mark.parametrize("kind", ["dense", "norm", "rows", "attention"])
 def test_every_candidate_equals_the_reference(target, kind):
     g, arrays = graph(kind)
     for decisions in sampled(kind, target, 4):
@@ -64,7 +78,7 @@ def test_every_candidate_equals_the_reference(target, kind):
 
 
 @pytest.mark.parametrize("target", [chip.name for chip in CHIPS])
-@pytest.mark.parametrize("kind", ["dense", "norm", "rows"])
+@pytest.mark.parametrize("kind", ["dense", "norm", "rows", "attention"])
 def test_every_candidate_is_integer_only(target, kind):
     for decisions in sampled(kind, target, 2):
         module, _, _ = lowered(graph(kind)[0], target, choose=lambda form, d=decisions: [(None, d)])
@@ -72,7 +86,7 @@ def test_every_candidate_is_integer_only(target, kind):
 
 
 @pytest.mark.parametrize("target", [chip.name for chip in CHIPS])
-@pytest.mark.parametrize("kind", ["dense", "norm", "rows"])
+@pytest.mark.parametrize("kind", ["dense", "norm", "rows", "attention"])
 def test_the_first_candidates_are_the_default(target, kind):
     space = candidates(kind, target)
     first = {name: values[0] for name, values in space.items()}
@@ -95,7 +109,8 @@ def test_another_decision_is_another_kernel():
             decisions = {**around, name: value}
             module, _, _ = lowered(g, "cascadelake", choose=lambda form, d=decisions: [(None, d)])
             assert module.script() != before, decisions
-    assert {"tile", "columns", "order", "chunk", "prefetch"} == set(space) and default
+    known = {"tile", "steps", "columns", "order", "chunk", "prefetch"}
+    assert known == set(space) and default
 
 
 def test_prefetch_becomes_an_instruction(tmp_path):
@@ -110,7 +125,7 @@ def test_prefetch_becomes_an_instruction(tmp_path):
 
 
 @on_every_target
-@pytest.mark.parametrize("kind", ["dense", "norm", "rows"])
+@pytest.mark.parametrize("kind", ["dense", "norm", "rows", "attention"])
 def test_versions_share_one_kernel(target, kind):
     """37 rows are five blocks: the first, the second and the last version get their turn."""
     g, arrays = graph(kind)
