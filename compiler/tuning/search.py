@@ -24,7 +24,10 @@ POPULATION = 128  # candidates that the cost model ranks for one batch
 ELITE = 4  # measured candidates that are changed
 GREEDY = 0.75  # share of a batch that the cost model picks, the rest is random
 WARM_UP = 48  # results before the cost model is asked
-FEATURE_NAMES = ("tile", "columns", "order", "chunk", "prefetch", "unroll", "rows", "heads")
+FEATURE_NAMES = (
+    *("tile", "steps", "columns", "order", "chunk", "prefetch"),
+    *("unroll", "rows", "keys", "heads"),
+)
 
 
 def key(decisions: Decisions) -> Key:
