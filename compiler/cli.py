@@ -275,7 +275,7 @@ def train_verb(args: argparse.Namespace) -> Result:
     made = args.output / list(stages)[-1]
     lines = [
         ", ".join(f"{name} {count} rows" for name, count in result["rows"].items()),
-        *table(["dev", *stages], rows),
+        *(table(["dev", *stages], rows) if args.dev else []),
         f"{made}, {args.output / 'metrics.json'}, {args.output / 'curve.png'}",
         f"next: intformer compile {made} -o {args.task}.so"
         + ("" if "qat" in stages else f" --calibrate {args.train}"),
@@ -590,7 +590,7 @@ def parser() -> argparse.ArgumentParser:
         help="sst2, stsb, ..., classification, token-classification or question-answering",
     )
     sub.add_argument("--train", required=True, metavar="FILE", help="labelled rows")
-    sub.add_argument("--dev", required=True, metavar="FILE", help="labelled rows, scored once")
+    sub.add_argument("--dev", metavar="FILE", help="labelled rows, scored once by each stage")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="to make")
     sub.add_argument("--recipe", choices=("native", "ibert"), default="native")
     sub.add_argument(

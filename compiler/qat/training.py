@@ -65,7 +65,7 @@ class Settings:
 def train(
     source: str | Path,
     train_file: str | Path,
-    dev_file: str | Path,
+    dev_file: str | Path | None,
     output: str | Path,
     settings: Settings,
     progress: Callable[[str], None] = lambda what: None,
@@ -74,16 +74,16 @@ def train(
 
     source      a Hugging Face model directory; a head that does not fit the task is made anew
     train_file  labelled rows; HELD_OUT of them choose the model
-    dev_file    labelled rows, scored once by each stage's chosen model
+    dev_file    labelled rows, scored once by each stage's chosen model; None: no score
     output      DIR: fp32/ and qat/ (Hugging Face directories), metrics.json, curve.png
     progress    called with what starts now
     """
     check(settings)
     checkpoint = Checkpoint(source)
     rows = tasks.read(train_file, settings.task)
-    dev = tasks.read(dev_file, settings.task, rows.labels)
+    dev = None if dev_file is None else tasks.read(dev_file, settings.task, rows.labels)
     output = Path(output)
-    files = {"train": train_file, "dev": dev_file}
+    files = {"train": train_file, "dev": dev_file} if dev else {"train": train_file}
     about = {
         "source": Path(source).name,
         "source_sha256": digest(*weight_files(Path(source))),
@@ -102,7 +102,11 @@ def train(
     stages = {name: run.stage(name) for name in STAGES if run.epochs(name)}
     result = {
         "settings": about,
-        "rows": {"train": len(fit.texts), "held_out": len(held.texts), "dev": len(dev.texts)},
+        "rows": {
+            "train": len(fit.texts),
+            "held_out": len(held.texts),
+            **({"dev": len(dev.texts)} if dev else {}),
+        },
         "versions": versions(),
         "device": run.device(),
         "stages": stages,
@@ -209,7 +213,7 @@ class Run:
         settings: Settings,
         fit: Rows,
         held: Rows,
-        dev: Rows,
+        dev: Rows | None,
         progress: Callable[[str], None],
     ):
         """Tokenize; checkpoint is the source."""
@@ -227,9 +231,10 @@ class Run:
             positions -= (self.config.pad_token_id or 0) + 1
         self.length = min(settings.max_length, positions)
         self.files = checkpoint.files()
-        progress(f"tokenizing {len(fit.texts)} + {len(held.texts)} + {len(dev.texts)} rows")
+        progress("tokenizing")
         self.fit, self.held, self.dev = (
-            Encoded(rows, self.config, self.files, self.length) for rows in (fit, held, dev)
+            Encoded(rows, self.config, self.files, self.length) if rows else None
+            for rows in (fit, held, dev)
         )
 
     def epochs(self, name: str) -> int:
@@ -258,10 +263,13 @@ class Run:
         shutil.rmtree(part, ignore_errors=True)
         model.save_pretrained(part)
         self.save_tokenizer(part)
-        self.progress(f"{name}: scoring dev")
-        if name == "fp32":  # what training left computes in the precision of training
-            model = self.float_model(part)
-        scores, _ = self.dev.score(forward_rows(model.eval(), self.dev, self.settings.batch))
+        scores = {}
+        if self.dev is not None:
+            self.progress(f"{name}: scoring dev")
+            if name == "fp32":  # what training left computes in the precision of training
+                model = self.float_model(part)
+            rows = forward_rows(model.eval(), self.dev, self.settings.batch)
+            scores, _ = self.dev.score(rows)
         key = f"eval_{self.rows.metrics[0]}"
         report = {
             "steps": history[-1]["step"],
@@ -446,7 +454,8 @@ def draw(result: dict, metric: str, path: Path) -> None:
             axis.plot(*zip(*points, strict=True), marker="o")
             axis.set_ylabel(label)
             axis.grid(alpha=0.3)
-        axes[0][column].set_title(f"{name}: dev {metric} {stage['dev'][metric]:.4f}")
+        dev = f": dev {metric} {stage['dev'][metric]:.4f}" if stage["dev"] else ""
+        axes[0][column].set_title(name + dev)
         axes[1][column].set_xlabel("step")
     FigureCanvasAgg(figure)
     part = path.with_name("curve.part.png")
