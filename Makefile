@@ -4,6 +4,9 @@
 #   make test                lint and the tests
 #   make test-all            the slow tests as well
 #   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
+#   make qat-results DATA=DIR  quantization-aware training on DIR/{sst2,cola,mrpc,stsb,rte,qnli};
+#                            goes on after a kill; hours on two cores; QAT="--seeds 0,1,2" and other
+#                            options of tests/qat_results
 #   make bench               race other runtimes, in .venv-bench: out/bench/report.md; an hour on two
 #                            cores; DATA=DIR also races 32 sentences of DIR/sst2/dev.tsv
 #   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
@@ -23,8 +26,9 @@ TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serv
 SHAPES := bert-base bert-large minilm-l6 distilbert
 TRIALS ?= 2000
 QUICK ?=
+QAT ?=
 
-.PHONY: demo test test-all accuracy bench compile-time tuning-logs install clean
+.PHONY: demo test test-all accuracy qat-results bench compile-time tuning-logs install clean
 
 demo: install
 	$(BIN)/python tests/demo.py
@@ -41,6 +45,10 @@ test-all: install
 
 accuracy: install
 	$(BIN)/python tests/accuracy "$(DATA)"
+
+qat-results:
+	$(MAKE) install VENV=.venv-qat EXTRA=qat-results
+	.venv-qat/bin/python tests/qat_results "$(DATA)" $(QAT)
 
 bench:
 	$(MAKE) install VENV=.venv-bench EXTRA=bench
@@ -76,4 +84,4 @@ $(VENV)/.stamp: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench build out .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-qat build out .pytest_cache .ruff_cache .hypothesis *.egg-info

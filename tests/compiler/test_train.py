@@ -1,0 +1,266 @@
+"""`intformer train` on tiny random models and tables: files, resuming, seeds, errors."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import random_hf
+import small_tokenizer
+
+from intformer import cli
+from intformer.errors import IntformerError
+from intformer.qat import tasks, training
+from intformer.qat.training import Settings, train
+
+SMALL = {
+    "epochs": 2,
+    "qat_epochs": 0,
+    "batch": 8,
+    "max_length": 24,
+    "lr": 1e-3,
+    "precision": "fp32",
+}
+
+
+def table(path, rows=48, labels=(0, 1), pairs=False):
+    """Label 1 where the text has one more of our words; learnt in a few steps."""
+    words = small_tokenizer.SENTENCES
+    header = "idx\tlabel\t" + ("sentence1\tsentence2" if pairs else "sentence")
+    lines = [header]
+    for i in range(rows):
+        text = words[i % len(words)].replace("\t", " ")
+        second = f"\t{words[(i * 7) % len(words)]}" if pairs else ""
+        lines.append(f"{i}\t{labels[i % len(labels)]}\t{text}{second}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def answers(path, rows=24):
+    lines = []
+    for i in range(rows):
+        context = small_tokenizer.SENTENCES[i % len(small_tokenizer.SENTENCES)]
+        word = context.split()[1]
+        found = {"text": word, "start": context.index(word)}
+        lines.append(json.dumps({"question": "which", "context": context, "answers": [found]}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def words(path, rows=24):
+    lines = []
+    for i in range(rows):
+        split = small_tokenizer.SENTENCES[i % len(small_tokenizer.SENTENCES)].split()
+        labels = ["LONG" if len(word) > 5 else "O" for word in split]
+        lines.append(json.dumps({"words": split, "labels": labels}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    random_hf.save(folder, "bert", "features", hidden=32, heads=4, ffn=64)
+    small_tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return table(tmp_path_factory.mktemp("data") / "train.tsv")
+
+
+def test_it_trains_and_writes_everything(source, data, tmp_path):
+    out = tmp_path / "made"
+    result = train(source, data, data, out, Settings("sst2", **SMALL))
+    assert sorted(p.name for p in out.iterdir()) == ["curve.png", "fp32", "metrics.json"]
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    stage = result["stages"]["fp32"]
+    assert stage["steps"] == 12  # 43 rows, 8 a step, twice
+    assert len([e for e in stage["history"] if "eval_accuracy" in e]) == 4
+    assert result["rows"] == {"train": 43, "held_out": 5, "dev": 48}
+    config = json.loads((out / "fp32" / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    # a run that is there is not made again
+    before = (out / "metrics.json").stat().st_mtime_ns
+    assert train(source, data, data, out, Settings("sst2", **SMALL))["stages"] == json.loads(
+        json.dumps(result["stages"])
+    )
+    assert (out / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(IntformerError, match="a run with seed 0 is there, not 1"):
+        train(source, data, data, out, Settings("sst2", **SMALL, seed=1))
+
+
+def test_the_same_seed_gives_the_same_model(source, data, tmp_path):
+    results = [
+        train(source, data, data, tmp_path / name, Settings("sst2", **SMALL, seed=seed))
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    losses = [[e["loss"] for e in r["stages"]["fp32"]["history"] if "loss" in e] for r in results]
+    assert losses[0] == losses[1] != losses[2]
+    weights = [(tmp_path / n / "fp32" / "model.safetensors").read_bytes() for n in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_saved_model_scores_what_was_said(source, data, tmp_path):
+    """FP32 by transformers alone, from the saved directory."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForSequenceClassification
+
+    result = train(source, data, data, tmp_path / "a", Settings("sst2", **SMALL))
+    folder = tmp_path / "a" / "fp32"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(24)
+    rows = tasks.read(data, "sst2")
+    with torch.inference_mode():
+        found = [
+            int(model(torch.tensor([tokenizer.encode(text).ids])).logits.argmax())
+            for (text,) in rows.texts
+        ]
+    assert result["stages"]["fp32"]["dev"]["accuracy"] == np.mean(np.array(found) == rows.targets)
+
+
+def command(source, data, out, *more):
+    small = [
+        f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, "epochs": 40}.items()
+    ]
+    base = ["train", str(source), "--task", "sst2", "--train", str(data), "--dev", str(data)]
+    return [*base, "-o", str(out), *small, "--patience", "1000", *more]
+
+
+def test_it_goes_on_after_a_kill(source, data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli.main(command(source, data, whole)) == 0
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "intformer", *command(source, data, killed)], env=environment
+    )
+    folder = killed / "checkpoints" / "fp32"
+    try:
+        for _ in range(1200):
+            seen = sorted(folder.glob("checkpoint-*/trainer_state.json"))
+            if seen or child.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert child.poll() is None, "ended before it could be killed"
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not (killed / "metrics.json").exists()
+    assert not (killed / "fp32").exists()
+    assert (last := training.last_checkpoint(folder)) is not None
+    steps = int(last.name.split("-")[1])
+    # what a kill can leave: a checkpoint without its last file
+    (folder / f"checkpoint-{steps + 1}").mkdir()
+    assert cli.main(command(source, data, killed)) == 0
+    results = [json.loads((p / "metrics.json").read_text())["stages"] for p in (whole, killed)]
+    scores = [
+        [(e["step"], e.get("loss"), e.get("eval_accuracy")) for e in r["fp32"]["history"]]
+        for r in results
+    ]
+    assert steps < 240 == scores[0][-1][0]
+    assert scores[0][:-1] == scores[1][:-1]  # the last entry has the seconds
+    weights = [(p / "fp32" / "model.safetensors").read_bytes() for p in (whole, killed)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "metrics"),
+    [
+        ("stsb", lambda p: table(p, labels=(0.5, 4, 2.25), pairs=True), {"spearman", "pearson"}),
+        ("classification", lambda p: table(p, labels=("no", "so", "yes")), {"accuracy"}),
+        (tasks.TOKENS, words, {"f1", "accuracy"}),
+        (tasks.ANSWERS, answers, {"f1", "exact_match"}),
+    ],
+)
+def test_every_kind_of_task(source, tmp_path, task, make, metrics):
+    data = make(tmp_path / "data")
+    result = train(source, data, data, tmp_path / "out", Settings(task, **SMALL))
+    stage = result["stages"]["fp32"]
+    assert set(stage["dev"]) == metrics
+    losses = [e["loss"] for e in stage["history"] if "loss" in e]
+    assert losses[-1] < losses[0]
+
+
+def test_rows_and_held_out_part(data):
+    rows = tasks.read(data, "sst2")
+    fit, held = rows.split(0.1, 20, 0)
+    assert (len(fit.texts), len(held.texts)) == (18, 2)
+    again = rows.split(0.1, 20, 0)
+    assert (fit, held) == again
+    assert rows.split(0.1, 20, 1)[0] != fit
+
+
+def test_no_held_out_context_is_trained_on(tmp_path):
+    rows = tasks.read(answers(tmp_path / "a", rows=60), tasks.ANSWERS)
+    fit, held = rows.split(0.2, None, 0)
+    assert not {c for _, c in fit.texts} & {c for _, c in held.texts}
+    assert len(fit.texts) + len(held.texts) == 60
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "message"),
+    [
+        ("sst2", "idx\tlabel\tsentence\n0\t1\tgood\n1\t7\tbad\n", "label 7 of 2 labels.*line 3"),
+        ("classification", "label\ttext\na\tb\n", "no column 'sentence'"),
+        ("classification", "label\tsentence\na\tb\na\tc\n", "every label is 'a'"),
+        ("classification", "label\tsentence\na\tb\nb\n", "line 3"),
+        (tasks.TOKENS, '{"words": ["a", "b"], "labels": ["O"]}\n', "2 words and 1 labels.*line 1"),
+        (tasks.ANSWERS, '{"question": "q", "context": "c"}\n', "answers.*line 1"),
+        (
+            tasks.ANSWERS,
+            '{"question": "q", "context": "abc", "answers": [{"text": "c", "start": 1}]}\n',
+            "answer 'c' is not at 1.*line 1",
+        ),
+        (tasks.ANSWERS, "\n", "no rows"),
+        ("nothing", "", "task 'nothing' is unknown.*sst2.*question-answering"),
+    ],
+)
+def test_faults_are_one_line(source, tmp_path, capsys, task, content, message):
+    path = tmp_path / "data"
+    path.write_text(content)
+    out = tmp_path / "out"
+    asked = ["train", str(source), "--task", task, "--train", str(path), "-o", str(out)]
+    assert cli.main(asked) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(message, said), said
+    assert not out.exists()
+
+
+def test_labels_of_dev_must_be_those_of_train(source, tmp_path):
+    first = table(tmp_path / "a", labels=("no", "yes"))
+    second = table(tmp_path / "b", labels=("no", "maybe"))
+    with pytest.raises(IntformerError, match=r"label 'maybe' is not among 'no', 'yes'.*line 3"):
+        train(source, first, second, tmp_path / "out", Settings("classification", **SMALL))
+
+
+def test_what_is_there_is_left_alone(source, data, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(IntformerError, match="not empty, and no run of ours"):
+        train(source, data, None, tmp_path, Settings("sst2", **SMALL))
+    with pytest.raises(IntformerError, match=r"cannot read.*none\.tsv"):
+        train(source, tmp_path / "none.tsv", None, tmp_path / "out", Settings("sst2", **SMALL))
+    with pytest.raises(IntformerError, match="not a model directory"):
+        train(tmp_path / "none", data, None, tmp_path / "out", Settings("sst2", **SMALL))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "neither --epochs nor --qat-epochs"),
+        ({"distill": True}, "--distill without"),
+        ({"lr": 0.0}, "0.0 is no learning rate - --lr"),
+        ({"max_length": 2}, "2 tokens are too few"),
+    ],
+)
+def test_settings_that_mean_nothing(source, data, tmp_path, changes, message):
+    with pytest.raises(IntformerError, match=message):
+        train(source, data, None, tmp_path / "out", Settings("sst2", **{**SMALL, **changes}))
