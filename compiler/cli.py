@@ -617,7 +617,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="of the FP32 stage (default: bf16 where the hardware has it)",
+        help="of matrix products in training (default: bf16 where the hardware has it)",
     )
 
     sub = verb("run", run_verb, "answer texts: --text, a file, or lines on stdin")

@@ -360,7 +360,7 @@ class Run:
             weight_decay=0.01,
             max_grad_norm=1.0,
             optim="adamw_torch_fused",
-            bf16=name == "fp32" and has_bf16(s.precision),
+            bf16=has_bf16(s.precision),
             eval_strategy="steps",
             eval_steps=often,
             save_strategy="steps",

@@ -29,7 +29,7 @@ SMALL = {
 
 
 def table(path, rows=48, labels=(0, 1), pairs=False):
-    """Label 1 where the text has one more of our words; learnt in a few steps."""
+    """Our sentences, the labels in turn."""
     words = small_tokenizer.SENTENCES
     header = "idx\tlabel\t" + ("sentence1\tsentence2" if pairs else "sentence")
     lines = [header]
@@ -155,7 +155,8 @@ def test_it_goes_on_after_a_kill(source, data, tmp_path):
         child.wait()
     assert not (killed / "metrics.json").exists()
     assert not (killed / "fp32").exists()
-    assert (last := training.last_checkpoint(folder)) is not None
+    last = training.last_checkpoint(folder)
+    assert last is not None
     steps = int(last.name.split("-")[1])
     # what a kill can leave: a checkpoint without its last file
     (folder / f"checkpoint-{steps + 1}").mkdir()
