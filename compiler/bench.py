@@ -6,12 +6,9 @@ matter. Medians are reported. The libraries are verified in the same run: a wron
 speed.
 """
 
-import ctypes
-import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,18 +21,15 @@ import numpy as np
 
 from intformer.compare import given, random_batch, real_batches, verify
 from intformer.cpu_features import cpu_name
-from intformer.errors import CompileError, IntformerError
+from intformer.errors import IntformerError
 from intformer.frontend.calibration import read_texts
-from intformer.library import SOURCES, compiler
-from intformer.model import IntModel
+from intformer.roofline import OpTime, op_times
 from intformer.runtime import Library, load
 
 ROUNDS = 8
 REFILL = 0.2  # seconds: a call this long counts even with cold caches
 PAUSE = 0.05  # seconds before a turn: thread pools that spin after work fall asleep
 BUCKETS = (4, 8)  # sequences in one padded batch after sorting by length
-PEAK_TRIES = 20
-PEAK_FLAGS = {"vnni": "avx512_vnni", "amx": "amx_int8"}  # in /proc/cpuinfo
 
 
 @dataclass
@@ -48,24 +42,6 @@ class Row:
     p90: float
     runs: int
     ratio: float = 1.0  # its median / ours
-
-
-@dataclass
-class OpTime:
-    """Time of all calls of one kernel in one run of the batch.
-
-    share  of the whole run
-    gops   multiply-adds, counted twice, per second and 1e9; None where it multiplies no matrices
-    roof   gops over the measured peak of VNNI, or of AMX where that runs, on the threads used; None
-           without one
-    """
-
-    kernel: str
-    calls: int
-    milliseconds: float
-    share: float
-    gops: float | None = None
-    roof: float | None = None
 
 
 @dataclass
@@ -101,6 +77,7 @@ def run(
     against: Sequence[str | Path] = (),
     threads: int = 1,
     seconds: float = 10,
+    per_op: bool = False,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Race:
     """Race a library and others, verify them on the raced inputs, and time the first's kernels.
@@ -113,6 +90,7 @@ def run(
     against        more libraries for the same inputs
     threads        of every contestant
     seconds        spent on each contestant
+    per_op         time every step of the program, not every kernel
     """
     if (library is None) == (shape is None):
         raise IntformerError("a race needs a library, or a shape", hint="LIB, or --shape NAME")
@@ -133,7 +111,7 @@ def run(
         rows = race(contestants, seconds)
         progress("timing kernels")
         ours.set_threads(threads)
-        ops = op_times(ours, inputs, threads)
+        ops = op_times(ours, inputs, threads, per_op=per_op)
         unverified = [
             name
             for name, contestant in raced.items()
@@ -297,105 +275,3 @@ def torch_ways(
         groups = [order[i : i + size] for i in range(0, len(order), size)]
         ways[f"PyTorch FP32, sorted into buckets of {size}"] = way(groups)
     return {**ways, "PyTorch FP32, one by one": way([everything[i : i + 1] for i in everything])}
-
-
-def op_times(library: Library, batch: dict, threads: int, runs: int = 20) -> list[OpTime]:
-    """Return the time of each kernel, slowest first, from time stamps between the steps.
-
-    batch  one batch, as IntModel.run takes it
-    """
-    steps, taken = library.plan["steps"], given(library, batch)
-    spent = np.zeros((runs, len(steps)))
-    for run in range(runs):
-        stamp = [time.perf_counter()]
-
-        def observer(step: int, _name: str, _data, run=run, stamp=stamp) -> None:
-            now = time.perf_counter()
-            spent[run, step] += now - stamp[0]
-            stamp[0] = time.perf_counter()
-
-        library.run(**taken, observer=observer)
-    seconds = np.median(spent, axis=0)
-    work = macs(library, batch)
-    peak = practical_peak("amx" if "amx-int8" in used_features(library) else "vnni")
-    kernels: dict[str, OpTime] = {}
-    done: dict[str, int] = {}
-    for step, took in zip(steps, seconds.tolist(), strict=True):
-        name = step["kernel"]
-        op = kernels.setdefault(name, OpTime(name, 0, 0.0, 0.0))
-        op.calls += 1
-        op.milliseconds += 1e3 * took
-        done[name] = done.get(name, 0) + sum(work.get(buffer, 0) for buffer in step["outputs"])
-    total = sum(op.milliseconds for op in kernels.values())
-    for name, op in kernels.items():
-        op.share = op.milliseconds / total
-        if done[name]:
-            op.gops = 2e-6 * done[name] / op.milliseconds
-            op.roof = op.gops / (2e-9 * peak * threads) if peak else None
-    return sorted(kernels.values(), key=lambda op: -op.milliseconds)
-
-
-def macs(library: Library, batch: dict[str, np.ndarray]) -> dict[str, int]:
-    """Return the multiply-adds of every matrix product, by the observed buffer that ends it.
-
-    A fused kernel shows only its last value, so the work of a value that is not shown counts for
-    the values made from it.
-    """
-    graph = library.graph()
-    model = IntModel.from_json(graph, {}, {})
-    constants = library.json("tensors.json")
-    shown = {name for step in library.plan["steps"] for name in step["outputs"]}
-    lengths = np.diff(batch["cu_seqlens"]).astype(np.int64)
-    rows = {
-        "token": int(lengths.sum()),
-        "sequence": len(lengths),
-        "position": len(batch.get("positions", ())),
-    }
-    pending: dict[str, int] = {}
-    found: dict[str, int] = {}
-    for node in model.nodes:
-        work = sum(pending.pop(name, 0) for name in node.inputs)
-        out = node.outputs[0]
-        if node.op == "matmul":
-            width, depth = constants[node.inputs[1]]["shape"]
-            work += rows[model.values[out].rows] * width * depth
-        elif node.op.startswith("attention"):
-            hidden = node.attrs["heads"] * node.attrs["head_dim"]
-            work += 2 * int((lengths**2).sum()) * hidden
-        if work:
-            (found if out in shown else pending)[out] = work
-    return found
-
-
-def used_features(library: Library) -> list[str]:
-    """Return the CPU features of the kernels that run here."""
-    return library.variants.get(library.variant, [])
-
-
-def practical_peak(unit: str) -> float | None:
-    """Return the multiply-adds per second of one core's int8 unit, measured; None without it."""
-    meter = peak_meter(unit)
-    return meter(PEAK_TRIES) or None if meter else None
-
-
-def peak_meter(unit: str) -> Callable[[int], float] | None:
-    """Return measure(tries) -> multiply-adds per second of one core, best of as many slices.
-
-    unit  "vnni" or "amx"; None where the CPU lacks it, and without a C compiler that knows it
-    """
-    try:
-        if PEAK_FLAGS[unit] not in Path("/proc/cpuinfo").read_text().split():
-            return None
-    except OSError:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        built, source = os.path.join(folder, "peak.so"), str(SOURCES / f"{unit}_peak.c")
-        try:
-            subprocess.run(
-                [*compiler(), "-O2", "-shared", "-fPIC", source, "-o", built], check=True
-            )
-        except (CompileError, OSError, subprocess.CalledProcessError):
-            return None
-        measure = getattr(ctypes.CDLL(built), f"intformer_{unit}_peak")
-    measure.restype = ctypes.c_double
-    return measure

@@ -479,6 +479,7 @@ def bench_verb(args: argparse.Namespace) -> Result:
         against=args.against,
         threads=args.threads,
         seconds=args.seconds,
+        per_op=args.per_op,
         progress=Progress(),
     )
     return races.to_json(), bench_lines(races)
@@ -499,16 +500,19 @@ def bench_lines(race) -> list[str]:
     if race.ops:
         ops = [
             (
-                op.kernel,
+                op.name,
                 op.calls,
                 f"{op.milliseconds:.3f}",
                 f"{100 * op.share:.1f} %",
+                f"{op.bytes / 1e6:.2f}",
+                f"{op.operations / 1e9:.3f}" if op.operations else "",
                 f"{op.gops:.0f}" if op.gops else "",
                 f"{100 * op.roof:.0f} %" if op.roof else "",
+                op.bound or "",
             )
             for op in race.ops
         ]
-        header = ["kernel", "calls", "ms", "share", "GOP/s", "of roof"]
+        header = ["kernel", "calls", "ms", "share", "MB", "GOP", "GOP/s", "of roof", "bound by"]
         lines += ["", *table(header, ops)]
     if race.verified is not None:
         failed = f"NOT verified: {'; '.join(race.unverified)}"
@@ -648,6 +652,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", action="append", default=[], metavar="LIB", help="race it too")
     sub.add_argument("--threads", type=positive, default=1, help="of everybody (default: 1)")
     sub.add_argument("--seconds", type=positive, default=10, help="a contestant (default: 10)")
+    sub.add_argument("--per-op", action="store_true", help="time every step, not every kernel")
 
     sub = verb(
         "tune", tune_verb, "search schedules for the kernels of a model; goes on after a kill"

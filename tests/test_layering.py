@@ -34,6 +34,7 @@ LAYERS = [
     ("tuning",),
     ("pipeline",),
     ("float_model", "compare"),
+    ("roofline",),
     ("accuracy", "bench"),
     ("qat.metrics", "qat.tasks", "qat.trainer", "qat.training"),
     ("cli",),

@@ -164,9 +164,9 @@ def kernel_times(libraries: dict[str, Path], functions: tuple[str, ...]) -> dict
 
 
 def _function_times(path: Path, functions: tuple[str, ...]) -> dict[str, float]:
-    from intformer import bench
+    from intformer import bench, roofline
 
     loaded = intformer.load(path)
     loaded.set_threads(1)
-    times = bench.op_times(loaded, bench.raced_inputs(loaded, 1, 128, None, 0), 1)
-    return {f: sum(t.milliseconds for t in times if f in t.kernel) for f in functions}
+    times = roofline.op_times(loaded, bench.raced_inputs(loaded, 1, 128, None, 0), 1)
+    return {f: sum(t.milliseconds for t in times if f in t.name) for f in functions}

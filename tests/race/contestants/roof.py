@@ -13,7 +13,7 @@ from queue import SimpleQueue
 
 import protocol
 
-from intformer.bench import peak_meter
+from intformer.roofline import peak_meter
 
 MACS = 1e9  # that count as one run
 
