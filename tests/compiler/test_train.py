@@ -28,6 +28,17 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small products gain nothing from threads, and lose much where other programs run."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def table(path, rows=48, labels=(0, 1), pairs=False):
     """Our sentences, the labels in turn."""
     words = small_tokenizer.SENTENCES
@@ -138,7 +149,7 @@ def command(source, data, out, *more):
 def test_it_goes_on_after_a_kill(source, data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli.main(command(source, data, whole)) == 0
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, "-m", "intformer", *command(source, data, killed)], env=environment
     )
