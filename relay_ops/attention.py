@@ -50,7 +50,11 @@ def exp2_fraction(f: np.ndarray) -> np.ndarray:
 
 def numerators(d: np.ndarray, mult: int, lift: int, most: int) -> np.ndarray:
     """E = round(4096 * 2^-z), 0..4096 as int64, from d >= 0, any shape."""
-    z = ((np.minimum(d.astype(np.int64), most) << lift) * mult) >> 32
+    return of_halvings(((np.minimum(d.astype(np.int64), most) << lift) * mult) >> 32)
+
+
+def of_halvings(z: np.ndarray) -> np.ndarray:
+    """E = round(4096 * 2^-z), int64, from z >= 0 in Q12, int64, below 14 halvings."""
     p = exp2_fraction(z & (2**Z_BITS - 1)).astype(np.int64)
     return ((p >> ((z >> Z_BITS) + 2)) + 1) >> 1
 

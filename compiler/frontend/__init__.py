@@ -29,6 +29,13 @@ def import_ibert(checkpoint: Checkpoint, **options) -> IntModel:
     return read(checkpoint, **options)
 
 
+def import_trained(checkpoint: Checkpoint, **options) -> IntModel:
+    """Read a model that was trained for recipe native, with the ranges that training learned."""
+    from intformer.frontend.trained import import_trained as read
+
+    return read(checkpoint, **options)
+
+
 READERS = {  # config model_type -> reader(checkpoint, recipe=, mode=, head=, calibrate=, ...)
     "bert": import_calibrated,
     "roberta": import_calibrated,
@@ -58,7 +65,8 @@ def import_model(
     head       "features", "sentence-embedding", "sequence-classification",
                "token-classification", "question-answering" or "masked-lm"; None: what the directory
                says
-    calibrate  text file (a sentence per line, or a TSV with sentence columns); or texts, pairs of
+    calibrate  what sets ranges where the directory holds none (I-BERT's and models trained by
+               intformer.qat do): text file (a sentence per line, or a TSV with sentence columns); or texts, pairs of
                texts; or arrays of token ids, or tuples (ids, types) of such arrays
     method     "ema", "minmax", "percentile" or "mse"; None: the best on held-out calibration text
     tokenizer  a tokenizer.json to use and carry instead of the directory's own
@@ -71,6 +79,9 @@ def import_model(
             where=str(checkpoint.path / "config.json"),
             hint="supported: " + ", ".join(READERS),
         )
+    trained = checkpoint.setting("intformer", dict, {}).get("recipe") == "native"
+    if trained and calibrate is None:
+        return import_trained(checkpoint, recipe=recipe, mode=mode, head=head, method=method)
     return READERS[model_type](
         checkpoint, recipe=recipe, mode=mode, head=head, calibrate=calibrate, method=method
     )

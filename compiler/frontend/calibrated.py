@@ -78,7 +78,7 @@ def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntM
     (batch,) = calibration.batches([(ids, np.zeros(16, np.int32))], meta)
     seen = calibration.observe(encoder, [batch])
     factors = {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
-    model = lower(encoder, seen, factors, "minmax", "16 random tokens")
+    model = lower(encoder, seen, factors, "minmax", "calibration: minmax, 16 random tokens")
     model.meta = {**meta, **model.meta}
     return model
 
@@ -125,7 +125,8 @@ def best(encoder, seen, inputs, note: str, methods) -> tuple[IntModel, dict[str,
     factors, rounded = equalisation(encoder, seen), {}
     wanted = np.concatenate([encoder.forward(batch) for batch in inputs])
     for method in progress(methods, "choosing the calibration method"):
-        model = lower(encoder, seen, factors, method, note, rounded)
+        origin = f"calibration: {method}, {note}"
+        model = lower(encoder, seen, factors, method, origin, rounded)
         scores[method] = score(wanted, model, inputs)
         if scores[method] >= max(scores.values()):
             chosen = model

@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -150,6 +151,17 @@ class Checkpoint:
     @cached_property
     def _readers(self) -> dict[Path, object]:
         return {}
+
+    def with_weights(self, weights: dict[str, np.ndarray]) -> "Checkpoint":
+        """Return this directory's configuration with other weights, float32 by key."""
+        other = copy(self)
+        other._shards = dict.fromkeys(weights, self.path)
+        other._readers = {self.path: weights.__getitem__}
+        return other
+
+    def join(self, arrays: list[np.ndarray]) -> np.ndarray:
+        """Return weights one below the other, in the kind of array that `tensor` returns."""
+        return np.concatenate(arrays)
 
     def __contains__(self, key: str) -> bool:
         """Say whether the weights hold this key."""

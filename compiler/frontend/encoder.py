@@ -28,10 +28,14 @@ POOLS = {  # pool -> what one row of the output stands for
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """y = x @ weight.T + bias; weight float32 [N, K], bias float32 [N]."""
+    """y = x @ weight.T + bias; weight float32 [N, K], bias float32 [N].
+
+    parts  how many tensors of the checkpoint the rows are, all of one size
+    """
 
     weight: np.ndarray
     bias: np.ndarray
+    parts: int = 1
 
 
 @dataclass(frozen=True, eq=False)

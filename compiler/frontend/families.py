@@ -356,8 +356,9 @@ class _Reader:
         ffn1 = self.linear(at["ffn1"], c)
         return Layer(
             qkv=Linear(
-                np.concatenate([q.weight, k.weight, v.weight]),
-                np.concatenate([q.bias, k.bias, v.bias]),
+                self.checkpoint.join([q.weight, k.weight, v.weight]),
+                self.checkpoint.join([q.bias, k.bias, v.bias]),
+                parts=3,
             ),
             out=self.linear(at["out"], c, c),
             norm1=self.norm(at["norm1"], c),

@@ -24,6 +24,7 @@ TANH_LIMIT = 2**18 - 1  # 64 in Q12
 LOGIT_BITS = 24  # logits fit this many bits whatever the input
 HEADROOM = 2.0  # of 16 and 17-bit scales over the calibrated peak
 POOL_FRACTION_BITS = 12
+GRAINS = ("channel", "tensor")  # what has one weight scale
 FLUSH = 2.0**-12  # a row this far below its table's largest is stored as zeros
 WIDTHS = {
     "word embedding": "int8, one scale per row",
@@ -107,6 +108,18 @@ class Plan:
         return list({operand.stem: operand for operand in every + self.head}.values())
 
 
+def split_scales(q, k, v):
+    """Return s_q, s_k, s_v [C] and s_q * s_k, which is the same in every channel.
+
+    q, k, v  peaks [C], positive; NumPy or torch
+    Only the product matters to a score, so each channel splits it to fit its own q and k; v has a
+    scale per channel, which the context's requantize takes out again.
+    """
+    product = (q * k).max() / INT8_MAX**2
+    s_q = (product * q / k) ** 0.5
+    return s_q, product / s_q, v / INT8_MAX, product
+
+
 def equalisation(encoder: FloatEncoder, seen: dict[str, Seen]) -> dict[str, np.ndarray]:
     """Return weight stem -> channel factors f [K] of its operand."""
     return {
@@ -122,28 +135,33 @@ def lower(
     seen: dict[str, Seen],
     factors: dict[str, np.ndarray],
     method: str,
-    note: str,
+    origin: str,
     rounded: dict[str, tuple] | None = None,
+    weights: str = "channel",
 ) -> IntModel:
     """Return the IntModel (meta holds only what the numbers decide; the caller adds the rest).
 
     seen     what calibration saw at every tap of FloatEncoder.forward
     factors  of equalisation
     method   one of scales.METHODS
-    note     how calibration went, for the origin of every calibrated scale
+    origin   where the ranges in `seen` come from, as Value.origin says it
     rounded  what one method leaves for the next: weight stem -> (factors, scale of each row,
              integers)
+    weights  "channel": a scale per weight and word row; "tensor": one per weight and word table
     """
+    if weights not in GRAINS:
+        raise CheckpointError(
+            f"weights = {weights!r} is not known", hint="one of " + ", ".join(GRAINS)
+        )
     known = {} if rounded is None else rounded
-    return _Lowering(encoder, seen, factors, method, note, known).model()
+    return _Lowering(encoder, seen, factors, method, origin, known, weights).model()
 
 
 class _Lowering(Emitter):
-    def __init__(self, encoder, seen: dict, factors: dict, method: str, note: str, rounded: dict):
+    def __init__(self, encoder, seen, factors, method, origin, rounded, weights):
         super().__init__()
         self.encoder, self.seen, self.factors, self.method = encoder, seen, dict(factors), method
-        self.rounded = rounded
-        self.calibrated = f"calibration: {method}, {note}"
+        self.rounded, self.calibrated, self.weights = rounded, origin, weights
         self.plan = Plan(encoder)
         # (weight stem, tap) -> int8 scale of the operand there over its channel factors
         self.units: dict[tuple[str, str], float] = {}
@@ -201,7 +219,7 @@ class _Lowering(Emitter):
         f, scale = self.factors[stem], self.channel_scale(x)
         s_x = float(np.mean(scale / f))
         if stem not in self.steps:
-            steps = row_peaks(linear.weight, f) / INT8_MAX
+            steps = self.grained(row_peaks(linear.weight, f) / INT8_MAX, linear.parts)
             # a row too small for its bias (or all zero) gets the scale its bias needs
             floor = np.maximum(
                 np.abs(linear.bias) / (BIAS_MAX * s_x), steps.max(initial=TINY) * FLUSH
@@ -227,6 +245,12 @@ class _Lowering(Emitter):
         self.node("matmul", (x, stem + ".weight", name + ".bias"), acc)
         self.reach[acc] = INT8_MAX * self.weight_sums[stem] + np.abs(bias)
         return acc
+
+    def grained(self, steps: np.ndarray, parts: int) -> np.ndarray:
+        """Return a scale per row: its own, or the largest of its part's where tensors have one."""
+        if self.weights == "channel":
+            return steps
+        return np.repeat(steps.reshape(parts, -1).max(1), len(steps) // parts)
 
     def weight(self, stem: str, weight: np.ndarray, f, steps: np.ndarray, dtype) -> None:
         """Keep weight * f rounded at the scale of each row."""
@@ -320,6 +344,8 @@ class _Lowering(Emitter):
         """
         top = np.abs(table).max(1)
         steps = np.maximum(top, max(float(top.max()), TINY) * FLUSH) / limit
+        if limit == INT8_MAX:  # the others have bits to spare
+            steps = self.grained(steps, 1)
         stages = self.encoder.head.stages
         if stem == "embed.word" and stages and stages[-1].tied:
             s_x = float(self.head_operand(len(stages) - 1)[0])
@@ -397,15 +423,8 @@ class _Lowering(Emitter):
         return out
 
     def qkv_scales(self, seen: Seen):
-        """Return s_q, s_k, s_v [C] and s_q * s_k, which is the same in every channel.
-
-        Only the product matters to a score, so each channel splits it to fit its own q and k; v has
-        a scale per channel, which the context's requantize takes out again.
-        """
-        q, k, v = np.split(channel_peaks(seen, self.method), 3)
-        product = float((q * k).max()) / INT8_MAX**2
-        s_q = np.sqrt(product * q / k)
-        return s_q, product / s_q, v / INT8_MAX, product
+        """Return split_scales of what calibration saw."""
+        return split_scales(*np.split(channel_peaks(seen, self.method), 3))
 
     def head(self, x8: str, x16: str) -> str:
         head = self.encoder.head

@@ -1,0 +1,236 @@
+"""The integer ops in torch: the same integers as their NumPy references, on a CPU or a GPU.
+
+Every function takes and returns int64 tensors (constants too) in the order of the reference; tests
+compare them with tolerance 0. What a reference checks at run time (that nothing leaves its type) is
+proved before a model runs here, by ranges.check.
+"""
+
+import numpy as np
+import torch
+
+from intformer.relay_ops import attention, i_gelu, i_layernorm, mean_pool, requantize16
+from intformer.relay_ops import i_tanh as tanh
+from intformer.relay_ops import matmul as product
+
+LIMITS = {"int8": (-128, 127), "int16": (-(2**15), 2**15 - 1), "int32": (-(2**31), 2**31 - 1)}
+
+
+# -- fixed point (relay_ops.fixedpoint) ---------------------------------------------------------
+
+
+def round_shift(x, shift):
+    """RHE(x / 2^shift), shift >= 1."""
+    odd = (x >> shift) & 1
+    return (x + ((torch.ones_like(shift) << (shift - 1)) - 1) + odd) >> shift
+
+
+def dyadic(x, mult, shift):
+    """RHE(x mult / 2^shift)."""
+    return round_shift(x * mult, shift)
+
+
+def mul_round(a, b):
+    """(a b + 2^14) >> 15."""
+    return (a * b + (1 << 14)) >> 15
+
+
+def floor_divide(a, b):
+    """Floor of a / b."""
+    return torch.div(a, b, rounding_mode="floor")
+
+
+def round_divide(x, divisor):
+    """RHE(x / divisor)."""
+    floor = floor_divide(x, divisor)
+    twice = 2 * (x - floor * divisor)
+    return floor + ((twice > divisor) | ((twice == divisor) & (floor & 1 == 1))).long()
+
+
+def bit_length(v):
+    """Bits of v >= 1."""
+    bits = torch.frexp(v.double())[1].long()
+    return bits - ((v >> (bits - 1)) == 0).long()
+
+
+# -- ops of both recipes ------------------------------------------------------------------------
+
+
+def embed(*arrays, lo, hi, types):
+    """relay_ops.embed."""
+    count = 2 + types
+    ids, tables = arrays[:count], arrays[count:]
+    rows = []
+    for i in range(count):
+        table, mult, shift = tables[3 * i : 3 * i + 3]
+        at = ids[i]
+        rows.append(dyadic(table[at].long(), mult[at][:, None].long(), shift[at][:, None].long()))
+    total = sum(rows[:-1]).clamp_(lo, hi)
+    return (total + rows[-1]).clamp_(lo, hi)
+
+
+def matmul(x, w, bias):
+    """relay_ops.matmul; w is float32 [N, K].
+
+    float32 holds every partial sum of EXACT_TERMS products of 8 bits, in any order.
+    """
+    acc = bias
+    for k in range(0, x.shape[1], product.EXACT_TERMS):
+        part = slice(k, k + product.EXACT_TERMS)
+        acc = acc + (x[:, part].float() @ w[:, part].T).long()
+    return acc
+
+
+def requantize(x, mult, shift, *, lo, hi, dtype):
+    """relay_ops.requantize."""
+    return dyadic(x, mult, shift).clamp_(lo, hi)
+
+
+def add(a, b):
+    """relay_ops.add."""
+    return a + b
+
+
+def relu(x):
+    """relay_ops.relu."""
+    return x.clamp(min=0)
+
+
+def i_tanh(x):
+    """relay_ops.i_tanh."""
+    v = x.abs().clamp_(max=tanh.EDGE)
+    h = torch.full_like(x, tanh.COEFFICIENTS[0])
+    for c in tanh.COEFFICIENTS[1:]:
+        h = ((h * v) >> 14) + c
+    shift = tanh.COEFFICIENT_BITS + 14 - tanh.OUTPUT_BITS
+    return x.sign() * ((h * v + (1 << (shift - 1))) >> shift)
+
+
+def take_rows(x, index, *, rows):
+    """relay_ops.take_rows."""
+    return x[index[:-1] if rows == "sequence" else index]
+
+
+def mean(x, cu_seqlens, *, fraction_bits):
+    """relay_ops.mean_pool."""
+    sizes = cu_seqlens.diff()
+    row = torch.arange(len(sizes), device=x.device).repeat_interleave(sizes)
+    total = x.new_zeros(len(sizes), x.shape[1]).index_add_(0, row, x)
+    return round_divide(total << fraction_bits, sizes[:, None])
+
+
+# -- recipe native ------------------------------------------------------------------------------
+
+
+def rescale(x, mult, offset, *, lift, lo, hi, dtype):
+    """relay_ops.rescale."""
+    return ((((x << lift) + offset) * mult) >> 32).clamp_(lo, hi)
+
+
+def requantize_16(x, mult, down):
+    """relay_ops.requantize16."""
+    return mul_round(mul_round(x, mult), down).clamp_(-requantize16.LIMIT, requantize16.LIMIT)
+
+
+def gelu(x, point, *, form):
+    """relay_ops.i_gelu."""
+    edge, scale = point
+    t = torch.minimum(x.abs(), edge)
+    u = (t - (edge >> 1)) * scale
+    h, *rest = i_gelu.COEFFICIENTS[form]
+    h = torch.full_like(u, h)
+    for c in rest:
+        h = mul_round(h, u).add_(c)
+    return x.clamp(min=0) - mul_round(t, h)
+
+
+def layernorm(x, eps, g_mult, g_bias, r_mult, r_bias):
+    """relay_ops.i_layernorm: (int8, int16)."""
+    n = x.shape[1]
+    f = i_layernorm.fraction_bits(n)
+    s1, s2 = x.sum(1, keepdim=True), (x * x).sum(1, keepdim=True)
+    v = (((n * s2 - s1 * s1) << f) + eps).clamp_(min=1)
+    half = (bit_length(v) + 1) >> 1
+    m = (v << (62 - 2 * half)) >> 30
+    rho = i_layernorm.SEED - ((m * i_layernorm.SLOPE) >> 30)
+    for _ in range(3):
+        rho = (rho * (3 * 2**30 - ((m * ((rho * rho) >> 32)) >> 30))) >> 31
+    rho.clamp_(max=2**31 - 1)
+    shift = i_layernorm.Y_BITS + 2 + f // 2 - half
+    y = (((n * x - s1) << shift.clamp(min=0)) >> (-shift).clamp(min=0)) * rho >> 32
+
+    def affine(mult, bias, limit):
+        out = ((y * mult) >> 32).add_(bias) >> i_layernorm.OUT_BITS
+        return out.clamp_(-limit, limit)
+
+    return affine(g_mult, g_bias, i_layernorm.LIMIT8), affine(r_mult, r_bias, i_layernorm.LIMIT16)
+
+
+def _numerators() -> np.ndarray:
+    z = np.arange(14 << attention.Z_BITS)
+    return attention.of_halvings(z)
+
+
+NUMERATORS = torch.from_numpy(_numerators())  # of every z
+
+
+def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, *, heads, head_dim):
+    """relay_ops.attention."""
+    mult, lift, most = (int(e) for e in exp)
+    table = NUMERATORS.to(qkv.device)
+
+    def row(s):
+        d = (s.amax(-1, keepdim=True) - s).clamp_(max=most)
+        return table[(d.mul_(mult << lift)) >> 32]
+
+    def combine(e, v):
+        acc = torch.matmul(e.double(), v).long()
+        total = e.sum(-1, keepdim=True)
+        bits = torch.frexp(total.double())[1].long()
+        m = total << (32 - bits)
+        y = attention.SEED - ((m * attention.SLOPE) >> 32)
+        for _ in range(3):
+            y = (y * (2**31 - ((m * y) >> 32))) >> 30
+        rec = y.clamp_(max=2**31 - 1) >> (bits - 18).clamp(min=0)
+        return ((acc << (18 - bits).clamp(min=0)) * rec) >> 32
+
+    u = by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine)
+    limit = attention.LIMIT8
+    return (((u + ctx_offset) * ctx_mult) >> 32).clamp_(-limit, limit)
+
+
+def by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine):
+    """Attention of any recipe inside each sequence; int64 [n, C].
+
+    row      scores int64 [..., L, L] -> numerators
+    combine  (numerators, v float64 [..., L, head_dim]) -> int64 [..., L, head_dim]
+    Sequences of one length run together, so that no padding is ever computed.
+    """
+    sizes = cu_seqlens.diff()
+    out = qkv.new_empty(len(qkv), heads * head_dim)
+    for length in sizes.unique().tolist():
+        starts = cu_seqlens[:-1][sizes == length]
+        step = max(1, 2**21 // (heads * length * length))
+        for first in range(0, len(starts), step):
+            at = starts[first : first + step, None] + torch.arange(length, device=qkv.device)
+            parts = qkv[at].double().unflatten(-1, (3, heads, head_dim)).permute(2, 0, 3, 1, 4)
+            q, k, v = parts
+            context = combine(row(torch.matmul(q, k.transpose(-1, -2)).long()), v)
+            out[at.flatten()] = context.transpose(1, 2).flatten(2).flatten(0, 1)
+    return out
+
+
+OPS = {
+    "embed": embed,
+    "matmul": matmul,
+    "requantize": requantize,
+    "add": add,
+    "relu": relu,
+    "i_tanh": i_tanh,
+    "take_rows": take_rows,
+    mean_pool.NAME: mean,
+    "rescale": rescale,
+    "requantize16": requantize_16,
+    "i_gelu": gelu,
+    "i_layernorm": layernorm,
+    "attention": attend,
+}

@@ -1,0 +1,97 @@
+"""From a float checkpoint to a module that trains quantized."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from intformer.errors import CheckpointError
+from intformer.float_model import AUTO_CLASSES
+from intformer.frontend import calibration
+from intformer.frontend.calibrated import sequences
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.encoder import FloatEncoder
+from intformer.frontend.families import read_encoder
+from intformer.frontend.native import GRAINS, Plan, equalisation
+from intformer.frontend.scales import ema
+from intformer.frontend.trained import check_ranges, read_ranges, settings, tap_sizes
+from intformer.qat.prepared import Prepared, PreparedNative
+from intformer.qat.ranges import Ranges
+
+RECIPES = ("native", "ibert")
+NONLINEAR = ("integer", "float")
+
+
+def prepare(
+    source: str | Path,
+    *,
+    recipe: str = "native",
+    nonlinear: str | None = None,
+    weights: str | None = None,
+    calibrate: str | Path | Sequence | None = None,
+    head: str | None = None,
+) -> Prepared:
+    """Return a torch module that trains and evaluates the model in `source` quantized.
+
+    source     Hugging Face directory of a float model, fine-tuned for its task; or one that
+               Prepared.save_pretrained wrote, whose ranges it then starts from
+    recipe     "native" or "ibert"
+    nonlinear  "integer"; or "float": GELU, softmax and LayerNorm stay float, as in Q8BERT, for
+               comparison: such a model cannot be lowered. None: the directory's, else "integer"
+    weights    "channel": a scale per output channel and word row; "tensor": one per tensor, as in
+               Q8BERT, and no channel factors. None: the directory's, else "channel"
+    calibrate  text or token ids as import_model takes them: sets the first ranges and the channel
+               factors. None: the first batches set the ranges, and all factors are 1
+    head       as import_model takes it, but no "masked-lm"; None: what the directory says
+    """
+    if recipe not in RECIPES:
+        raise CheckpointError(f"recipe {recipe!r} is not known", hint="one of native, ibert")
+    checkpoint = Checkpoint(source)
+    trained = settings(checkpoint)
+    nonlinear = nonlinear or trained.get("nonlinear", "integer")
+    weights = weights or trained.get("weights", "channel")
+    for name, value, legal in (("nonlinear", nonlinear, NONLINEAR), ("weights", weights, GRAINS)):
+        if value not in legal:
+            raise CheckpointError(
+                f"{name} = {value!r} is not known", hint="one of " + ", ".join(legal)
+            )
+    encoder, meta = read_encoder(checkpoint, head)
+    if meta["head"] == "masked-lm":
+        raise CheckpointError(
+            "head 'masked-lm' is not trained quantized",
+            where=str(checkpoint.path),
+            hint="fine-tune it for a task first, or calibrate it",
+        )
+    ranges = Ranges(tap_sizes(encoder), {o.stem: ones(o) for o in Plan(encoder).operands()})
+    if calibrate is not None:
+        start(ranges, encoder, checkpoint, meta, calibrate, weights)
+    elif trained.get("recipe") == "native":
+        seen, factors = check_ranges(encoder, read_ranges(checkpoint), str(checkpoint.path))
+        ranges.start({tap: one.peaks[0] for tap, one in seen.items()}, factors)
+    return PreparedNative(
+        checkpoint, float_module(checkpoint, meta["head"]), meta["head"], nonlinear, weights, ranges
+    )
+
+
+def ones(operand) -> np.ndarray:
+    """Return the factors of an operand that nothing equalises."""
+    return np.ones(operand.linear.weight.shape[1], np.float32)
+
+
+def start(
+    ranges: Ranges, encoder: FloatEncoder, checkpoint: Checkpoint, meta: dict, calibrate, weights
+) -> None:
+    """Set ranges and factors from calibration data."""
+    found, _ = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
+    seen = calibration.observe(encoder, calibration.batches(found, meta))
+    factors = equalisation(encoder, seen) if weights == "channel" else {}
+    ranges.start({tap: ema(seen[tap].peaks) for tap in ranges.taps}, factors)
+
+
+def float_module(checkpoint: Checkpoint, head: str):
+    """Return transformers' module of the directory, float32."""
+    import torch
+    import transformers
+
+    auto = getattr(transformers, AUTO_CLASSES[head])
+    return auto.from_pretrained(str(checkpoint.path), dtype=torch.float32, local_files_only=True)

@@ -1,0 +1,221 @@
+"""What `prepare` returns: a plain torch module that trains simulated and evaluates in integers."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from intformer import ranges as range_analysis
+from intformer.errors import IntformerError
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.families import read_encoder
+from intformer.frontend.trained import CONFIG_KEY, RANGES_FILE, assemble
+from intformer.model import IntModel
+from intformer.qat import losses
+from intformer.qat.dropout import dropout_of
+from intformer.qat.fake_quant import gelu_tables
+from intformer.qat.interpreter import TorchModel
+from intformer.qat.packing import Tokens, pack
+from intformer.qat.ranges import Ranges
+from intformer.qat.simulate import Simulation
+from intformer.qat.weights import LiveCheckpoint
+
+CARRIED = (  # what of the source directory a saved one keeps beside config and weights
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "1_Pooling/config.json",
+)
+
+
+class Prepared(nn.Module):
+    """A Hugging Face model whose forward pass is the quantized one.
+
+    model   transformers' own module: it holds the float parameters, under their own keys
+    meta    as IntModel.meta: head, labels, position_rule, ...
+    config  transformers' configuration
+
+    In train() the forward pass simulates the integers at the present ranges and lets the ranges
+    learn. In eval() it computes the integers themselves, those of `int_model()`, and returns them
+    times their scale.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module, meta: dict):
+        """Hold the model; the recipe's subclass adds the rest."""
+        super().__init__()
+        self.checkpoint, self.model, self.meta = checkpoint, model, dict(meta)
+        self.config = model.config
+        self.carried = {
+            name: (checkpoint.path / name).read_bytes()
+            for name in CARRIED
+            if (checkpoint.path / name).is_file()
+        }
+        self._integer: tuple[tuple, TorchModel] | None = None
+
+    # -- for the recipe to say --------------------------------------------------------------------
+
+    def int_model(self) -> IntModel:
+        """Return the IntModel of the present parameters and ranges."""
+        raise NotImplementedError
+
+    def simulated(self, tokens: Tokens) -> torch.Tensor:
+        """Return the head's rows of the training forward pass, float32 [rows, channels]."""
+        raise NotImplementedError
+
+    # -- forward ----------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        labels=None,
+        start_positions=None,
+        end_positions=None,
+        **_ignored,
+    ):
+        """Run a padded batch, as a Hugging Face model does.
+
+        input_ids, attention_mask, token_type_ids, position_ids  int64 [B, S]; masked tokens cost
+            nothing
+        labels  int64 [B] or float32 [B] (sequence classification, regression), float32 [B, labels]
+            (multi-label), int64 [B, S] with -100 for none (token classification)
+        start_positions, end_positions  int64 [B] (question answering)
+        Returns transformers' output class of the head: loss where labels are given, and logits
+        float32 [B, labels], [B, S, labels] (0 at masked tokens), or start_logits and end_logits
+        [B, S] (-1e4 there). Heads "features" and "sentence-embedding" return their rows as logits.
+        """
+        tokens = pack(self.meta, input_ids, attention_mask, token_type_ids, position_ids)
+        if self.training or self.meta["nonlinear"] == "float":
+            rows = self.simulated(tokens)
+        else:
+            integer = self.integer()
+            rows = integer.run(tokens.inputs())[integer.model.output]
+            rows = (rows.double() * integer.model.meta["output_scale"]).float()
+        return losses.output(
+            self.meta["head"],
+            rows,
+            tokens,
+            self.meta["problem_type"],
+            labels,
+            start_positions,
+            end_positions,
+        )
+
+    def values(
+        self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None
+    ) -> dict[str, torch.Tensor]:
+        """Return every integer of a batch by the name of its value, int64 [rows, channels].
+
+        The rows are packed: those of IntModel.run for the same tokens.
+        """
+        tokens = pack(self.meta, input_ids, attention_mask, token_type_ids, position_ids)
+        return self.integer().run(tokens.inputs(), keep=True)
+
+    def integer(self) -> TorchModel:
+        """Return int_model() on the device, made anew only where something has changed."""
+        state = tuple((t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers()))
+        if self._integer is None or self._integer[0] != state:
+            model = self.int_model()
+            range_analysis.check(model)
+            self._integer = state, TorchModel(model, self.device)
+        return self._integer[1]
+
+    def train(self, mode: bool = True):
+        """Switch; what evaluation kept is dropped."""
+        if mode:
+            self._integer = None
+        return super().train(mode)
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def numpy_checkpoint(self) -> Checkpoint:
+        """Return the source's configuration with the present parameters, float32."""
+        weights = {
+            name: p.detach().float().cpu().numpy() for name, p in self.model.state_dict().items()
+        }
+        return self.checkpoint.with_weights(weights)
+
+    def save_pretrained(self, directory: str | Path, **_options) -> None:
+        """Write a Hugging Face directory: weights, config, ranges, tokenizer.
+
+        AutoModelFor... loads it as a float model; import_model and `intformer compile` take it as it
+        is.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.save_weights(directory)
+        for name, data in self.carried.items():
+            file = directory / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+
+    def save_weights(self, directory: Path) -> None:
+        """Write config and weights."""
+        self.model.save_pretrained(directory)
+
+
+class PreparedNative(Prepared):
+    """Recipe native.
+
+    nonlinear  "integer", or "float": plain Q8BERT, which no integer program is
+    weights    "channel" or "tensor"
+    """
+
+    def __init__(self, checkpoint, model, head: str | None, nonlinear: str, weights: str, ranges):
+        """Take a Ranges for the encoder of `model`."""
+        encoder, meta = read_encoder(checkpoint, head)
+        super().__init__(checkpoint, model, {**meta, "nonlinear": nonlinear})
+        self.meta["position_count"] = len(encoder.position)
+        self.weights = weights
+        self.ranges: Ranges = ranges
+        self.dropout = dropout_of(checkpoint, encoder.head)
+        for form in ("erf", "tanh"):
+            self.register_buffer(f"gelu_{form}", gelu_tables(form), persistent=False)
+
+    def simulated(self, tokens: Tokens) -> torch.Tensor:
+        """See Prepared."""
+        device = tokens.ids.device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        tables = {"erf": self.gelu_erf, "tanh": self.gelu_tanh}
+        with torch.autocast(device, enabled=False):
+            live = LiveCheckpoint(self.checkpoint, self.model)
+            encoder, _ = read_encoder(live, self.meta["head"])
+            return Simulation(
+                encoder,
+                self.ranges,
+                tables,
+                self.weights,
+                self.meta["nonlinear"] == "integer",
+                half,
+                self.training,
+                self.dropout,
+            ).run(tokens)
+
+    def int_model(self) -> IntModel:
+        """See Prepared; compile makes the same of the saved directory."""
+        if self.meta["nonlinear"] == "float":
+            raise IntformerError(
+                "a model prepared with nonlinear='float' is no integer program",
+                hint="prepare it with nonlinear='integer'",
+            )
+        return assemble(
+            self.numpy_checkpoint(), self.ranges.arrays(), self.weights, self.meta["head"]
+        )
+
+    def save_weights(self, directory: Path) -> None:
+        """Write config, weights and ranges."""
+        from safetensors.numpy import save_file
+
+        about = {"recipe": "native", "weights": self.weights, "nonlinear": self.meta["nonlinear"]}
+        setattr(self.config, CONFIG_KEY, about)
+        self.model.save_pretrained(directory)
+        arrays = {k: np.ascontiguousarray(v) for k, v in self.ranges.arrays().items()}
+        save_file(arrays, directory / RANGES_FILE)
