@@ -66,8 +66,9 @@ def import_model(
                "token-classification", "question-answering" or "masked-lm"; None: what the directory
                says
     calibrate  what sets ranges where the directory holds none (I-BERT's and models trained by
-               intformer.qat do): text file (a sentence per line, or a TSV with sentence columns); or texts, pairs of
-               texts; or arrays of token ids, or tuples (ids, types) of such arrays
+               intformer.qat do): text file (a sentence per line, or a TSV with sentence columns);
+               or texts, pairs of texts; or arrays of token ids, or tuples (ids, types) of such
+               arrays
     method     "ema", "minmax", "percentile" or "mse"; None: the best on held-out calibration text
     tokenizer  a tokenizer.json to use and carry instead of the directory's own
     """

@@ -146,8 +146,8 @@ class Prepared(nn.Module):
     def save_pretrained(self, directory: str | Path, **_options) -> None:
         """Write a Hugging Face directory: weights, config, ranges, tokenizer.
 
-        AutoModelFor... loads it as a float model; import_model and `intformer compile` take it as it
-        is.
+        AutoModelFor... loads it as a float model, import_model and `intformer compile` with its
+        ranges.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)

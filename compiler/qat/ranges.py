@@ -14,8 +14,8 @@ class Ranges(nn.Module):
     """Buffers of every tap, and the channel factors of every operand.
 
     peaks    tap -> sum [C] of d^(age) (1 - d) max|x|
-    weight   tap -> sum of the same weights, which a peak is divided by: 1 from calibration on, below
-             it where training starts without (Adam's correction)
+    seen     tap -> sum of the same weights, which a peak is divided by: 1 from calibration on,
+             below it where training starts without (Adam's correction)
     factors  weight stem -> [K], fixed
     """
 

@@ -3,8 +3,8 @@
 Rounded as the integer program rounds, at the present ranges: every operand of a matrix product (8
 bits), weights, word rows, q, k, v and the context; GELU and tanh are the integer functions, softmax
 has its 12-bit numerators. Left in float32, because the integers differ from it by less than a tenth
-of an int8 step: LayerNorm (0.01), the 16-bit residual stream and its sums (1/128), position and type
-rows (16 bits), the embedding sum (18 bits), logits (24 bits), bias (32 bits).
+of an int8 step: LayerNorm (0.01), the 16-bit residual stream and its sums (1/128), position and
+type rows (16 bits), the embedding sum (18 bits), logits (24 bits), bias (32 bits).
 """
 
 from dataclasses import dataclass
@@ -96,6 +96,7 @@ class Simulation:
         return self.tap(name, y) if name else y
 
     def norm(self, x, norm):
+        """Apply a LayerNorm, in float."""
         return functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
 
     def activation(self, x, kind: str, name: str, operand: Operand | None):
@@ -116,6 +117,7 @@ class Simulation:
         return fake_quant.IntGelu.apply(x, self.tables[form], fake_quant.gelu_bits(top), kind)
 
     def embeddings(self, tokens: Tokens):
+        """Return what the first layer, or the projection, reads."""
         e = self.encoder
         rows = functional.embedding(tokens.ids, e.word)
         whole = None
@@ -127,6 +129,7 @@ class Simulation:
         return self.tap("embed.norm", self.norm(x, e.norm))
 
     def layer(self, i: int, x, tokens: Tokens, keep: float):
+        """Run layer i; keep as in `linear`."""
         e, at, drop = self.encoder, f"layer{i}.", self.dropout
         layer, operands = e.layers[i], self.plan.layers[i]
         qkv = self.linear(x, operands["qkv"], at + "qkv", self.plan.inputs[i], keep)
@@ -147,13 +150,14 @@ class Simulation:
         return self.tap(at + "norm2", self.norm(self.tap(at + "sum2", y + x), layer.norm2))
 
     def qkv_scale(self, tap: str):
-        """int8 scale of every channel of q, k and v, [3C]."""
+        """Return the int8 scale of every channel of q, k and v, [3C]."""
         peaks = self.ranges.peak(tap)
         peaks = torch.maximum(peaks, peaks.amax().clamp(min=TINY) * SMALLEST)
         s_q, s_k, s_v, _ = split_scales(*peaks.chunk(3))
         return torch.cat([s_q, s_k, s_v])
 
     def head(self, x, tokens: Tokens):
+        """Pick or pool rows, then run the stages of the head."""
         head, tap = self.encoder.head, self.plan.inputs[-1]
         if head.pool == "first":
             x = x.index_select(0, tokens.cu_seqlens[:-1])
