@@ -3,8 +3,9 @@
 import torch
 
 from intformer.model import IntModel
-from intformer.qat.integer_ops import OPS
+from intformer.qat import integer_ops, integer_ops_ibert
 
+OPS = {**integer_ops.OPS, **integer_ops_ibert.OPS}
 TABLES = ("embed",)  # ops that look rows up: their tables stay as narrow as they are
 
 

@@ -11,7 +11,7 @@ from intformer.frontend import calibration
 from intformer.frontend.calibrated import sequences
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.families import read_encoder
+from intformer.frontend.families import pick_head, read_encoder
 from intformer.frontend.native import GRAINS, Plan, equalisation
 from intformer.frontend.scales import ema
 from intformer.frontend.trained import check_ranges, read_ranges, settings, tap_sizes
@@ -55,13 +55,22 @@ def prepare(
             raise CheckpointError(
                 f"{name} = {value!r} is not known", hint="one of " + ", ".join(legal)
             )
-    encoder, meta = read_encoder(checkpoint, head)
-    if meta["head"] == "masked-lm":
+    name, _ = pick_head(checkpoint, head)
+    if name == "masked-lm":
         raise CheckpointError(
             "head 'masked-lm' is not trained quantized",
             where=str(checkpoint.path),
             hint="fine-tune it for a task first, or calibrate it",
         )
+    if recipe == "ibert":
+        if (nonlinear, weights) != ("integer", "channel"):
+            raise CheckpointError(
+                f"recipe ibert has no nonlinear {nonlinear!r} with weights {weights!r}",
+                hint="leave them out: its functions are integer, its weights have a scale per "
+                "channel",
+            )
+        return prepare_ibert(checkpoint, name, calibrate)
+    encoder, meta = read_encoder(checkpoint, head)
     ranges = Ranges(tap_sizes(encoder), {o.stem: ones(o) for o in Plan(encoder).operands()})
     if calibrate is not None:
         start(ranges, encoder, checkpoint, meta, calibrate, weights)
@@ -71,6 +80,23 @@ def prepare(
     return PreparedNative(
         checkpoint, float_module(checkpoint, meta["head"]), meta["head"], nonlinear, weights, ranges
     )
+
+
+def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
+    """Return an IBert module with the weights of the directory."""
+    from intformer.qat.prepared_ibert import PreparedIBert
+    from intformer.qat.prepared_ibert import calibrate as run
+    from intformer.qat.to_ibert import ibert_module
+
+    ours = checkpoint.setting("model_type", str) == "ibert"
+    model = None if ours else float_module(checkpoint, head)
+    prepared = PreparedIBert(checkpoint, ibert_module(checkpoint, model, head), head)
+    if calibrate is not None:
+        meta = {**prepared.meta, "max_length": prepared.meta["position_count"] - 1}
+        meta["truncate_length"] = meta["max_length"] = meta["max_length"] - meta["pad_token_id"]
+        found, _ = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
+        run(prepared, calibration.batches(found, meta))
+    return prepared
 
 
 def ones(operand) -> np.ndarray:

@@ -1,0 +1,113 @@
+"""Recipe ibert: transformers' own IBert modules train, our IntModel of them evaluates.
+
+What differs from transformers' evaluation is what frontend.ibert says in meta["deviations"]: exact
+integers instead of float32's, 255 for a probability of 256/256, and the classification head in
+integers, which transformers runs in float. Training sees padding as transformers does: its QuantActs
+take masked tokens into their ranges.
+"""
+
+from pathlib import Path
+
+import torch
+
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.ibert import import_ibert
+from intformer.frontend.trained import CONFIG_KEY
+from intformer.model import IntModel
+from intformer.qat.prepared import Prepared
+from intformer.qat.to_ibert import tame
+
+
+class PreparedIBert(Prepared):
+    """An IBert module in quant_mode.
+
+    raised  LayerNorm channels whose |gamma| was raised at first, see to_ibert.tame
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model, head: str):
+        """Take an IBert module."""
+        super().__init__(checkpoint, model, {"head": head, "nonlinear": "integer"})
+        self.raised = tame(model)
+        self.meta["problem_type"] = model.config.problem_type
+        self.meta["vocab_size"] = model.config.vocab_size
+        self.meta["type_vocab_size"] = model.config.type_vocab_size
+        self.meta["position_count"] = model.config.max_position_embeddings
+        self.meta["position_rule"] = "padding"
+        self.meta["pad_token_id"] = model.config.pad_token_id
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        labels=None,
+        start_positions=None,
+        end_positions=None,
+        **_ignored,
+    ):
+        """See Prepared.forward; what training returns is transformers' own output."""
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+        }
+        answers = {"start_positions": start_positions, "end_positions": end_positions}
+        if not self.training:
+            return super().forward(**batch, labels=labels, **answers)
+        tame(self.model)
+        if self.meta["head"] == "question-answering":
+            batch |= answers
+        elif labels is not None:
+            batch["labels"] = labels
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return self.model(**batch)
+
+    def numpy_checkpoint(self) -> Checkpoint:
+        """Return the present parameters and ranges under the IBert configuration."""
+        checkpoint = super().numpy_checkpoint()
+        architectures = [type(self.model).__name__]
+        checkpoint.config = {**self.config.to_dict(), "architectures": architectures}
+        return checkpoint
+
+    def int_model(self) -> IntModel:
+        """See Prepared; mode hf_compat, as the modules compute."""
+        return import_ibert(self.numpy_checkpoint(), head=self.meta["head"])
+
+    def save_weights(self, directory: Path) -> None:
+        """Write config, weights and transformers' own range buffers."""
+        setattr(self.config, CONFIG_KEY, {"recipe": "ibert"})
+        self.model.save_pretrained(directory)
+
+
+@torch.no_grad()
+def calibrate(prepared: PreparedIBert, batches: list[dict]) -> None:
+    """Let the modules' ranges see packed batches (calibration.batches), without dropout."""
+    model = prepared.model
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    kept = [module.p for module in modules]
+    was = model.training
+    model.train()
+    try:
+        for module in modules:
+            module.p = 0.0
+        for batch in batches:
+            model(**padded(batch, prepared.meta["pad_token_id"]))
+    finally:
+        for module, p in zip(modules, kept, strict=True):
+            module.p = p
+        model.train(was)
+
+
+def padded(batch: dict, pad: int) -> dict[str, torch.Tensor]:
+    """Return a packed batch as transformers takes it, int64 [sequences, longest]."""
+    bounds = batch["cu_seqlens"].tolist()
+    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    shape = (len(lengths), max(lengths))
+    real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    found = {"attention_mask": real.long()}
+    for name, fill in (("input_ids", pad), ("token_type_ids", 0)):
+        found[name] = torch.full(shape, fill)
+        found[name][real] = torch.from_numpy(batch[name]).long()
+    return found
