@@ -2,10 +2,11 @@
 
 What differs from transformers' evaluation is what frontend.ibert says in meta["deviations"]: exact
 integers instead of float32's, 255 for a probability of 256/256, and the classification head in
-integers, which transformers runs in float. Training sees padding as transformers does: its QuantActs
-take masked tokens into their ranges.
+integers, which transformers runs in float. Training sees padding as transformers does: its
+QuantActs take masked tokens into their ranges.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -103,7 +104,7 @@ def calibrate(prepared: PreparedIBert, batches: list[dict]) -> None:
 def padded(batch: dict, pad: int) -> dict[str, torch.Tensor]:
     """Return a packed batch as transformers takes it, int64 [sequences, longest]."""
     bounds = batch["cu_seqlens"].tolist()
-    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(bounds)]
     shape = (len(lengths), max(lengths))
     real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
     found = {"attention_mask": real.long()}
