@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -33,7 +34,6 @@ from intformer.tuning.tasks import Task, model_of, models_of_shape, tasks
 
 BATCH = 8  # candidates of one task that are built and measured together
 FINALISTS, MOST_FINALISTS = 2, 8  # of each row count, of all
-ROUNDS = 3  # of a race; the middle one counts
 RACES = "races.json"
 
 
@@ -270,16 +270,11 @@ class _Job:
                 f"{len(rows)} row counts"
             )
             self.measured_now = True
-            artifacts = builder.libraries([(form, 0, dict(key)) for key in finalists])
+            built = builder.libraries([(form, 0, dict(key)) for key in finalists])
+            paths = [artifact.partition("#")[0] if artifact else None for artifact, _ in built]
             seconds = dict(entry["seconds"]) if known else {}
             for task in rows:
-                times: list[list[float]] = [[] for _ in finalists]
-                for _ in range(ROUNDS):
-                    for found, (artifact, _) in zip(times, artifacts, strict=True):
-                        if artifact:
-                            result = runner.measure(artifact.partition("#")[0], task.identity)
-                            found.append(min(result[0]) if result[0] else 2 * FAILED)
-                seconds[str(task.rows)] = [sorted(t)[len(t) // 2] if t else FAILED for t in times]
+                seconds[str(task.rows)] = self._raced(runner, paths, task)
             self.races[form.text] = {
                 "finalists": [dict(key) for key in finalists],
                 "seconds": seconds,
@@ -287,6 +282,23 @@ class _Job:
             new = self.measured / f".{RACES}"
             new.write_text(json.dumps(self.races))
             new.replace(self.measured / RACES)
+
+    def _raced(self, runner, paths: list[str | None], task: Task) -> list[float]:
+        """Return the seconds of finalists, the default first; FAILED for what does not run.
+
+        A candidate's are the default's median times the median ratio within the turns.
+        """
+        good = [i for i, path in enumerate(paths) if path]
+        times = runner.race([paths[i] for i in good], task.identity)
+        if times is None:  # one of them fails here: leave it out
+            good = [i for i in good if runner.measure(paths[i], task.identity)[0]]
+            times = runner.race([paths[i] for i in good], task.identity) or [[] for _ in good]
+        found = [FAILED] * len(paths)
+        for i, taken in zip(good, times, strict=True):
+            if taken:
+                ratios = [a / b for a, b in zip(taken, times[0], strict=True)]
+                found[i] = statistics.median(times[0]) * statistics.median(ratios)
+        return found
 
     def _finalists(self, rows: list[Task]) -> list[Key]:
         """Return the default rule, then the best of every row count, then their second best, ..."""

@@ -22,6 +22,7 @@ COLD_BYTES = 16 << 20  # copies of constants: beyond the second-level cache of a
 SMALL_BYTES = 32 << 10  # constants that stay in the first-level cache anyway
 BATCHES, KEPT = 8, 3  # timed batches of calls, and how many of the fastest count
 BATCH_SECONDS = 0.02
+TURNS, TURN_SECONDS = 15, 0.004  # of a race between kernels
 REMOTE_CALLS = 10
 THREAD_POOL = "runtime.config_threadpool"  # (1: the big cores, threads)
 REQUEST_TILES = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
@@ -83,39 +84,83 @@ def _case(path: str) -> Case:
 
 def here(library: str, path: str, symbol: str, threads: int) -> list[float]:
     """Check a kernel on this machine and return the seconds of its fastest batches."""
+    _prepare(threads)
+    case = _case(path)
+    copies = _copies(case)
+    stopwatch = _Stopwatch(_checked(library, symbol, case, copies[0]), copies, BATCH_SECONDS)
+    return sorted(stopwatch.batch() for _ in range(BATCHES))[:KEPT]
+
+
+def in_turns(libraries: list[str], path: str, symbol: str, threads: int) -> list[list[float]]:
+    """Check kernels on this machine and return the seconds of each in every turn.
+
+    The kernels take short turns one after the other, so that a machine that becomes slower does so
+    for all of them, and the ratios within a turn hold.
+    """
+    _prepare(threads)
+    case = _case(path)
+    copies = _copies(case)
+    stopwatches = [
+        _Stopwatch(_checked(library, symbol, case, copies[0]), copies, TURN_SECONDS)
+        for library in libraries
+    ]
+    turns = [[stopwatch.batch() for stopwatch in stopwatches] for _ in range(TURNS)]
+    return [list(times) for times in zip(*turns, strict=True)]
+
+
+def _prepare(threads: int) -> None:
     from tvm import get_global_func
-    from tvm.runtime import load_module, tensor
 
     allowed = os.sched_getaffinity(0)
     get_global_func(THREAD_POOL)(1, threads)
     os.sched_setaffinity(0, allowed)  # it has bound this thread to one core, maybe a busy one
     _ask_for_tiles()
-    case = _case(path)
-    kernel = load_module(library)[symbol]
+
+
+def _copies(case: Case) -> list[list]:
+    """Return the arguments, several times where a layer's constants would not stay in a cache."""
+    from tvm.runtime import tensor
+
     arrays = [tensor(array) for array in case.arguments]
-    kernel(*arrays)
-    case.check({index: arrays[index].numpy() for index in case.expected})
     copies = [arrays]
     size = sum(case.arguments[i].nbytes for i in case.constants)
     if size > SMALL_BYTES:
         for _ in range(min(64, -(-COLD_BYTES // size)) - 1):
             other = {i: tensor(case.arguments[i]) for i in case.constants}
             copies.append([other.get(i, array) for i, array in enumerate(arrays)])
-    start = time.perf_counter()
-    for arguments in copies:
-        kernel(*arguments)
-    each = (time.perf_counter() - start) / len(copies)
-    # whole rounds through the copies, unless a call alone is a batch
-    calls = max(1, round(BATCH_SECONDS / max(each, 1e-9)))
-    found, turn = [], 0
-    for _ in range(BATCHES):
-        batch = [copies[(turn + i) % len(copies)] for i in range(calls)]
-        turn += calls
+    return copies
+
+
+def _checked(library: str, symbol: str, case: Case, arrays: list):
+    """Load a kernel, run it once, compare; return it."""
+    from tvm.runtime import load_module
+
+    kernel = load_module(library)[symbol]
+    kernel(*arrays)
+    case.check({index: arrays[index].numpy() for index in case.expected})
+    return kernel
+
+
+class _Stopwatch:
+    """Times batches of calls of a kernel that take about `seconds` each."""
+
+    def __init__(self, kernel, copies: list[list], seconds: float):
+        """Run once through all copies, to know how long a call takes."""
+        self.kernel, self.copies, self.at = kernel, copies, 0
+        start = time.perf_counter()
+        for arguments in copies:
+            kernel(*arguments)
+        each = (time.perf_counter() - start) / len(copies)
+        self.calls = max(1, round(seconds / max(each, 1e-9)))
+
+    def batch(self) -> float:
+        """Return the seconds of a call, over one batch; goes on with the next copies."""
+        batch = [self.copies[(self.at + i) % len(self.copies)] for i in range(self.calls)]
+        self.at += self.calls
         start = time.perf_counter()
         for arguments in batch:
-            kernel(*arguments)
-        found.append((time.perf_counter() - start) / calls)
-    return sorted(found)[:KEPT]
+            self.kernel(*arguments)
+        return (time.perf_counter() - start) / self.calls
 
 
 def _ask_for_tiles() -> None:

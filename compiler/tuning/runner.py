@@ -15,7 +15,9 @@ from tvm.support.popen_pool import PopenPoolExecutor
 
 from intformer.errors import IntformerError
 from intformer.tuning.build import SYMBOL, last_line
-from intformer.tuning.measure import TIMED_OUT, WRONG, Remote, here, there
+from intformer.tuning.measure import TIMED_OUT, WRONG, Remote, here, in_turns, there
+
+ROUNDS = 3  # of a race on a remote machine
 
 
 @derived_object
@@ -64,11 +66,27 @@ class Runner(PyRunner):
 
     def measure(self, library: str, identity: str) -> tuple[list[float] | None, str | None]:
         """Return (seconds, None) or (None, error)."""
-        job = [here, library, str(self.case(identity)), SYMBOL, self.threads]
+        about = library, str(self.case(identity)), SYMBOL, self.threads
         if self.remote:
-            job = [there, *job[1:], self.remote, self.timeout]
+            return self._outcome(there, *about, self.remote, self.timeout)
+        return self._outcome(here, *about)
+
+    def race(self, libraries: list[str], identity: str) -> list[list[float]] | None:
+        """Return the seconds of each library in every turn; None where one of them fails."""
+        if not self.remote:
+            return self._outcome(
+                in_turns, libraries, str(self.case(identity)), SYMBOL, self.threads
+            )[0]
+        rounds = [
+            [self.measure(library, identity)[0] for library in libraries] for _ in range(ROUNDS)
+        ]
+        if not all(all(times) for times in rounds):
+            return None
+        return [[min(times) for times in of_one] for of_one in zip(*rounds, strict=True)]
+
+    def _outcome(self, function: Callable, *arguments):
         try:
-            return self.pool.submit(*job).result(), None
+            return self.pool.submit(function, *arguments).result(), None
         except TimeoutError:
             return None, f"{TIMED_OUT}: not measured within {self.timeout:g} s"
         except IntformerError:
