@@ -65,11 +65,13 @@ class IntModel:
     meta: dict
     files: dict[str, bytes] = field(default_factory=dict)
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], replace=None) -> dict[str, np.ndarray]:
         """Run the NumPy reference of every node; return all values by name.
 
-        inputs  input_ids, token_type_ids, position_ids int32 [n]; cu_seqlens int32 [batch + 1];
-                positions int32 [p] where the model asks for it
+        inputs   input_ids, token_type_ids, position_ids int32 [n]; cu_seqlens int32 [batch + 1];
+                 positions int32 [p] where the model asks for it
+        replace  called with (name, integers) of every value; an array that it returns is what the
+                 nodes after read instead
         """
         from intformer.relay_ops import OPS
 
@@ -77,7 +79,9 @@ class IntModel:
         for node in self.nodes:
             result = OPS[node.op].reference(*(seen[name] for name in node.inputs), **node.attrs)
             results = result if isinstance(result, tuple) else (result,)
-            seen.update(zip(node.outputs, results, strict=True))
+            for name, array in zip(node.outputs, results, strict=True):
+                new = None if replace is None else replace(name, array)
+                seen[name] = array if new is None else new
         return {name: seen[name] for name in self.values}
 
     def to_json(self) -> dict:

@@ -1,5 +1,6 @@
 """FP32 checkpoint plus calibration text -> IntModel: reads, observes, chooses, lowers."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from intformer.edge import Edge
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.families import read_encoder
 from intformer.frontend.native import Plan, equalisation, lower
 from intformer.frontend.progress import progress
@@ -21,6 +23,30 @@ def import_calibrated(
     checkpoint: Checkpoint, *, recipe=None, mode=None, head=None, calibrate=None, method=None
 ) -> IntModel:
     """Read an FP32 encoder and calibrate it (arguments: import_model)."""
+    check_options(checkpoint, recipe, mode, method)
+    observed = observe(checkpoint, head, calibrate)
+    judged = observed.batches()[: -(-JUDGED_TOKENS // calibration.BATCH_TOKENS)]
+    model, scores = best(observed, judged, METHODS if method is None else (method,))
+    model.meta = {
+        **observed.meta,
+        **model.meta,
+        "mode": None,
+        "mask_token_id": observed.mask_id,
+        "tokenizer": sorted(name for name in observed.files if name != "config.json"),
+        "calibration": {
+            "method": max(scores, key=scores.get),
+            "held_out_snr_db": {name: round(score, 2) for name, score in scores.items()},
+            "sequences": observed.sequences,
+            "tokens": observed.tokens,
+            "held_out_sequences": len(observed.held),
+        },
+    }
+    model.files = observed.files
+    return model
+
+
+def check_options(checkpoint: Checkpoint, recipe, mode, method) -> None:
+    """Refuse options that an FP32 encoder does not have."""
     if recipe not in (None, "native") or mode is not None:
         wrong = f"mode {mode!r}" if mode is not None else f"recipe {recipe!r}"
         raise CheckpointError(
@@ -32,6 +58,47 @@ def import_calibrated(
         raise CheckpointError(
             f"calibration method {method!r} is not known", hint="one of " + ", ".join(METHODS)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """An FP32 encoder and what calibration text showed of it: all that `lower` needs.
+
+    meta       the part of IntModel.meta that comes from the checkpoint
+    files      that travel with a library
+    seen       tap -> what it showed
+    sequences  that set the ranges, and the tokens in them
+    held       sequences that set no range
+    mask_id    of the tokenizer, for a masked-LM head
+    """
+
+    encoder: FloatEncoder
+    meta: dict
+    files: dict[str, bytes]
+    seen: dict[str, calibration.Seen]
+    sequences: int
+    tokens: int
+    held: list[calibration.Sequence]
+    mask_id: int | None
+
+    def batches(self, limit: int = calibration.BATCH_TOKENS) -> list[dict]:
+        """Return the held-out sequences as inputs of IntModel.run, about `limit` tokens each."""
+        return calibration.batches(self.held, self.meta, self.mask_id, limit)
+
+    def factors(self, equalised: bool = True) -> dict[str, np.ndarray]:
+        """Return the channel factors of every weight; all 1 without equalisation."""
+        if equalised:
+            return equalisation(self.encoder, self.seen)
+        return neutral(self.encoder)
+
+    def lower(self, factors: dict, method: str, rounded: dict | None = None) -> IntModel:
+        """Lower with one method (arguments: native.lower)."""
+        origin = f"calibration: {method}, {self.sequences} sequences, {self.tokens} tokens"
+        return lower(self.encoder, self.seen, factors, method, origin, rounded)
+
+
+def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
+    """Read an FP32 encoder and run calibration text through it (arguments: import_model)."""
     encoder, meta = read_encoder(checkpoint, head)
     if calibrate is None:
         raise CheckpointError(
@@ -45,27 +112,12 @@ def import_calibrated(
     inputs = calibration.batches(ranges, meta, mask_id)
     seen = calibration.observe(encoder, inputs)
     tokens = sum(len(batch["input_ids"]) for batch in inputs)
-    note = f"{len(ranges)} sequences, {tokens} tokens"
-    judged = calibration.batches(held, meta, mask_id)[
-        : -(-JUDGED_TOKENS // calibration.BATCH_TOKENS)
-    ]
-    model, scores = best(encoder, seen, judged, note, METHODS if method is None else (method,))
-    model.meta = {
-        **meta,
-        **model.meta,
-        "mode": None,
-        "mask_token_id": mask_id,
-        "tokenizer": sorted(name for name in files if name != "config.json"),
-        "calibration": {
-            "method": max(scores, key=scores.get),
-            "held_out_snr_db": {name: round(score, 2) for name, score in scores.items()},
-            "sequences": len(ranges),
-            "tokens": tokens,
-            "held_out_sequences": len(held),
-        },
-    }
-    model.files = files
-    return model
+    return Observed(encoder, meta, files, seen, len(ranges), tokens, held, mask_id)
+
+
+def neutral(encoder: FloatEncoder) -> dict[str, np.ndarray]:
+    """Return channel factors that change nothing: weight stem -> ones [K]."""
+    return {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
 
 
 def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntModel:
@@ -77,8 +129,9 @@ def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntM
     ids = np.random.default_rng(0).integers(0, meta["vocab_size"], 16, dtype=np.int32)
     (batch,) = calibration.batches([(ids, np.zeros(16, np.int32))], meta)
     seen = calibration.observe(encoder, [batch])
-    factors = {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
-    model = lower(encoder, seen, factors, "minmax", "calibration: minmax, 16 random tokens")
+    model = lower(
+        encoder, seen, neutral(encoder), "minmax", "calibration: minmax, 16 random tokens"
+    )
     model.meta = {**meta, **model.meta}
     return model
 
@@ -112,22 +165,20 @@ def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
     return 10 * float(np.log10(max(float(np.square(wanted).sum()), 1e-30) / max(noise, 1e-30)))
 
 
-def score(wanted: np.ndarray, model: IntModel, inputs: list[dict]) -> float:
-    """Return the SNR of the integer reference's output against the float one, in dB."""
-    scale = model.meta["output_scale"]
-    got = np.concatenate([model.run(batch)[model.output] for batch in inputs])
-    return snr_db(wanted, got * scale)
+def outputs(model: IntModel, inputs: list[dict]) -> np.ndarray:
+    """Return the integer reference's output for all batches, in real units, float64."""
+    rows = np.concatenate([model.run(batch)[model.output] for batch in inputs])
+    return rows * np.float64(model.meta["output_scale"])
 
 
-def best(encoder, seen, inputs, note: str, methods) -> tuple[IntModel, dict[str, float]]:
+def best(observed: Observed, inputs: list[dict], methods) -> tuple[IntModel, dict[str, float]]:
     """Lower with every method; return the one with the best output and every method's score."""
     chosen, scores = None, {}
-    factors, rounded = equalisation(encoder, seen), {}
-    wanted = np.concatenate([encoder.forward(batch) for batch in inputs])
+    factors, rounded = observed.factors(), {}
+    wanted = np.concatenate([observed.encoder.forward(batch) for batch in inputs])
     for method in progress(methods, "choosing the calibration method"):
-        origin = f"calibration: {method}, {note}"
-        model = lower(encoder, seen, factors, method, origin, rounded)
-        scores[method] = score(wanted, model, inputs)
+        model = observed.lower(factors, method, rounded)
+        scores[method] = snr_db(wanted, outputs(model, inputs))
         if scores[method] >= max(scores.values()):
             chosen = model
     return chosen, scores

@@ -19,6 +19,7 @@ HELD_OUT = 8  # every 8th sentence chooses the method and sets no range
 BATCH_TOKENS = 1024  # one batch of statistics
 SAMPLE_ROWS = 512  # rows kept per tap, for percentile and MSE
 SUM_TAPS = ("sum1", "sum2", "ffn1")  # taps of 16 bits and more: their peak is enough
+UNRANGED = ("embed.sum", ".out", ".ffn2")  # taps whose range follows from others
 MASKED_SHARE = 0.15  # masked-LM calibration masks what pre-training masks
 TEXT_COLUMNS = ("sentence", "sentence1", "sentence2")
 HINT = "pass --calibrate FILE with one sentence per line, or a TSV with a sentence column"
@@ -151,11 +152,13 @@ def pack(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> d
     return inputs
 
 
-def batches(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> list[dict]:
-    """Return packed batches of about BATCH_TOKENS tokens each, in the order of the text."""
+def batches(
+    sequences: list[Sequence], meta: dict, mask_id: int | None = None, limit: int = BATCH_TOKENS
+) -> list[dict]:
+    """Return packed batches of at most `limit` tokens or one sequence, in the order of the text."""
     groups, tokens = [[]], 0
     for sequence in sequences:
-        if groups[-1] and tokens + len(sequence[0]) > BATCH_TOKENS:
+        if groups[-1] and tokens + len(sequence[0]) > limit:
             groups.append([])
             tokens = 0
         groups[-1].append(sequence)
@@ -171,6 +174,8 @@ def observe(encoder: FloatEncoder, inputs: list[dict]) -> dict[str, Seen]:
     rng = np.random.default_rng(0)
 
     def tap(name: str, x) -> None:
+        if name.endswith(UNRANGED):
+            return
         x = x.numpy()
         peaks.setdefault(name, []).append(np.abs(x).max(0))
         if not name.endswith(SUM_TAPS):

@@ -107,19 +107,25 @@ class FloatEncoder:
         """Channels of the residual stream."""
         return self.layers[0].out.weight.shape[0]
 
-    def forward(self, inputs: dict[str, np.ndarray], tap=None) -> np.ndarray:
+    def forward(self, inputs: dict[str, np.ndarray], tap=None, operand=None) -> np.ndarray:
         """Run packed tokens in float32.
 
-        inputs  as IntModel.run takes them
-        tap     called with (name, float32 tensor [rows, channels]) at every place that needs a
-                range: embed.norm, embed.projection, layerI.{qkv,context,sum1,norm1,ffn1,act,sum2,
-                norm2}, headI.{dense,act,norm}
-        return  float32 [rows, channels]: what the compiled model's output stands for
+        inputs   as IntModel.run takes them
+        tap      called with (name, float32 tensor [rows, channels]) at every place: embed.{sum,
+                 norm,projection}, layerI.{qkv,context,out,sum1,norm1,ffn1,act,ffn2,sum2,norm2},
+                 headI.{dense,act,norm}; a tensor that it returns takes the place of x
+        operand  called with (name of the tap, what a matmul reads there) in the same way; what it
+                 returns is read by the matmul alone, not by the residual
+        return   float32 [rows, channels]: what the compiled model's output stands for
         """
         import torch
 
         with torch.inference_mode():
-            return _forward(self, inputs, tap or (lambda name, x: None)).numpy()
+            return _forward(self, inputs, tap or _watch, operand or _watch).numpy()
+
+
+def _watch(name: str, x) -> None:
+    """Change nothing: the hook of a plain run."""
 
 
 def activate(x, name: str):
@@ -133,7 +139,7 @@ def activate(x, name: str):
     return functional.gelu(x, approximate="tanh" if name == TANH_GELU else "none")
 
 
-def _forward(model: FloatEncoder, inputs: dict, tap):
+def _forward(model: FloatEncoder, inputs: dict, tap, operand):
     import torch
     from torch.nn import functional
 
@@ -156,27 +162,40 @@ def _forward(model: FloatEncoder, inputs: dict, tap):
         return context
 
     def tapped(name, x):
-        tap(name, x)
-        return x
+        new = tap(name, x)
+        return x if new is None else new
+
+    def read(x):
+        """What a matmul reads of the stream, which `source` names."""
+        new = operand(source, x)
+        return x if new is None else new
 
     ids, positions = inputs["input_ids"], inputs["position_ids"]
     bounds = inputs["cu_seqlens"].tolist()
     x = torch.from_numpy(model.word[ids])
     if model.types is not None:
         x = x + torch.from_numpy(model.types[inputs["token_type_ids"]])
-    x = tapped("embed.norm", norm(x + torch.from_numpy(model.position[positions]), model.norm))
+    x = tapped("embed.sum", x + torch.from_numpy(model.position[positions]))
+    source = "embed.norm"
+    x = tapped(source, norm(x, model.norm))
     if model.projection is not None:
-        x = tapped("embed.projection", linear(x, model.projection))
+        x = tapped("embed.projection", linear(read(x), model.projection))
+        source = "embed.projection"
 
     for i, layer in enumerate(model.layers):
         at = f"layer{i}."
-        context = tapped(at + "context", attention(tapped(at + "qkv", linear(x, layer.qkv))))
-        x = tapped(at + "sum1", linear(context, layer.out) + x)
-        x = tapped(at + "norm1", norm(x, layer.norm1))
-        ffn = tapped(at + "ffn1", linear(x, layer.ffn1))
-        ffn = tapped(at + "act", activate(ffn, model.activation))
-        x = tapped(at + "sum2", linear(ffn, layer.ffn2) + x)
-        x = tapped(at + "norm2", norm(x, layer.norm2))
+        qkv = tapped(at + "qkv", linear(read(x), layer.qkv))
+        source = at + "context"
+        context = tapped(source, attention(qkv))
+        x = tapped(at + "sum1", tapped(at + "out", linear(read(context), layer.out)) + x)
+        source = at + "norm1"
+        x = tapped(source, norm(x, layer.norm1))
+        ffn = tapped(at + "ffn1", linear(read(x), layer.ffn1))
+        source = at + "act"
+        ffn = tapped(source, activate(ffn, model.activation))
+        x = tapped(at + "sum2", tapped(at + "ffn2", linear(read(ffn), layer.ffn2)) + x)
+        source = at + "norm2"
+        x = tapped(source, norm(x, layer.norm2))
 
     if model.head.pool == "mean":
         x = torch.stack([x[a:b].mean(0) for a, b in pairwise(bounds)])
@@ -186,9 +205,11 @@ def _forward(model: FloatEncoder, inputs: dict, tap):
         x = x[inputs["positions"].tolist()]
     for i, stage in enumerate(model.head.stages):
         at = f"head{i}."
-        x = tapped(at + "dense", linear(x, stage.linear))
+        x = tapped(at + "dense", linear(read(x), stage.linear))
         if stage.activation:
-            x = tapped(at + "act", activate(x, stage.activation))
+            source = at + "act"
+            x = tapped(source, activate(x, stage.activation))
         if stage.norm:
-            x = tapped(at + "norm", norm(x, stage.norm))
+            source = at + "norm"
+            x = tapped(source, norm(x, stage.norm))
     return x

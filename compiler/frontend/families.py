@@ -1,6 +1,6 @@
 """Where each encoder family keeps its weights, and what its heads are made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -106,6 +106,7 @@ class Family:
     act         activation where config.json does not say
     pad         padding id where config.json does not say
     config_keys our name -> config key
+    fold        a single row of types is added to the positions
     paths       (checkpoint, config_keys, stem) -> key of each layer in order of execution
     """
 
@@ -119,6 +120,7 @@ class Family:
     act: str = "gelu"
     pad: int = 0
     config_keys: dict[str, str] = field(default_factory=lambda: CONFIG_KEYS)
+    fold: bool = True
     paths: object = numbered_layers
 
 
@@ -169,6 +171,7 @@ FAMILIES = {
         },
     ),
     "roberta": ROBERTA,
+    "ibert": replace(ROBERTA, prefix="ibert.", fold=False),  # the float model it was trained as
     "xlm-roberta": ROBERTA,
     "distilbert": Family(
         prefix="distilbert.",
@@ -374,7 +377,7 @@ class _Reader:
         types = None
         if self.prefix + "embeddings.token_type_embeddings.weight" in self.checkpoint:
             types = self.table("embeddings.token_type_embeddings", width)
-            if len(types) == 1:  # nothing to choose: fold it
+            if len(types) == 1 and self.family.fold:  # nothing to choose
                 position, types = position + types[0], None
         projection = self.prefix + self.family.projection
         projected = self.family.projection and projection + ".weight" in self.checkpoint

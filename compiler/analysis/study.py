@@ -1,0 +1,292 @@
+"""Checkpoint and calibration text -> Analysis: everything the report shows, as plain data."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from intformer.accuracy import pearson
+from intformer.analysis.costs import costs, run
+from intformer.analysis.rows import Row, activation, weight
+from intformer.analysis.tensors import compare, to_db
+from intformer.analysis.weights import weights
+from intformer.errors import CheckpointError
+from intformer.frontend import calibrated, calibration
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.encoder import FloatEncoder
+from intformer.frontend.families import read_encoder
+from intformer.frontend.ibert import MODES, import_ibert
+from intformer.frontend.progress import progress as bar
+from intformer.frontend.scales import METHODS
+from intformer.model import IntModel
+
+BATCH_TOKENS = 512  # run at a time: every value of the model is kept for one batch
+JUDGED_TOKENS = 2048  # of the held-out text, compared tensor by tensor
+COST_TOKENS = 512  # of these, run once for every tensor
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Remedy:
+    """One way to choose scales, judged on held-out text.
+
+    name       what it is
+    options    of `intformer compile`; None: it has none for this
+    snr_db     of the integer program's output against FP32
+    agreement  see Analysis
+    chosen     the one that the rest of the report is about
+    """
+
+    name: str
+    options: str | None
+    snr_db: float
+    agreement: float
+    chosen: bool
+
+
+@dataclass
+class Analysis:
+    """What `intformer analyze` found. SNRs are in dB; every one is measured on held-out text.
+
+    source, command  as given
+    model            family, head, recipe, mode, layers, hidden, ... of IntModel.meta
+    choice           what the scales come from: the method, or the mode of an IBert checkpoint
+    sequences, tokens            that set ranges
+    held_sequences, held_tokens  that everything is measured on
+    snr_db           of the integer program's output
+    agreement        of the integer program with FP32, 0..1 and what it counts
+    error            root mean square error of the output over that of FP32's output
+    rows             every tensor, in the order of execution
+    parts            kind of tensor -> share of the sum of all tensors' errors at the output
+    cost_db          on cost_tokens of the held-out tokens: "sum" of the tensors' errors, FP32 with
+                     all tensors "rounded" at once, and the integer "program"
+    remedies         the best first
+    warnings         of the import
+    """
+
+    source: str
+    command: str
+    model: dict
+    choice: str
+    sequences: int
+    tokens: int
+    held_sequences: int
+    held_tokens: int
+    snr_db: float
+    agreement: float
+    agreement_of: str
+    error: float
+    rows: list[Row]
+    parts: dict[str, float]
+    cost_tokens: int
+    cost_db: dict[str, float | None]
+    remedies: list[Remedy]
+    warnings: list[str]
+
+    def ranked(self) -> list[Row]:
+        """Return the tensors, the one that costs most at the output first."""
+        return sorted(self.rows, key=lambda row: -row.share)
+
+    def to_json(self) -> dict:
+        """Return plain data; the tensors ranked."""
+        return {"ok": True, **asdict(self), "rows": [asdict(row) for row in self.ranked()]}
+
+
+@dataclass
+class Subject:
+    """What is compared: a float encoder, its integer program, held-out inputs."""
+
+    encoder: FloatEncoder
+    model: IntModel
+    inputs: list[dict]
+    choice: str
+    sequences: int
+    tokens: int
+    remedies: list[Remedy]
+
+
+def study(
+    source: str | Path,
+    calibrate,
+    *,
+    method: str | None = None,
+    mode: str | None = None,
+    head: str | None = None,
+    tokenizer: str | Path | None = None,
+    rows: int | None = None,
+    command: str = "",
+    progress: Say = lambda what: None,
+) -> Analysis:
+    """Compare FP32 and integers on held-out calibration text.
+
+    source, calibrate, method, mode, head, tokenizer  as import_model takes them
+    rows      of the calibration text to take, evenly spread; None: what import_model takes
+    command   to name in the report
+    progress  called with what starts now
+    """
+    checkpoint = Checkpoint(source, tokenizer=tokenizer)
+    texts = calibration.read_texts(calibrate) if isinstance(calibrate, str | Path) else calibrate
+    texts = list(texts)
+    if rows is not None and rows < len(texts):
+        texts = [texts[i] for i in np.linspace(0, len(texts) - 1, rows).astype(int)]
+    if len(texts) < calibration.HELD_OUT:
+        raise CheckpointError(
+            f"{len(texts)} rows of calibration text, {calibration.HELD_OUT} are the least: every "
+            f"{calibration.HELD_OUT}th is held out to judge on",
+            where=str(calibrate) if isinstance(calibrate, str | Path) else "",
+            hint="give more text, or a larger --rows",
+        )
+    progress("calibrating, and judging every method on held-out text")
+    read = ibert if checkpoint.setting("model_type", str) == "ibert" else fp32
+    subject = read(checkpoint, texts, method, mode, head)
+    progress("comparing tensor by tensor")
+    return measured(subject, str(source), command, progress)
+
+
+def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
+    """Calibrate an FP32 encoder in every way; the subject is what `compile` would take."""
+    calibrated.check_options(checkpoint, None, mode, method)
+    seen = calibrated.observe(checkpoint, head, texts)
+    inputs = judged(seen.batches(BATCH_TOKENS))
+    wanted = float_outputs(seen.encoder, inputs)
+    remedies, models = [], {}
+    ways = [(equalised, m) for equalised in (True, False) for m in METHODS]
+    factors = {equalised: seen.factors(equalised) for equalised in (True, False)}
+    rounded: dict[bool, dict] = {True: {}, False: {}}
+    for equalised, name in bar(ways, "trying calibration methods"):
+        model = seen.lower(factors[equalised], name, rounded[equalised])
+        model.meta = {**seen.meta, **model.meta}
+        title = f"{name}, channels {'equalised' if equalised else 'not equalised'}"
+        options = f"--method {name}" if equalised else None
+        remedies.append(remedy(title, options, seen.meta, inputs, wanted, model))
+        if equalised:
+            models[name] = model, remedies[-1]
+    if method is None:
+        method = max(models, key=lambda name: models[name][1].snr_db)
+    model, chosen = models[method]
+    chosen.chosen = True
+    return Subject(seen.encoder, model, inputs, chosen.name, seen.sequences, seen.tokens, remedies)
+
+
+def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
+    """Import an IBert checkpoint in both modes; its ranges come from training."""
+    mode = mode or MODES[0]
+    import_ibert(checkpoint, mode=mode, head=head, method=method)  # refuses what cannot be
+    encoder, meta = read_encoder(checkpoint, head)
+    files = checkpoint.files()
+    ranges, held = calibration.choose(calibrated.sequences(texts, files, meta))
+    mask_id = calibrated.mask_token_id(files) if meta["head"] == "masked-lm" else None
+    inputs = judged(calibration.batches(held, meta, mask_id, BATCH_TOKENS))
+    wanted = float_outputs(encoder, inputs)
+    remedies, found = [], None
+    for each in bar(MODES, "trying both modes"):
+        model = import_ibert(checkpoint, mode=each, head=head, calibrate=ranges)
+        title, options = f"scales of the checkpoint, mode {each}", f"--mode {each}"
+        remedies.append(remedy(title, options, meta, inputs, wanted, model))
+        if each == mode:
+            found, remedies[-1].chosen = model, True
+    tokens = sum(len(ids) for ids, _ in ranges)
+    return Subject(encoder, found, inputs, f"mode {mode}", len(ranges), tokens, remedies)
+
+
+def judged(inputs: list[dict]) -> list[dict]:
+    """Return the first JUDGED_TOKENS or so of held-out inputs."""
+    return taken(inputs, JUDGED_TOKENS)
+
+
+def taken(inputs: list[dict], tokens: int) -> list[dict]:
+    """Return as many batches from the front as hold `tokens`, one at least."""
+    before = np.cumsum([0, *(len(batch["input_ids"]) for batch in inputs)])
+    return [batch for batch, start in zip(inputs, before, strict=False) if start < tokens]
+
+
+def float_outputs(encoder: FloatEncoder, inputs: list[dict]) -> np.ndarray:
+    """Return FP32's output for all batches."""
+    return np.concatenate([encoder.forward(batch) for batch in inputs])
+
+
+def remedy(name: str, options: str | None, meta: dict, inputs, wanted, model: IntModel) -> Remedy:
+    """Judge one integer model against FP32's output."""
+    got = calibrated.outputs(model, inputs)
+    share, _ = agreement(meta, inputs, wanted, got)
+    return Remedy(name, options, calibrated.snr_db(wanted, got), share, False)
+
+
+def agreement(meta: dict, inputs: list[dict], wanted, got) -> tuple[float, str]:
+    """Return how far two outputs [rows, C] say the same, 0..1, and what that counts."""
+    head = meta["head"]
+    if head == "question-answering":
+        lengths = np.concatenate([np.diff(batch["cu_seqlens"]) for batch in inputs])
+        ends = pairwise(np.cumsum([0, *lengths]).tolist())
+        same = [(wanted[a:b].argmax(0) == got[a:b].argmax(0)).all() for a, b in ends]
+        return float(np.mean(same)), "answers with the same start and end"
+    if head in ("features", "sentence-embedding"):
+        norms = np.sqrt(np.square(wanted).sum(1) * np.square(got).sum(1))
+        return float(np.mean((wanted * got).sum(1) / np.maximum(norms, 1e-30))), "mean cosine"
+    if wanted.shape[1] == 1:
+        return pearson(wanted[:, 0].astype(np.float64), got[:, 0]), "correlation of the scores"
+    what = "tokens" if head == "masked-lm" else "labels"
+    return float(np.mean(wanted.argmax(1) == got.argmax(1))), f"same {what}"
+
+
+def measured(subject: Subject, source: str, command: str, progress: Say) -> Analysis:
+    """Compare tensor by tensor and price every tensor at the output."""
+    encoder, model, inputs = subject.encoder, subject.model, subject.inputs
+    tallies, real, integers = compare(encoder, model, inputs)
+    got = integers * np.float64(model.meta["output_scale"])
+    snr = calibrated.snr_db(real, got)
+    share, counted = agreement(model.meta, inputs, real, got)
+
+    progress("what each tensor costs at the output")
+    stored, some = weights(encoder, model), taken(inputs, COST_TOKENS)
+    noise, rounded, signal = costs(encoder, some, tallies, stored)
+    total = sum(noise.values())
+    rows = [weight(one, noise[one.name + ".weight"], total, signal) for one in stored]
+    rows += [activation(one, noise[one.watch.name], total, signal) for one in tallies]
+    rows = in_order(rows, model)
+    parts: dict[str, float] = {}
+    for row in rows:
+        parts[row.part] = parts.get(row.part, 0.0) + row.share
+    count = len(run(encoder, some, []))
+    left = float(np.square(got[:count] - real[:count]).sum())
+    return Analysis(
+        source=source,
+        command=command,
+        model={
+            key: model.meta.get(key)
+            for key in ("family", "head", "recipe", "mode", "layers", "hidden", "heads", "ffn")
+        },
+        choice=subject.choice,
+        sequences=subject.sequences,
+        tokens=subject.tokens,
+        held_sequences=sum(len(batch["cu_seqlens"]) - 1 for batch in inputs),
+        held_tokens=sum(len(batch["input_ids"]) for batch in inputs),
+        snr_db=snr,
+        agreement=share,
+        agreement_of=counted,
+        error=10 ** (-snr / 20),
+        rows=rows,
+        parts=dict(sorted(parts.items(), key=lambda item: -item[1])),
+        cost_tokens=sum(len(batch["input_ids"]) for batch in some),
+        cost_db={
+            "sum": to_db(signal, total),
+            "rounded": to_db(signal, rounded),
+            "program": to_db(signal, left),
+        },
+        remedies=sorted(subject.remedies, key=lambda each: -each.snr_db),
+        warnings=list(model.meta.get("warnings", ())),
+    )
+
+
+def in_order(rows: list[Row], model: IntModel) -> list[Row]:
+    """Return the rows where they are executed: a weight before what it makes."""
+    at = {}
+    for i, node in enumerate(model.nodes):
+        for name in (*node.inputs, *node.outputs):
+            at.setdefault(name, i)
+        for name in node.outputs:
+            at[name] = i + 0.5
+    return sorted(rows, key=lambda row: at[row.name.partition(" ")[0]])
