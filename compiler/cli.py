@@ -27,6 +27,7 @@ HEADS = (
     *("features", "sentence-embedding", "sequence-classification", "token-classification"),
     *("question-answering", "masked-lm"),
 )
+METHODS = ("ema", "minmax", "percentile", "mse")
 TOKENS = (1, 16, 64, 128, 384, 1024, 4096)  # `tune` measures at these
 Result = tuple[object, Iterable[str]]  # plain data, and the same as text
 
@@ -281,6 +282,50 @@ def train_verb(args: argparse.Namespace) -> Result:
         + ("" if "qat" in stages else f" --calibrate {args.train}"),
     ]
     return result, lines
+
+
+def analyze_verb(args: argparse.Namespace) -> Result:
+    """Why accuracy is lost."""
+    from intformer.analysis import report
+    from intformer.analysis.study import study
+    from intformer.bench import command
+
+    report.check(args.output)
+    found = study(
+        args.source,
+        args.calibrate,
+        method=args.method,
+        mode=args.mode,
+        head=args.head,
+        tokenizer=args.tokenizer,
+        rows=args.rows,
+        command=command(),
+        progress=Progress(),
+    )
+    report.write(found, args.output)
+    rows = [
+        (r.name, f"{r.share:.1%}", decibels(r.grid_db), decibels(r.total_db), r.cause, r.why)
+        for r in found.ranked()[:10]
+    ]
+    tried = [
+        (r.name, f"{r.snr_db:.1f}", f"{r.agreement:.4f}", r.options or "") for r in found.remedies
+    ]
+    lines = [
+        f"output: {found.snr_db:.1f} dB against FP32, {found.agreement_of} {found.agreement:.4f}, "
+        f"on {found.held_sequences} held-out sequences ({found.held_tokens} tokens)",
+        "",
+        *table(["tensor", "share", "grid dB", "so far dB", "cause", "why"], rows),
+        "",
+        *table(["scales", "SNR dB", found.agreement_of, "option of compile"], tried),
+        "",
+        f"{args.output}: every tensor, with plots",
+    ]
+    return {**found.to_json(), "report": str(args.output)}, lines
+
+
+def decibels(value: float | None) -> str:
+    """Return an SNR; nothing where there is none."""
+    return "" if value is None else f"{value:.1f}"
 
 
 def tune_verb(args: argparse.Namespace) -> Result:
@@ -571,7 +616,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--head", choices=HEADS, help="(default: what the directory says)")
     sub.add_argument(
         "--method",
-        choices=("ema", "minmax", "percentile", "mse"),
+        choices=METHODS,
         help="of calibration (default: the best on held-out text)",
     )
     sub.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json to carry instead")
@@ -639,6 +684,22 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--source", metavar="SRC", help="directory of the FP32 model")
     sub.add_argument("--limit", type=positive, help="rows to take (default: all)")
     sub.add_argument("--batch", type=positive, default=32, help="texts a batch (default: 32)")
+
+    sub = verb("analyze", analyze_verb, "show where accuracy is lost and what helps, as HTML")
+    sub.add_argument("source", help="directory with config.json and weights")
+    sub.add_argument(
+        "--calibrate", metavar="FILE", required=True, help="text: a sentence per line, or a TSV"
+    )
+    sub.add_argument(
+        "-o", "--output", type=output_file, required=True, metavar="HTML", help="report to write"
+    )
+    sub.add_argument(
+        "--method", choices=METHODS, help="of calibration (default: the best on held-out text)"
+    )
+    sub.add_argument("--rows", type=positive, help="of FILE, evenly spread (default: all)")
+    sub.add_argument("--mode", choices=("hf_compat", "fixed"), help="scales of an IBert checkpoint")
+    sub.add_argument("--head", choices=HEADS, help="(default: what the directory says)")
+    sub.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead")
 
     sub = verb("bench", bench_verb, "race PyTorch FP32; times per kernel")
     sub.add_argument("library", nargs="?", help="a library; or use --shape")

@@ -38,6 +38,7 @@ LAYERS = [
     ("roofline",),
     ("accuracy", "bench"),
     ("qat.metrics", "qat.tasks", "qat.trainer", "qat.training"),
+    ("analysis",),
     ("cli",),
     ("__main__",),
 ]

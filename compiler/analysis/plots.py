@@ -15,7 +15,6 @@ SHOWN = 15  # bars of the most expensive tensors
 TOP_DB = 80.0  # of the chart along the network; what is better is drawn there
 STYLE = {
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "intformer",
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -25,12 +24,15 @@ STYLE = {
 }
 
 
-def figure(width: float, height: float, draw) -> str:
-    """Return the SVG element of a figure, inches; draw(axes) fills it."""
+def figure(name: str, width: float, height: float, draw) -> str:
+    """Return the SVG element of a figure, inches; draw(axes) fills it.
+
+    name  keeps the ids of one figure apart from those of another
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         made = Figure((width, height), layout="constrained")
         axes = made.add_subplot()
         draw(axes)
@@ -71,7 +73,7 @@ def network(found: Analysis) -> str:
         axes.set_ylim(0, TOP_DB)
         axes.legend(frameon=False, loc="upper right")
 
-    return figure(8, 3.6, draw)
+    return figure("network", 8, 3.6, draw)
 
 
 def expensive(found: Analysis) -> str:
@@ -85,7 +87,7 @@ def expensive(found: Analysis) -> str:
             "% of the rounding error at the output (blue: weights, orange: activations)"
         )
 
-    return figure(7, 0.8 + 0.27 * len(rows), draw)
+    return figure("expensive", 7, 0.8 + 0.27 * len(rows), draw)
 
 
 def remedies(found: Analysis) -> str:
@@ -98,7 +100,7 @@ def remedies(found: Analysis) -> str:
         axes.bar_label(bars, fmt="%.1f", padding=3, color=INK)
         axes.set_xlabel("SNR of the output on held-out text, dB (green: this report's)")
 
-    return figure(7, 0.9 + 0.32 * len(rows), draw)
+    return figure("remedies", 7, 0.9 + 0.32 * len(rows), draw)
 
 
 def histogram(row: Row) -> str:

@@ -74,6 +74,14 @@ CAUSES = {
 }
 
 
+def check(path: Path) -> None:
+    """Refuse, before any work, a report that could not be written."""
+    import matplotlib  # noqa: F401  a missing one is said now
+
+    if not path.resolve().parent.is_dir():
+        raise IntformerError("no such folder", where=str(path.resolve().parent), hint="make it")
+
+
 def write(found: Analysis, path: Path) -> None:
     """Write the report; a reader of `path` sees the old file or the whole new one."""
     text = page(found)

@@ -47,6 +47,7 @@ class Weight:
 def weights(encoder: FloatEncoder, model: IntModel) -> list[Weight]:
     """Return every table and matmul weight once, in the order of execution."""
     linears = {operand.stem: operand.linear for operand in Plan(encoder).operands()}
+    linears |= {f"head{i}": stage.linear for i, stage in enumerate(encoder.head.stages)}
     found: dict[str, Weight] = {}
     for node in model.nodes:
         if node.op == "embed":

@@ -107,7 +107,14 @@ class FloatEncoder:
         """Channels of the residual stream."""
         return self.layers[0].out.weight.shape[0]
 
-    def forward(self, inputs: dict[str, np.ndarray], tap=None, operand=None) -> np.ndarray:
+    def streams(self) -> list[str]:
+        """Return the tap of the residual stream before every layer, and after the last."""
+        embedded = "embed.norm" if self.projection is None else "embed.projection"
+        return [embedded, *(f"layer{i}.norm2" for i in range(len(self.layers)))]
+
+    def forward(
+        self, inputs: dict[str, np.ndarray], tap=None, operand=None, start=None
+    ) -> np.ndarray:
         """Run packed tokens in float32.
 
         inputs   as IntModel.run takes them
@@ -116,12 +123,14 @@ class FloatEncoder:
                  headI.{dense,act,norm}; a tensor that it returns takes the place of x
         operand  called with (name of the tap, what a matmul reads there) in the same way; what it
                  returns is read by the matmul alone, not by the residual
+        start    (i, x): go on at layer i with the residual stream x, a torch tensor; None: at the
+                 embeddings
         return   float32 [rows, channels]: what the compiled model's output stands for
         """
         import torch
 
         with torch.inference_mode():
-            return _forward(self, inputs, tap or _watch, operand or _watch).numpy()
+            return _forward(self, inputs, tap or _watch, operand or _watch, start).numpy()
 
 
 def _watch(name: str, x) -> None:
@@ -139,7 +148,7 @@ def activate(x, name: str):
     return functional.gelu(x, approximate="tanh" if name == TANH_GELU else "none")
 
 
-def _forward(model: FloatEncoder, inputs: dict, tap, operand):
+def _forward(model: FloatEncoder, inputs: dict, tap, operand, start):
     import torch
     from torch.nn import functional
 
@@ -170,19 +179,28 @@ def _forward(model: FloatEncoder, inputs: dict, tap, operand):
         new = operand(source, x)
         return x if new is None else new
 
+    def embedded():
+        nonlocal source
+        x = torch.from_numpy(model.word[ids])
+        if model.types is not None:
+            x = x + torch.from_numpy(model.types[inputs["token_type_ids"]])
+        x = tapped("embed.sum", x + torch.from_numpy(model.position[positions]))
+        x = tapped(source, norm(x, model.norm))
+        if model.projection is not None:
+            x = tapped("embed.projection", linear(read(x), model.projection))
+            source = "embed.projection"
+        return x
+
     ids, positions = inputs["input_ids"], inputs["position_ids"]
     bounds = inputs["cu_seqlens"].tolist()
-    x = torch.from_numpy(model.word[ids])
-    if model.types is not None:
-        x = x + torch.from_numpy(model.types[inputs["token_type_ids"]])
-    x = tapped("embed.sum", x + torch.from_numpy(model.position[positions]))
-    source = "embed.norm"
-    x = tapped(source, norm(x, model.norm))
-    if model.projection is not None:
-        x = tapped("embed.projection", linear(read(x), model.projection))
-        source = "embed.projection"
+    first, source = 0, "embed.norm"
+    if start is None:
+        x = embedded()
+    else:
+        first, x = start
+        source = model.streams()[first]
 
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.layers[first:], first):
         at = f"layer{i}."
         qkv = tapped(at + "qkv", linear(read(x), layer.qkv))
         source = at + "context"

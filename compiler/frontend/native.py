@@ -71,8 +71,7 @@ class Plan:
 
     def __init__(self, encoder: FloatEncoder):
         """Walk the encoder once."""
-        first = "embed.norm" if encoder.projection is None else "embed.projection"
-        self.inputs = [first, *(f"layer{i}.norm2" for i in range(len(encoder.layers)))]
+        self.inputs = encoder.streams()
         self.makers: dict[str, Norm | str] = {"embed.norm": encoder.norm}
         for i, layer in enumerate(encoder.layers):
             self.makers |= {f"layer{i}.norm1": layer.norm1, f"layer{i}.norm2": layer.norm2}
