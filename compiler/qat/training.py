@@ -273,6 +273,7 @@ class Run:
         key = f"eval_{self.rows.metrics[0]}"
         report = {
             "steps": history[-1]["step"],
+            "bf16": has_bf16(self.settings.precision),
             "dev": scores,
             "held_out": max(entry[key] for entry in history if key in entry),
             "history": history,
@@ -366,6 +367,7 @@ class Run:
             save_strategy="steps",
             save_steps=often,
             save_total_limit=1,
+            restore_callback_states_from_checkpoint=True,
             logging_strategy="steps",
             logging_steps=often,
             load_best_model_at_end=True,
@@ -375,6 +377,7 @@ class Run:
             remove_unused_columns=False,
             seed=s.seed,
             report_to="none",
+            use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
             disable_tqdm=True,
             push_to_hub=False,
@@ -419,7 +422,7 @@ def has_bf16(precision: str) -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool({"amx_bf16", "avx512_bf16"} & set(host_features()))
+    return bool({"amxbf16", "avx512bf16"} & host_features())
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -2,7 +2,8 @@
 
     python tests/qat_results DATA [--tasks sst2,...] [--seeds 0,1,2] [--kinds base,...] [--jobs N]
 
-DATA/<task>/{train,dev}.tsv are GLUE files. A cell that is finished, in out/qat-results, is not
+DATA/<task>/{train,dev}.tsv are GLUE files; token classification and question answering are on the
+small data of small.py. A cell that is finished, in out/qat-results, is not
 made again, and training goes on from its last checkpoint. Every run ends by writing
 tests/qat_results/results.json and printing the table of what is finished.
 """
@@ -20,6 +21,7 @@ sys.path.insert(0, str(HERE))
 
 import cells  # noqa: E402
 import report  # noqa: E402
+import small  # noqa: E402
 
 from intformer.errors import IntformerError  # noqa: E402
 
@@ -57,8 +59,15 @@ def main() -> int:
 
 def unit(args: argparse.Namespace, task: str, seed: int) -> int:
     """Make the cells of a unit; 1 where one failed."""
-    folder = args.data / task
-    one = cells.Unit(task, seed, folder / "train.tsv", folder / "dev.tsv", OUT / task / str(seed))
+    try:
+        if task in cells.SMALL:
+            files = small.files(task, args.data, OUT / "data")
+        else:
+            files = tuple(args.data / task / f"{part}.tsv" for part in ("train", "dev"))
+    except IntformerError as error:
+        print(f"error: {task}: {error}", file=sys.stderr)
+        return 1
+    one = cells.Unit(task, seed, *files, OUT / task / str(seed))
     start = time.monotonic()
 
     def say(text: str) -> None:

@@ -26,7 +26,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import tasks, training
 from intformer.targets import host_target
 
-KINDS = ("base", "fp32", "ptq", "int8", "qat", "ibert")
+KINDS = ("base", "fp32", "qat", "ptq", "int8", "ibert")
 BATCH = 32  # sequences scored together
 
 
@@ -52,7 +52,10 @@ PLANS = {
     "stsb": Plan(rows=2000, epochs=2),
     "rte": Plan(rows=1500),
     "qnli": Plan(rows=2000, epochs=2),
+    tasks.TOKENS: Plan(rows=1000, epochs=2),
+    tasks.ANSWERS: Plan(rows=1000, epochs=4, max_length=256, lr=2e-4),
 }
+SMALL = (tasks.TOKENS, tasks.ANSWERS)  # shown on small data made here, see small.py
 IBERT_TASKS = ("sst2", "mrpc")
 
 
@@ -108,6 +111,7 @@ def tuned(unit: Unit, kind: str, source: Path, say, **changes) -> dict:
     return {
         **{name: result[name] for name in kept},
         "steps": stage["steps"],
+        "bf16": stage["bf16"],
         "held_out": stage["held_out"],
         "history": stage["history"],
     }

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from cells import KINDS, PLANS
+from cells import KINDS, PLANS, SMALL
 
 from intformer import accuracy
 from intformer.qat.training import write_json
@@ -55,7 +55,9 @@ def write(out: Path, results: Path) -> None:
     """Write results.json: settings, versions, figures; predictions stay in `out`."""
     data: dict = {"versions": {}, "tasks": {}}
     for task, kinds in finished(out).items():
-        metrics = accuracy.TASKS[task].metrics
+        metrics = next((list(c["metrics"]) for c in kinds.get("fp32", {}).values()), None)
+        if metrics is None:
+            continue
         about: dict = {"metrics": metrics, "cells": {}}
         for kind, seeds in kinds.items():
             for seed, cell in seeds.items():
@@ -65,7 +67,7 @@ def write(out: Path, results: Path) -> None:
                 about["cells"].setdefault(kind, {})[seed] = kept
         for kind in ("ptq", "qat", "ibert", "int8"):
             both = sorted(set(kinds.get(kind, {})) & set(kinds.get("fp32", {})))
-            if both:
+            if both and task not in SMALL:
                 ours, theirs = (
                     [np.array(kinds[name][seed]["predictions"]) for seed in both]
                     for name in (kind, "fp32")
@@ -98,7 +100,7 @@ def table(results: Path) -> list[str]:
         for kind in COLUMNS:
             values = [c["metrics"][metric] for c in about["cells"].get(kind, {}).values()]
             shown.append(f"{100 * np.mean(values):.1f}" if values else "")
-            if values:
+            if values and task not in SMALL:
                 means.setdefault(kind, []).append(100 * float(np.mean(values)))
         difference = about.get("minus_fp32", {}).get("qat")
         span = ""
@@ -106,10 +108,12 @@ def table(results: Path) -> list[str]:
             low, high = (100 * end for end in difference["interval"])
             span = f"{100 * difference['mean']:+.1f} ({low:+.1f} .. {high:+.1f})"
         seeds = len(about["cells"].get("qat", {}))
-        lines.append(f"| {task}, {metric} | " + " | ".join(shown) + f" | {span} | {seeds} |")
+        name = f"{task} (small data)" if task in SMALL else task
+        lines.append(f"| {name}, {metric} | " + " | ".join(shown) + f" | {span} | {seeds} |")
+    glue = [task for task in data["tasks"] if task not in SMALL]
     full = [
-        f"{np.mean(v):.1f}" if len(v) == len(data["tasks"]) else ""
+        f"{np.mean(v):.1f}" if len(v) == len(glue) else ""
         for v in (means.get(k, []) for k in COLUMNS)
     ]
-    lines.append("| mean | " + " | ".join(full) + " | | |")
+    lines.append("| mean of GLUE | " + " | ".join(full) + " | | |")
     return lines
