@@ -660,7 +660,7 @@ def parser() -> argparse.ArgumentParser:
         ("--patience", positive, 4, "evaluations without a better score before a stage ends"),
     ):
         sub.add_argument(option, type=kind, default=default, help=f"{text} (default: {default})")
-    sub.add_argument("--rows", type=positive, help="training rows to take (default: all)")
+    sub.add_argument("--rows", type=positive, help="training rows to take by chance (default: all)")
     sub.add_argument("--distill", action="store_true", help="learn from the FP32 model too")
     sub.add_argument(
         "--precision",

@@ -96,17 +96,15 @@ class Rows:
         order = list(range(len(self.texts)))
         random.Random(seed).shuffle(order)
         order = order[:limit]
-        held: set = set()
         wanted = max(1, round(share * len(order)))
-        if self.task == ANSWERS:
-            contexts: set[str] = set()
-            for i in order:
-                if len(held) >= wanted and self.texts[i][1] not in contexts:
-                    continue
-                contexts.add(self.texts[i][1])
-                held = {j for j in order if self.texts[j][1] in contexts}
-        else:
-            held = set(order[:wanted])
+        groups: dict[str | int, list[int]] = {}
+        for i in order:
+            groups.setdefault(self.texts[i][1] if self.task == ANSWERS else i, []).append(i)
+        held: set[int] = set()
+        for group in groups.values():
+            if len(held) >= wanted:
+                break
+            held.update(group)
         rest = [i for i in order if i not in held]
         if not rest:
             raise IntformerError(

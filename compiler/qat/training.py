@@ -267,7 +267,8 @@ class Run:
         if self.dev is not None:
             self.progress(f"{name}: scoring dev")
             if name == "fp32":  # what training left computes in the precision of training
-                model = self.float_model(part)
+                device = next(model.parameters()).device
+                model = self.float_model(part).to(device)
             rows = forward_rows(model.eval(), self.dev, self.settings.batch)
             scores, _ = self.dev.score(rows)
         key = f"eval_{self.rows.metrics[0]}"
