@@ -36,6 +36,14 @@ def import_trained(checkpoint: Checkpoint, **options) -> IntModel:
     return read(checkpoint, **options)
 
 
+def import_q8bert(checkpoint: Checkpoint, **options) -> IntModel:
+    """Read what nlp-architect's Q8BERT saved: recipe native with its thresholds."""
+    from intformer.frontend.q8bert import import_q8bert as read
+
+    return read(checkpoint, **options)
+
+
+Q8BERT_FILE = "quant_pytorch_model.bin"
 READERS = {  # config model_type -> reader(checkpoint, recipe=, mode=, head=, calibrate=, ...)
     "bert": import_calibrated,
     "roberta": import_calibrated,
@@ -73,6 +81,9 @@ def import_model(
     tokenizer  a tokenizer.json to use and carry instead of the directory's own
     """
     checkpoint = Checkpoint(source, tokenizer=tokenizer)
+    options = {"recipe": recipe, "mode": mode, "head": head, "method": method}
+    if (checkpoint.path / Q8BERT_FILE).is_file():
+        return import_q8bert(checkpoint, calibrate=calibrate, **options)
     model_type = checkpoint.setting("model_type", str)
     if model_type not in READERS:
         raise CheckpointError(
@@ -82,7 +93,5 @@ def import_model(
         )
     trained = checkpoint.setting("intformer", dict, {}).get("recipe") == "native"
     if trained and calibrate is None:
-        return import_trained(checkpoint, recipe=recipe, mode=mode, head=head, method=method)
-    return READERS[model_type](
-        checkpoint, recipe=recipe, mode=mode, head=head, calibrate=calibrate, method=method
-    )
+        return import_trained(checkpoint, **options)
+    return READERS[model_type](checkpoint, calibrate=calibrate, **options)

@@ -42,6 +42,12 @@ def import_trained(
                 hint="leave it out: its ranges were learned",
             )
     weights = settings(checkpoint).get("weights", "channel")
+    if settings(checkpoint).get("nonlinear", "integer") != "integer":
+        raise CheckpointError(
+            f"config key '{CONFIG_KEY}.nonlinear' says float: no integer program computes it",
+            where=str(checkpoint.path / "config.json"),
+            hint="train it with nonlinear 'integer', or pass --calibrate FILE",
+        )
     if weights not in GRAINS:
         raise CheckpointError(
             f"config key '{CONFIG_KEY}.weights' = {weights!r} is not supported",

@@ -1,9 +1,9 @@
 """BERT and RoBERTa checkpoints as transformers' IBert modules, weight by weight.
 
 I-BERT counts positions from pad + 1 over the tokens that are not pad, so BERT's position table
-moves down by pad + 1 rows: a right-padded batch gives the same positions. BERT's pooler becomes the dense
-layer of I-BERT's classification head. LayerNorms whose beta / gamma no 32-bit integer holds get a
-larger |gamma|, see `tame`.
+moves down by pad + 1 rows: a right-padded batch gives the same positions. BERT's pooler becomes the
+dense layer of I-BERT's classification head. LayerNorms whose beta / gamma no 32-bit integer holds
+get a larger |gamma|, see `tame`.
 """
 
 import torch

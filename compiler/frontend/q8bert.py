@@ -1,0 +1,222 @@
+"""Intel nlp-architect's Q8BERT directories (quant_pytorch_model.bin) -> IntModel, recipe native.
+
+Q8BERT (arXiv 1910.06188) writes quantize(x) = clamp(round(x * scale), -127, 127) with
+scale = 127 / threshold: its scale multiplies, ours (threshold / 127) divides. One scale per tensor,
+no channel factors. What is read, for every quantized layer P of its pytorch_transformers BERT:
+
+    P.quantized_weight  int8    weight = quantized_weight / P._weight_scale
+    P._weight_scale     float   127 / max|weight|
+    P._quantized_bias   int32   bias = _quantized_bias / (P._weight_scale * 127 / P.input_thresh)
+    P.input_thresh      float   EMA of max|x| of P's input
+    P.output_thresh     float   the same of its output, where the layer requantizes it
+    P.weight, P.bias    float   of layers that were left float, and of LayerNorm
+
+    range of           threshold
+    embed.norm         input_thresh of layer 0's query, key, value (the largest)
+    layerI.norm2       input_thresh of layer I+1's query, key, value; of the head after the last
+    layerI.qkv         output_thresh of query, key and value
+    layerI.context     input_thresh of attention.output.dense
+    layerI.norm1       input_thresh of intermediate.dense
+    layerI.act         input_thresh of output.dense
+    head0.act          input_thresh of classifier; 1, which tanh stays below, where it has none
+
+The residual sums have no threshold, because Q8BERT keeps them float, as it does GELU, softmax and
+LayerNorm. Here they have 16 bits, and their range is a bound: residual threshold plus operand
+threshold times the L1 norm of the weight row. It is loose; calibration text replaces it by what the
+text shows, and is what a threshold that is absent or 0 (mode "dynamic") needs.
+"""
+
+import numpy as np
+
+from intformer.errors import CheckpointError
+from intformer.frontend import calibration
+from intformer.frontend.calibrated import sequences
+from intformer.frontend.calibration import Seen
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.encoder import FloatEncoder
+from intformer.frontend.families import FAMILIES, HEADS, read_encoder
+from intformer.frontend.native import Plan, lower
+from intformer.frontend.scales import ema
+from intformer.frontend.trained import tap_sizes
+from intformer.model import IntModel
+
+WEIGHTS_FILE = "quant_pytorch_model.bin"
+MAX = 127
+PARTS = ("query", "key", "value")
+LEAST_GELU = 0.17  # GELU is above -0.17
+
+
+def import_q8bert(
+    checkpoint: Checkpoint, *, recipe=None, mode=None, head=None, calibrate=None, method=None
+) -> IntModel:
+    """Read a Q8BERT directory (arguments: import_model)."""
+    where = str(checkpoint.path / WEIGHTS_FILE)
+    for name, value in (("recipe", recipe), ("mode", mode), ("method", method)):
+        if value is not None and (name, value) != ("recipe", "native"):
+            raise CheckpointError(
+                f"{name} {value!r} does not go with a Q8BERT checkpoint",
+                where=where,
+                hint="leave it out: its ranges were learned",
+            )
+    state = _State(where)
+    checkpoint = checkpoint.with_weights(state.floats())
+    checkpoint.config = {"model_type": "bert", **checkpoint.config}
+    head = head or named_head(checkpoint)
+    encoder, meta = read_encoder(checkpoint, head)
+    files = checkpoint.files()
+    seen, about = {}, {}
+    if calibrate is not None:
+        found, _ = calibration.choose(sequences(calibrate, files, meta))
+        inputs = calibration.batches(found, meta)
+        seen = calibration.observe(encoder, inputs)
+        about = {
+            "sequences": len(found),
+            "tokens": sum(len(batch["input_ids"]) for batch in inputs),
+        }
+    peaks = thresholds(encoder, state)
+    sums = "shown by calibration text" if seen else "bounds of the weights"
+    for tap, size in tap_sizes(encoder).items():
+        if tap in seen and (tap not in peaks or tap.endswith(("sum1", "sum2"))):
+            peaks[tap] = ema(seen[tap].peaks)
+        elif tap not in peaks:
+            raise CheckpointError(
+                f"no threshold sets the range of {tap}", where=where, hint=calibration.HINT
+            )
+        peaks[tap] = np.broadcast_to(np.float32(peaks[tap]), size)
+    ranges = {tap: Seen(p[None], np.empty((0, len(p)), np.float32)) for tap, p in peaks.items()}
+    factors = {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
+    origin = f"checkpoint: {WEIGHTS_FILE}, input_thresh and output_thresh; 16-bit sums: {sums}"
+    model = lower(encoder, ranges, factors, "ema", origin, weights="tensor")
+    model.meta = {
+        **meta,
+        **model.meta,
+        "mode": None,
+        "mask_token_id": None,
+        "tokenizer": sorted(name for name in files if name != "config.json"),
+        "calibration": about,
+        "training": {"recipe": "q8bert", "weights": "tensor"},
+    }
+    model.files = files
+    return model
+
+
+def named_head(checkpoint: Checkpoint) -> str | None:
+    """Return the head by the keys, where config.json of that time names no architecture."""
+    if checkpoint.config.get("architectures"):
+        return None
+    if "qa_outputs.weight" in checkpoint:
+        return "question-answering"
+    if "classifier.weight" in checkpoint:
+        raise CheckpointError(
+            "config.json names no architecture, and 'classifier' may be of either head",
+            where=str(checkpoint.path / "config.json"),
+            hint="pass head='sequence-classification' or head='token-classification'",
+        )
+    return HEADS["Model"]
+
+
+class _State:
+    """The tensors of WEIGHTS_FILE, as NumPy arrays of their own types."""
+
+    def __init__(self, where: str):
+        import torch
+
+        self.where = where
+        try:
+            state = torch.load(where, weights_only=True, map_location="cpu")
+            self.arrays = {key: tensor.numpy() for key, tensor in state.items()}
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot read the weights: {str(error).strip().splitlines()[0]}",
+                where=where,
+                hint="the file is damaged, or is not what nlp-architect's save_pretrained wrote",
+            ) from error
+
+    def number(self, key: str, above_zero: bool = False) -> float | None:
+        """Return a scalar, None where it is absent or 0."""
+        found = self.arrays.get(key)
+        if found is None or (not above_zero and not found.any()):
+            return None
+        if found.size != 1 or not np.isfinite(found).all() or found.item() <= 0:
+            raise CheckpointError(
+                f"{key!r} = {found.tolist()} is no number above 0", where=self.where
+            )
+        return float(found.item())
+
+    def floats(self) -> dict[str, np.ndarray]:
+        """Return the float weights that the integers stand for, under transformers' keys."""
+        found = {}
+        for key, array in self.arrays.items():
+            layer, _, name = key.rpartition(".")
+            if name == "quantized_weight":
+                found[f"{layer}.weight"] = (array / self._scale(layer)).astype(np.float32)
+            elif name == "_quantized_bias":
+                threshold = self.number(f"{layer}.input_thresh")
+                if threshold is None:
+                    raise CheckpointError(
+                        f"'{layer}.input_thresh' is absent or 0, so '{key}' has no scale",
+                        where=self.where,
+                        hint="was the model trained with mode ema?",
+                    )
+                scale = self._scale(layer) * MAX / threshold
+                found[f"{layer}.bias"] = (array / scale).astype(np.float32)
+            elif name in ("weight", "bias", "gamma", "beta") and array.dtype.kind == "f":
+                found.setdefault(key, array.astype(np.float32))
+        return found
+
+    def _scale(self, layer: str) -> float:
+        scale = self.number(f"{layer}._weight_scale", above_zero=True)
+        if scale is None:
+            raise CheckpointError(f"'{layer}._weight_scale' is missing", where=self.where)
+        return scale
+
+    def largest(self, *keys: str) -> float | None:
+        """Return the largest of these thresholds that are there; None where none is."""
+        found = [n for n in (self.number(key) for key in keys) if n is not None]
+        return max(found, default=None)
+
+
+def thresholds(encoder: FloatEncoder, state: _State) -> dict[str, np.ndarray | float]:
+    """Return tap -> range, one number or one per channel, of all that the thresholds set."""
+    prefix = "bert." if any(key.startswith("bert.") for key in state.arrays) else ""
+    count, found = len(encoder.layers), {}
+
+    def into(i: int) -> float | None:
+        """Range of what enters layer i, or the head after the last one."""
+        if i < count:
+            at = f"{prefix}encoder.layer.{i}.attention.self."
+            return state.largest(*(f"{at}{part}.input_thresh" for part in PARTS))
+        stages = FAMILIES["bert"].heads.get(encoder.head.name, ("", ()))[1]
+        key = stages[0][0].replace("@", prefix) if stages else "(no head)"
+        return state.number(f"{key}.input_thresh")
+
+    found["embed.norm"] = into(0)
+    for i, layer in enumerate(encoder.layers):
+        at, key = f"layer{i}.", f"{prefix}encoder.layer.{i}."
+        parts = [state.number(f"{key}attention.self.{part}.output_thresh") for part in PARTS]
+        if None not in parts:
+            found[at + "qkv"] = np.repeat(parts, encoder.hidden)
+        found[at + "context"] = state.number(key + "attention.output.dense.input_thresh")
+        found[at + "norm1"] = state.number(key + "intermediate.dense.input_thresh")
+        found[at + "act"] = state.number(key + "output.dense.input_thresh")
+        found[at + "norm2"] = into(i + 1)
+        first = "embed.norm" if i == 0 else f"layer{i - 1}.norm2"
+        if None not in (found[first], found[at + "context"]):
+            t = found[at + "context"]
+            found[at + "sum1"] = found[first] + reach(layer.out, -t, t)
+        if None not in (found[at + "norm1"], found[at + "act"]):
+            t = found[at + "act"]
+            low = -min(t, LEAST_GELU) if encoder.activation != "relu" else 0.0
+            found[at + "sum2"] = found[at + "norm1"] + reach(layer.ffn2, low, t)
+    if encoder.head.stages and encoder.head.stages[0].activation == "tanh":
+        found["head0.act"] = state.number("classifier.input_thresh") or 1.0
+    return {tap: value for tap, value in found.items() if value is not None}
+
+
+def reach(linear, low: float, high: float) -> np.ndarray:
+    """Return the largest |y| of a linear layer whose inputs lie in [low, high], [N]."""
+    positive = np.maximum(linear.weight, 0).sum(1, dtype=np.float64)
+    negative = np.minimum(linear.weight, 0).sum(1, dtype=np.float64)
+    most = positive * high + negative * low + linear.bias
+    least = positive * low + negative * high + linear.bias
+    return np.maximum(np.abs(most), np.abs(least))

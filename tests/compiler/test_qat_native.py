@@ -1,0 +1,401 @@
+"""Recipe native: evaluation carries the library's integers, training their values."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import qat_batch
+import random_hf
+import small_tokenizer
+import torch
+import transformers
+from torch.nn import functional
+
+import intformer
+from intformer.errors import CheckpointError, IntformerError
+from intformer.frontend.trained import RANGES_FILE
+from intformer.qat import fake_quant, prepare
+from intformer.qat.simulate import Dropout
+from intformer.relay_ops import i_gelu
+
+TRAIN_EVAL_DB = 25  # of random models' logits: every rounding counts in them
+MODELS = [
+    ("bert", "sequence-classification"),
+    ("bert", "token-classification"),
+    ("bert", "question-answering"),
+    ("roberta", "sequence-classification"),
+    ("distilbert", "sequence-classification"),
+    ("electra", "token-classification"),
+    ("albert", "question-answering"),
+    ("bert", "features"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Return (family, head, shape) -> directory of a random float model."""
+    made = {}
+
+    def make(family="bert", head="sequence-classification", **shape):
+        key = family, head, *shape.items()
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("model")
+            random_hf.save(made[key], family, head, **shape)
+        return made[key]
+
+    return make
+
+
+def prepared(folder, **options):
+    model = prepare(folder, calibrate=random_hf.sequences(), **options)
+    model.dropout = Dropout()
+    return model
+
+
+def inputs_of(model):
+    return qat_batch.batch(pad=model.config.pad_token_id or 0)
+
+
+@pytest.mark.parametrize(("family", "head"), MODELS)
+def test_evaluation_is_the_integers(source, tmp_path, family, head):
+    """Every value of every node, tolerance 0; and the saved directory means the same."""
+    model = prepared(source(family, head)).eval()
+    inputs = inputs_of(model)
+    integer = model.int_model()
+    wanted = integer.run(qat_batch.packed(integer, inputs).inputs())
+    found = model.values(**inputs)
+    assert wanted.keys() == found.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name].numpy(), array, err_msg=name)
+    with torch.no_grad():
+        rows = qat_batch.rows(model(**inputs), inputs["attention_mask"])
+    scale = integer.meta["output_scale"]
+    np.testing.assert_allclose(rows, wanted[integer.output] * scale, rtol=1e-6)
+
+    model.save_pretrained(tmp_path)
+    again = intformer.import_model(tmp_path)
+    assert (again.nodes, again.values, again.output) == (
+        *(integer.nodes, integer.values),
+        integer.output,
+    )
+    for name, tensor in integer.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "weights"),
+    [(*model, "channel") for model in MODELS] + [(*MODELS[0], "tensor"), (*MODELS[-1], "tensor")],
+)
+def test_training_has_the_values_of_evaluation(source, family, head, weights):
+    """Rounding that falls the other way somewhere is all that sets them apart."""
+    model = prepared(source(family, head), weights=weights)
+    model.ranges.decay = 1.0  # both at the same ranges
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        simulated = qat_batch.rows(model.train()(**inputs), inputs["attention_mask"])
+        integer = qat_batch.rows(model.eval()(**inputs), inputs["attention_mask"])
+    assert qat_batch.snr_db(integer, simulated) > TRAIN_EVAL_DB
+
+
+def test_training_follows_the_integers_tap_by_tap(source):
+    """Before int8 differences add up: the 16-bit values of the first layer."""
+    model = prepared(source())
+    taps = {}
+    model.ranges.observe = lambda name, x: taps.setdefault(name, x.detach().double().numpy())
+    inputs = inputs_of(model)
+    model.train()(**inputs)
+    integer = model.int_model()
+    found = integer.run(qat_batch.packed(integer, inputs).inputs())
+    for tap, name, least in (
+        ("embed.norm", "embed.norm.int16", 60),
+        ("layer0.qkv", "layer0.qkv", 38),
+        ("layer0.context", "layer0.context", 35),
+        ("layer0.sum1", "layer0.sum1", 38),
+        ("layer0.norm1", "layer0.norm1.int16", 38),
+        ("layer0.act", "layer0.act", 35),
+        ("layer0.norm2", "layer0.norm2.int16", 35),
+    ):
+        real = found[name] * np.asarray(integer.values[name].scale)
+        assert qat_batch.snr_db(real, taps[tap]) > least, tap
+
+
+def test_saturated_products_of_3072_terms(source):
+    """Ranges far too small: operands clip, K = 3072 adds up what does not."""
+    model = prepared(source(ffn=3072, layers=1)).eval()
+    with torch.no_grad():
+        for name, buffer in model.ranges.named_buffers():
+            if name.startswith("peak_"):
+                buffer *= 0.02
+    inputs = qat_batch.batch()
+    integer = model.int_model()
+    wanted = integer.run(qat_batch.packed(integer, inputs).inputs())
+    found = model.values(**inputs)
+    assert (np.abs(wanted["layer0.act.int8"]) == 127).mean() > 0.2
+    assert np.abs(wanted["layer0.ffn2.acc"]).max() > 2**20
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name].numpy(), array, err_msg=name)
+
+
+def test_the_library_computes_it(source, tmp_path):
+    """`compile` takes the directory as it is; evaluation's logits are the library's."""
+    model = prepared(source(layers=1)).eval()
+    model.save_pretrained(tmp_path / "qat")
+    library = intformer.compile(tmp_path / "qat", tmp_path / "a.so", target="x86-64")
+    inputs = qat_batch.batch()
+    taken = qat_batch.packed(model.int_model(), inputs).inputs()
+    with torch.no_grad():
+        rows = qat_batch.rows(model(**inputs), inputs["attention_mask"])
+    integers = library.run(**taken)
+    np.testing.assert_allclose(rows, integers * library.metadata["output_scale"], rtol=1e-6)
+    assert library.metadata["training"] == {"recipe": "native", "weights": "channel"}
+
+
+def test_a_saved_directory_is_a_hugging_face_model(source, tmp_path):
+    folder = source()
+    small_tokenizer.save(folder)
+    model = prepared(folder)
+    model.save_pretrained(tmp_path)
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    for name, weight in model.model.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], weight), name
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    again = prepare(tmp_path)
+    inputs = qat_batch.batch()
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_training_learns(source):
+    model = prepare(source(labels=2), calibrate=random_hf.sequences())
+    inputs, labels = qat_batch.batch(), torch.tensor([0, 1, 0, 1, 1, 0])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    model.train()
+    for _ in range(12):
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        out = model.eval()(**inputs, labels=labels)
+    assert (out.logits.argmax(1) == labels).all()
+    assert out.loss < 0.3
+
+
+def test_padding_changes_nothing(source):
+    """Nor does it cost a range: the tokens alone are seen."""
+    model = prepared(source())
+    labels = torch.arange(6) % 3
+    found = []
+    for extra in (0, 9):
+        model.ranges.decay = 1.0
+        model.train().zero_grad()
+        out = model(**qat_batch.batch(extra=extra), labels=labels)
+        out.loss.backward()
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((out.logits.detach(), grads))
+    (one, grads), (other, others) = found
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for a, b in zip(grads, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_ranges_are_an_ema_of_training_batches(source):
+    """Corrected for the first batches where nothing calibrated them; evaluation leaves them."""
+    model = prepare(source())
+    model.dropout = Dropout()
+    with pytest.raises(IntformerError, match=r"no range yet at embed\.norm"):
+        model.eval()(**qat_batch.batch())
+    peaks = []
+    model.ranges.decay = 0.9
+    for seed in range(3):
+        inputs = qat_batch.batch(seed=seed)
+        with torch.no_grad():
+            plain = model.model.eval()
+            real = plain(**inputs, output_hidden_states=True).hidden_states[0]
+            model.train()(**inputs)
+        # training rounds the word rows, so that this is close and not equal
+        peaks.append(real[inputs["attention_mask"].bool()].abs().amax(0))
+    weights = 0.9 ** torch.tensor([2.0, 1.0, 0.0])
+    wanted = (torch.stack(peaks) * (weights / weights.sum())[:, None]).sum(0)
+    before = model.ranges.peak("embed.norm")
+    torch.testing.assert_close(before, wanted, rtol=0.02, atol=0.02)
+    with torch.no_grad():
+        model.eval()(**qat_batch.batch(seed=9))
+    assert torch.equal(model.ranges.peak("embed.norm"), before)
+
+
+def test_evaluation_follows_every_change(source):
+    model = prepared(source()).eval()
+    inputs = qat_batch.batch()
+    with torch.no_grad():
+        first = model(**inputs).logits
+        assert model.integer() is model.integer()
+        model.model.classifier.bias += 1.0
+        second = model(**inputs).logits
+        model.load_state_dict(prepared(source()).state_dict())
+        third = model(**inputs).logits
+    assert (second - first > 0.9).all()
+    assert torch.equal(first, third)
+
+
+def test_straight_through_gradients():
+    """A product's gradients are those of the rounded operands; rounding passes them on."""
+    torch.manual_seed(0)
+    x, w, b = torch.randn(5, 8), torch.randn(6, 8), torch.randn(6)
+    f = torch.rand(8) + 0.5
+    scale = f * (x / f).abs().max() / 127
+    leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+    fake_quant.QuantLinear.apply(*leaves, scale, f, "channel", 1, None).square().sum().backward()
+    steps = (w * f).abs().amax(1, keepdim=True) / 127
+    rounded = [
+        t.clone().requires_grad_()
+        for t in ((x / scale).round() * scale, (w * f / steps).round() * steps / f, b)
+    ]
+    functional.linear(*rounded).square().sum().backward()
+    for leaf, one in zip(leaves, rounded, strict=True):
+        torch.testing.assert_close(leaf.grad, one.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "form"), [("gelu", "erf"), ("gelu_tanh", "tanh")])
+@pytest.mark.parametrize("top", [3.0, 7.5, 40.0])
+def test_gelu_is_the_integer_function(kind, form, top):
+    bits = i_gelu.fraction_bits(top)
+    x = torch.linspace(-1.2 * top, 1.2 * top, 4001, requires_grad=True)
+    found = fake_quant.gelu_bits(torch.tensor(top))
+    assert int(found) == bits
+    y = fake_quant.IntGelu.apply(x, fake_quant.gelu_tables(form), found, kind)
+    q = np.clip(np.rint(x.detach().numpy() * 2.0**bits), -i_gelu.LIMIT, i_gelu.LIMIT)
+    wanted = i_gelu.reference(q.astype(np.int16)[:, None], i_gelu.point(bits), form=form)[:, 0]
+    np.testing.assert_array_equal(y.detach().numpy(), wanted * np.float32(2.0**-bits))
+    y.sum().backward()
+    twin = x.detach().clone().requires_grad_()
+    functional.gelu(twin, approximate="tanh" if form == "tanh" else "none").sum().backward()
+    torch.testing.assert_close(x.grad, twin.grad)
+
+
+def test_attention_has_softmax_gradients():
+    """Equal lengths and ragged ones, against transformers' way of masking."""
+    from intformer.qat.packing import pack
+
+    torch.manual_seed(0)
+    meta = {
+        **{"position_rule": "column", "pad_token_id": 0, "vocab_size": 97},
+        **{"type_vocab_size": 2, "position_count": 32},
+    }
+    for lengths in ((4, 4), (2, 5, 1)):
+        inputs = qat_batch.batch(lengths=lengths)
+        tokens = pack(meta, **inputs)
+        qkv = torch.randn(sum(lengths), 24, requires_grad=True)
+        fake_quant.Attention.apply(qkv, tokens.grid, 2, 0.0, True).square().sum().backward()
+        twin = qkv.detach().clone().requires_grad_()
+        parts = []
+        for one in twin.split(lengths):
+            q, k, v = one.view(len(one), 3, 2, 4).permute(1, 2, 0, 3)
+            out = functional.scaled_dot_product_attention(q, k, v)
+            parts.append(out.transpose(0, 1).flatten(1))
+        torch.cat(parts).square().sum().backward()
+        torch.testing.assert_close(qkv.grad, twin.grad, rtol=2e-3, atol=2e-3)
+
+
+def test_autocast_rounds_no_operand(source):
+    """int8 operands are exact in bfloat16; what it rounds is each product's result."""
+    model = prepared(source())
+    model.ranges.decay = 1.0
+    inputs = qat_batch.batch()
+    model.train()
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(**inputs)
+    assert half.logits.dtype == torch.float32
+    assert qat_batch.snr_db(plain.numpy(), half.logits.numpy()) > 25
+    loss = None
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**inputs, labels=torch.zeros(6, dtype=torch.int64)).loss
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_losses_are_transformers(source):
+    """The loss of given logits; integers decide the logits."""
+    inputs = qat_batch.batch()
+    mask = inputs["attention_mask"].bool()
+    regression = prepared(source(labels=1)).eval()
+    wanted = torch.randn(6)
+    with torch.no_grad():
+        out = regression(**inputs, labels=wanted)
+        assert torch.allclose(out.loss, functional.mse_loss(out.logits[:, 0], wanted))
+        tokens = prepared(source(head="token-classification")).eval()
+        labels = torch.where(mask, inputs["input_ids"] % 3, -100)
+        labels[0, 2] = -100
+        out = tokens(**inputs, labels=labels)
+        every = functional.cross_entropy(out.logits.flatten(0, 1), labels.flatten())
+        assert torch.allclose(out.loss, every)
+        answers = prepared(source(head="question-answering")).eval()
+        start, end = torch.tensor([0, 0, 3, 1, 2, 40]), torch.tensor([1, 0, 5, 1, 2, 40])
+        out = answers(**inputs, start_positions=start, end_positions=end)
+        length = mask.shape[1]
+        parts = [
+            functional.cross_entropy(logits, at.clamp(max=length), ignore_index=length)
+            for logits, at in ((out.start_logits, start), (out.end_logits, end))
+        ]
+        assert torch.allclose(out.loss, sum(parts) / 2)
+
+
+def test_float_functions_are_for_comparison(source, tmp_path):
+    model = prepared(source(), nonlinear="float")
+    inputs = qat_batch.batch()
+    with torch.no_grad():
+        assert model.eval()(**inputs).logits.isfinite().all()
+    with pytest.raises(IntformerError, match="no integer program"):
+        model.int_model()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="nonlinear"):
+        intformer.import_model(tmp_path)
+
+
+def test_what_cannot_be_prepared_says_so(source, tmp_path):
+    with pytest.raises(CheckpointError, match="recipe 'fancy' is not known"):
+        prepare(source(), recipe="fancy")
+    with pytest.raises(CheckpointError, match="weights = 'row'"):
+        prepare(source(), weights="row")
+    with pytest.raises(CheckpointError, match="masked-lm"):
+        prepare(source(head="masked-lm"))
+    with pytest.raises(CheckpointError, match="missing"):
+        prepare(source(head="features"), head="sequence-classification")
+    model = prepared(source())
+    inputs = qat_batch.batch()
+    with pytest.raises(IntformerError, match="97 is outside"):
+        model(**{**inputs, "input_ids": torch.full_like(inputs["input_ids"], 97)})
+    with pytest.raises(IntformerError, match="sequence 1 is empty"):
+        mask = inputs["attention_mask"].clone()
+        mask[1] = 0
+        model(inputs["input_ids"], mask)
+
+
+def test_a_directory_whose_ranges_do_not_fit(source, tmp_path):
+    model = prepared(source())
+    model.save_pretrained(tmp_path)
+    for options in ({"recipe": "ibert"}, {"mode": "fixed"}, {"method": "mse"}):
+        with pytest.raises(CheckpointError, match="does not go with"):
+            intformer.import_model(tmp_path, **options)
+    # calibration text sets the ranges anew
+    model = intformer.import_model(tmp_path, calibrate=random_hf.sequences())
+    assert model.meta["calibration"]["sequences"]
+    other = prepared(source(layers=1))
+    other.save_pretrained(tmp_path / "other")
+    ranges = Path(tmp_path / "other" / RANGES_FILE).read_bytes()
+    (tmp_path / RANGES_FILE).write_bytes(ranges)
+    with pytest.raises(CheckpointError, match=r"range 'peak\.layer1\.qkv' is missing"):
+        intformer.import_model(tmp_path)
+    (tmp_path / RANGES_FILE).write_bytes(ranges[:100])
+    with pytest.raises(CheckpointError, match="cannot read it"):
+        intformer.import_model(tmp_path)
+    (tmp_path / RANGES_FILE).unlink()
+    with pytest.raises(CheckpointError, match="no such file of learned ranges"):
+        intformer.import_model(tmp_path)
