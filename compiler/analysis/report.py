@@ -18,7 +18,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
-svg { max-width: 100%; height: auto; } td svg { width: 11rem; }
+svg { max-width: 100%; height: auto; } figure svg { max-width: 44rem; }
+td:first-child { min-width: 9.5rem; } td svg { width: 11rem; }
 .scroll { overflow-x: auto; } figure { margin: 1rem 0; }
 figcaption, .note { font-size: .9rem; opacity: .8; }
 table { border-collapse: collapse; font-size: .88rem; }
@@ -151,8 +152,8 @@ def summary(found: Analysis) -> list[str]:
     ranked = found.ranked()
     lines = [
         f"<b>The output keeps {found.snr_db:.1f} dB against FP32</b>: its error is "
-        f"{found.error:.1%} of the signal. {found.agreement:.2%} agreement "
-        f"({found.agreement_of})."
+        f"{found.error:.1%} of the signal (root mean square). {found.agreement_of.capitalize()}: "
+        f"{found.agreement:.4f}."
     ]
     kinds = [f"{escape(name)} {share:.0%}" for name, share in found.parts.items() if share > 0.05]
     lines.append(f"Of the rounding error at the output: {', '.join(kinds)}.")
@@ -168,6 +169,18 @@ def summary(found: Analysis) -> list[str]:
     else:
         lines.append("No scale is badly chosen: every range fits its values.")
     lines.append(advice(found))
+    tried = {remedy.name: remedy.snr_db for remedy in found.remedies}
+    pairs = [
+        (name, tried[other])
+        for name in tried
+        if (other := name.replace(" not equalised", " equalised")) != name
+    ]
+    if pairs:
+        name, best = max(pairs, key=lambda pair: pair[1])
+        lines.append(
+            f"Channel equalisation, which compile always applies, is worth "
+            f"{best - tried[name]:.1f} dB here ({best:.1f} dB with it, {tried[name]:.1f} without)."
+        )
     checks = {name: db for name, db in found.cost_db.items() if db is not None}
     if len(checks) == 3:
         lines.append(

@@ -20,11 +20,14 @@ from intformer.frontend.families import read_encoder
 from intformer.frontend.ibert import MODES, import_ibert
 from intformer.frontend.progress import progress as bar
 from intformer.frontend.scales import METHODS
+from intformer.frontend.trained import import_trained, is_trained
 from intformer.model import IntModel
 
 BATCH_TOKENS = 512  # run at a time: every value of the model is kept for one batch
 JUDGED_TOKENS = 2048  # of the held-out text, compared tensor by tensor
 COST_TOKENS = 512  # of these, run once for every tensor
+
+LEARNED = "no --calibrate"
 
 Say = Callable[[str], None]
 
@@ -147,7 +150,7 @@ def study(
 
 
 def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
-    """Calibrate an FP32 encoder in every way; the subject is what `compile` would take."""
+    """Calibrate a float encoder in every way; the subject is what `compile` would take."""
     calibrated.check_options(checkpoint, None, mode, method)
     seen = calibrated.observe(checkpoint, head, texts)
     inputs = judged(seen.batches(BATCH_TOKENS))
@@ -164,7 +167,12 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
         remedies.append(remedy(title, options, seen.meta, inputs, wanted, model))
         if equalised:
             models[name] = model, remedies[-1]
-    if method is None:
+    if is_trained(checkpoint):
+        model = import_trained(checkpoint, head=head)
+        title = "ranges learned in training"
+        remedies.append(remedy(title, LEARNED, seen.meta, inputs, wanted, model))
+        models[None] = model, remedies[-1]  # what `compile` takes unless told to calibrate
+    elif method is None:
         method = max(models, key=lambda name: models[name][1].snr_db)
     model, chosen = models[method]
     chosen.chosen = True

@@ -91,7 +91,8 @@ def import_model(
             where=str(checkpoint.path / "config.json"),
             hint="supported: " + ", ".join(READERS),
         )
-    trained = checkpoint.setting("intformer", dict, {}).get("recipe") == "native"
-    if trained and calibrate is None:
+    from intformer.frontend.trained import is_trained
+
+    if calibrate is None and is_trained(checkpoint):
         return import_trained(checkpoint, **options)
     return READERS[model_type](checkpoint, calibrate=calibrate, **options)

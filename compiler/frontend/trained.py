@@ -57,6 +57,11 @@ def import_trained(
     return assemble(checkpoint, read_ranges(checkpoint), weights, head)
 
 
+def is_trained(checkpoint: Checkpoint) -> bool:
+    """Whether config.json says that ranges for recipe native were learned."""
+    return settings(checkpoint).get("recipe") == "native"
+
+
 def settings(checkpoint: Checkpoint) -> dict:
     """Return what config.json says about training; empty where it says nothing."""
     return checkpoint.setting(CONFIG_KEY, dict, {})

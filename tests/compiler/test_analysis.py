@@ -21,6 +21,7 @@ from intformer.analysis.weights import weights, with_weight
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend import calibrated
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.qat import prepare
 from intformer.relay_ops import OPS
 
 IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 2, 3, 11) * 8, seed=1)]
@@ -243,6 +244,22 @@ def test_ibert(tmp_path, head):
         assert abs(found.cost_db[part] - found.cost_db["program"]) < 4
     with pytest.raises(CheckpointError, match="method 'mse' does not go with an IBert"):
         study.study(tmp_path, ids, method="mse")
+
+
+def test_a_trained_directory_is_compared_with_the_ranges_it_learned(tmp_path):
+    source, trained = tmp_path / "source", tmp_path / "trained"
+    random_hf.save(source, "bert", "sequence-classification")
+    prepare(source, calibrate=IDS, weights="tensor").save_pretrained(trained)
+    found = study.study(trained, IDS)
+    assert len(found.remedies) == 9
+    (chosen,) = (remedy for remedy in found.remedies if remedy.chosen)
+    assert chosen.name == found.choice == "ranges learned in training"
+    assert chosen.snr_db == pytest.approx(found.snr_db)
+    assert row(found, "layer0.context").origin.startswith("checkpoint: ")
+    assert row(found, "layer0.qkv.weight").scale[0] < row(found, "layer0.qkv.weight").scale[2]
+    assert row(found, "layer0.out.weight").scale[0] == row(found, "layer0.out.weight").scale[2]
+    calibrated_anew = study.study(trained, IDS, method="minmax")
+    assert calibrated_anew.choice == "minmax, channels equalised"
 
 
 def test_remedies_are_judged_on_text_that_sets_no_range(tmp_path, monkeypatch):
