@@ -71,7 +71,7 @@ def network(found: Analysis) -> str:
         axes.set_xticks(list(starts.values()), list(starts), rotation=60, ha="left")
         axes.set_ylabel("SNR against FP32, dB")
         axes.set_ylim(0, TOP_DB)
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
     return figure("network", 8, 3.6, draw)
 

@@ -19,7 +19,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; p
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
 svg { max-width: 100%; height: auto; } figure svg { max-width: 44rem; }
-td:first-child { min-width: 9.5rem; } td svg { width: 11rem; }
+td:first-child { min-width: 9.5rem; } .why { min-width: 18rem; }
+td svg { min-width: 8rem; width: 11rem; }
 .scroll { overflow-x: auto; } figure { margin: 1rem 0; }
 figcaption, .note { font-size: .9rem; opacity: .8; }
 table { border-collapse: collapse; font-size: .88rem; }
@@ -30,7 +31,7 @@ th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid; }
 tr.chosen { background: var(--soft); font-weight: 600; }
 .summary { background: var(--soft); border-left: 4px solid #4c8dd6; padding: .6rem 1rem; }
-td.why { min-width: 16rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
+dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; }
 """
 SORT = """
 for (const button of document.querySelectorAll('th button')) button.onclick = () => {
@@ -163,7 +164,7 @@ def summary(found: Analysis) -> list[str]:
     if faults:
         first = faults[0]
         lines.append(
-            f"Scales that do not fit: {len(faults)}. The first is <code>{escape(first.name)}</code>"
+            f"Tensors whose scale does not fit all their values: {len(faults)}. The first is <code>{escape(first.name)}</code>"
             f" ({first.cause}): {escape(first.why)}."
         )
     else:
@@ -288,7 +289,8 @@ def worst(found: Analysis, pictures: dict[str, str]) -> str:
             db(row.grid_db),
             db(row.total_db) if row.kind == "activation" else (None, ""),
             escape(row.cause),
-            escape(row.why) + ("; most of its total error is inherited" if row.inherited else ""),
+            f"<div class=why>{escape(row.why)}"
+            f"{'; most of its total error is inherited' if row.inherited else ''}</div>",
             pictures[row.name],
         ]
         for row in found.ranked()[:WORST]

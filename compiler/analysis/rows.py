@@ -12,7 +12,8 @@ from intformer.frontend.scales import TINY
 CLIPPING = 0.5  # of a tensor's grid error made by clamped values: that is its cause
 OUTLIER = 6.0  # largest channel over the median channel, in steps of their scales
 PEAKED = 24.0  # largest value over the root mean square
-OUTLIER_ROWS = 20.0  # error of one row of a weight over that of the average row
+OUTLIER_ROWS = 20.0  # error of one row of a weight over that of the average row,
+OUTLIER_SHARE = 0.15  # and its share of the weight's error
 COARSE = 4.0  # steps in the root mean square
 ENOUGH_DB = 45.0  # of the grid: its scale is nobody's problem
 INHERITED_DB = 3.0  # the total this far below what its own step makes: most came from before
@@ -160,7 +161,7 @@ def weight(one: Weight, noise: float, total: float, signal: float) -> Row:
     )
     if row.grid_db is None or row.grid_db > ENOUGH_DB:
         row.cause = "negligible"
-    elif part * len(error) >= OUTLIER_ROWS:
+    elif part >= OUTLIER_SHARE and part * len(error) >= OUTLIER_ROWS:
         row.cause = "outlier row"
     elif row.steps < COARSE:
         row.cause = "coarse scale"

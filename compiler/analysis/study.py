@@ -206,9 +206,9 @@ def judged(inputs: list[dict]) -> list[dict]:
 
 
 def taken(inputs: list[dict], tokens: int) -> list[dict]:
-    """Return as many batches from the front as hold `tokens`, one at least."""
-    before = np.cumsum([0, *(len(batch["input_ids"]) for batch in inputs)])
-    return [batch for batch, start in zip(inputs, before, strict=False) if start < tokens]
+    """Return as many batches from the front as `tokens` hold, one at least."""
+    ends = np.cumsum([len(batch["input_ids"]) for batch in inputs])
+    return inputs[: max(1, int((ends <= tokens).sum()))]
 
 
 def float_outputs(encoder: FloatEncoder, inputs: list[dict]) -> np.ndarray:
