@@ -164,8 +164,8 @@ def summary(found: Analysis) -> list[str]:
     if faults:
         first = faults[0]
         lines.append(
-            f"Tensors whose scale does not fit all their values: {len(faults)}. The first is <code>{escape(first.name)}</code>"
-            f" ({first.cause}): {escape(first.why)}."
+            f"Tensors whose scale does not fit all their values: {len(faults)}. The first is "
+            f"<code>{escape(first.name)}</code> ({first.cause}): {escape(first.why)}."
         )
     else:
         lines.append("No scale is badly chosen: every range fits its values.")
