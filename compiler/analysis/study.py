@@ -13,7 +13,7 @@ from intformer.analysis.rows import Row, activation, weight
 from intformer.analysis.tensors import compare, to_db
 from intformer.analysis.weights import weights
 from intformer.errors import CheckpointError
-from intformer.frontend import calibrated, calibration
+from intformer.frontend import Q8BERT_FILE, calibrated, calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.families import read_encoder
@@ -131,6 +131,12 @@ def study(
     progress  called with what starts now
     """
     checkpoint = Checkpoint(source, tokenizer=tokenizer)
+    if (checkpoint.path / Q8BERT_FILE).is_file():
+        raise CheckpointError(
+            "a Q8BERT directory holds integers and no FP32 weights to compare them with",
+            where=str(checkpoint.path / Q8BERT_FILE),
+            hint="analyze the FP32 model that it was trained from",
+        )
     texts = calibration.read_texts(calibrate) if isinstance(calibrate, str | Path) else calibrate
     texts = list(texts)
     if rows is not None and rows < len(texts):

@@ -19,7 +19,7 @@ from intformer.analysis.tensors import BINS, REACH
 from intformer.analysis.watched import watched
 from intformer.analysis.weights import weights, with_weight
 from intformer.errors import CheckpointError, IntformerError
-from intformer.frontend import calibrated
+from intformer.frontend import Q8BERT_FILE, calibrated
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import prepare
 from intformer.relay_ops import OPS
@@ -402,6 +402,9 @@ def test_errors(tmp_path, capsys, monkeypatch):
     arguments = ["analyze", str(tmp_path), "--calibrate", str(text), "-o", str(tmp_path / "r.html")]
     assert cli.main(arguments) == 1
     assert "no tokenizer" in capsys.readouterr().err
+    (tmp_path / Q8BERT_FILE).touch()
+    with pytest.raises(CheckpointError, match="no FP32 weights to compare"):
+        study.study(tmp_path, IDS)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
