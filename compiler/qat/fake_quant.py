@@ -11,6 +11,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from intformer.frontend.encoder import TANH_GELU
+from intformer.qat.ranges import largest
 from intformer.relay_ops import attention, i_gelu, i_tanh
 
 INT8_MAX = 127
@@ -35,7 +36,7 @@ class FakeQuant(Function):
 def fake_rows(x, scale=None):
     """Fake-quantize rows of a table, each with its own scale (or all with `scale`), 8 bits."""
     if scale is None:
-        scale = x.detach().abs().amax(1, keepdim=True).clamp_(min=TINY) / INT8_MAX
+        scale = largest(x.detach(), 1)[:, None].clamp(min=TINY) / INT8_MAX
     return FakeQuant.apply(x, scale)
 
 
@@ -54,7 +55,7 @@ class QuantLinear(Function):
         """
         q = (x / scale).round_().clamp_(-INT8_MAX, INT8_MAX)
         rows = weight * factors
-        steps = torch.linalg.vector_norm(rows, torch.inf, dim=1).clamp_(min=TINY) / INT8_MAX
+        steps = largest(rows, 1).clamp_(min=TINY) / INT8_MAX
         if grain == "tensor":
             steps = steps.view(parts, -1).amax(1).repeat_interleave(len(steps) // parts)
         integers = rows.div_(steps[:, None]).round_()

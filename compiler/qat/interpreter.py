@@ -35,6 +35,10 @@ class TorchModel:
 
         inputs  as IntModel.run takes them, int64 tensors on the device
         """
+        with torch.autocast(self.device.type, enabled=False):  # it would round the integers
+            return self._run(inputs, keep)
+
+    def _run(self, inputs, keep):
         seen = {**self.tensors, **inputs}
         last = {name: i for i, node in enumerate(self.model.nodes) for name in node.inputs}
         values = self.model.values

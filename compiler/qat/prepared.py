@@ -95,10 +95,9 @@ class Prepared(nn.Module):
         tokens = pack(self.meta, input_ids, attention_mask, token_type_ids, position_ids)
         if self.training or self.meta["nonlinear"] == "float":
             rows = self.simulated(tokens)
-        else:  # integers are carried in float, where autocast would round them
-            with torch.autocast(tokens.ids.device.type, enabled=False):
-                integer = self.integer()
-                rows = integer.run(tokens.inputs())[integer.model.output]
+        else:
+            integer = self.integer()
+            rows = integer.run(tokens.inputs())[integer.model.output]
             rows = (rows.double() * integer.model.meta["output_scale"]).float()
         return losses.output(
             self.meta["head"],

@@ -399,3 +399,12 @@ def test_a_directory_whose_ranges_do_not_fit(source, tmp_path):
     (tmp_path / RANGES_FILE).unlink()
     with pytest.raises(CheckpointError, match="no such file of learned ranges"):
         intformer.import_model(tmp_path)
+
+
+def test_autocast_rounds_no_integer(source):
+    model = prepared(source()).eval()
+    inputs = qat_batch.batch()
+    plain = model.values(**inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        for name, value in model.values(**inputs).items():
+            assert torch.equal(value, plain[name]), name
