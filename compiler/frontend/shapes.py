@@ -72,6 +72,7 @@ def random_model(
         )
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
 
     about = dict(SHAPES[shape])
     if layers is not None:
@@ -80,7 +81,11 @@ def random_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of a single small file
     model.save_pretrained(directory)
+    if shown:
+        logging.enable_progress_bar()
     return Path(directory)
 
 

@@ -1,7 +1,8 @@
 """Kernel -> seconds, in a process that may be killed, here or on a remote machine.
 
 The outputs are compared with the references first: a wrong result has no speed. Constants are taken
-in turn from copies that exceed the second-level cache, since a model's next layer has others.
+in turn from copies that exceed the second-level cache, since a model's next layer has others. On
+one thread, time is that thread's own: what it waits for other processes does not count.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +89,8 @@ def here(library: str, path: str, symbol: str, threads: int) -> list[float]:
     _prepare(threads)
     case = _case(path)
     copies = _copies(case)
-    stopwatch = _Stopwatch(_checked(library, symbol, case, copies[0]), copies, BATCH_SECONDS)
+    kernel, clock = _checked(library, symbol, case, copies[0]), _clock(threads)
+    stopwatch = _Stopwatch(kernel, copies, BATCH_SECONDS, clock)
     return sorted(stopwatch.batch() for _ in range(BATCHES))[:KEPT]
 
 
@@ -100,12 +103,17 @@ def in_turns(libraries: list[str], path: str, symbol: str, threads: int) -> list
     _prepare(threads)
     case = _case(path)
     copies = _copies(case)
+    clock = _clock(threads)
     stopwatches = [
-        _Stopwatch(_checked(library, symbol, case, copies[0]), copies, TURN_SECONDS)
+        _Stopwatch(_checked(library, symbol, case, copies[0]), copies, TURN_SECONDS, clock)
         for library in libraries
     ]
     turns = [[stopwatch.batch() for stopwatch in stopwatches] for _ in range(TURNS)]
     return [list(times) for times in zip(*turns, strict=True)]
+
+
+def _clock(threads: int) -> Callable[[], float]:
+    return time.thread_time if threads == 1 else time.perf_counter
 
 
 def _prepare(threads: int) -> None:
@@ -144,23 +152,23 @@ def _checked(library: str, symbol: str, case: Case, arrays: list):
 class _Stopwatch:
     """Times batches of calls of a kernel that take about `seconds` each."""
 
-    def __init__(self, kernel, copies: list[list], seconds: float):
+    def __init__(self, kernel, copies: list[list], seconds: float, clock: Callable[[], float]):
         """Run once through all copies, to know how long a call takes."""
-        self.kernel, self.copies, self.at = kernel, copies, 0
-        start = time.perf_counter()
+        self.kernel, self.copies, self.clock, self.at = kernel, copies, clock, 0
+        start = clock()
         for arguments in copies:
             kernel(*arguments)
-        each = (time.perf_counter() - start) / len(copies)
+        each = (clock() - start) / len(copies)
         self.calls = max(1, round(seconds / max(each, 1e-9)))
 
     def batch(self) -> float:
         """Return the seconds of a call, over one batch; goes on with the next copies."""
         batch = [self.copies[(self.at + i) % len(self.copies)] for i in range(self.calls)]
         self.at += self.calls
-        start = time.perf_counter()
+        start = self.clock()
         for arguments in batch:
             self.kernel(*arguments)
-        return (time.perf_counter() - start) / self.calls
+        return (self.clock() - start) / self.calls
 
 
 def _ask_for_tiles() -> None:
