@@ -182,7 +182,7 @@ def finished(output: Path, about: dict) -> dict | None:
 
 def quiet() -> None:
     """Keep transformers off the network and off the terminal."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(HF_HUB_OFFLINE="1")
     import accelerate  # noqa: F401 - Trainer needs it; without it the name of our extra is said
     import transformers
 
