@@ -36,7 +36,7 @@ def main() -> int:
     top.add_argument("--tasks", default=",".join(cells.PLANS))
     top.add_argument("--seeds", default="0")
     top.add_argument("--kinds", default=",".join(cells.KINDS))
-    top.add_argument("--jobs", type=int, default=1, help="units at a time, one thread each if > 1")
+    top.add_argument("--jobs", type=int, default=2, help="units at a time, each with one thread")
     top.add_argument("--part", action="store_true", help="write no results: one unit of many")
     args = top.parse_args()
     if not args.data.is_dir():
@@ -45,8 +45,13 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    for given, known in ((args.tasks, cells.PLANS), (args.kinds, cells.KINDS)):
+        for name in given.split(","):
+            if name not in known:
+                print(f"error: {name!r} is not among {', '.join(known)}", file=sys.stderr)
+                return 1
     units = [(task, seed) for seed in args.seeds.split(",") for task in args.tasks.split(",")]
-    if args.part or args.jobs == 1:
+    if args.part:
         failed = sum(unit(args, task, int(seed)) for task, seed in units)
     else:
         with ThreadPoolExecutor(args.jobs) as pool:
@@ -89,9 +94,9 @@ def unit(args: argparse.Namespace, task: str, seed: int) -> int:
 
 
 def child(args: argparse.Namespace, task: str, seed: str) -> int:
-    """Make a unit in a process of its own, with one thread; its exit code."""
+    """Make a unit in a process of its own, with one thread: sums do not depend on --jobs."""
     command = [sys.executable, str(HERE), str(args.data), "--part", "--kinds", args.kinds]
-    threads = {**os.environ, "OMP_NUM_THREADS": "1", "INTFORMER_NUM_THREADS": "1"}
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, "--tasks", task, "--seeds", seed], env=threads).returncode
 
 

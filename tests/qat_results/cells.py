@@ -4,10 +4,12 @@ A unit is a task and a seed. Its cells, in this order:
 
     base    FP32 fine-tuning from MiniLM-L6; scored nowhere
     fp32    base, trained further in FP32 for as many steps as the quantized ones
+    qat     base, trained further with quantization, integer-only, recipe native
     ptq     fp32, calibrated on train, integer-only
     int8    fp32, ONNX Runtime's dynamic int8: weights int8, activations quantized as they come
-    qat     base, trained further with quantization, integer-only, recipe native
-    ibert   the same with recipe ibert
+    ibert   as qat, with recipe ibert; for IBERT_TASKS
+
+Every integer figure is that of the compiled library, verified first.
 """
 
 import importlib.util
