@@ -115,5 +115,5 @@ def table(results: Path) -> list[str]:
         f"{np.mean(v):.1f}" if len(v) == len(glue) else ""
         for v in (means.get(k, []) for k in COLUMNS)
     ]
-    lines.append("| mean of GLUE | " + " | ".join(full) + " | | |")
+    lines.append(f"| mean of {len(glue)} tasks | " + " | ".join(full) + " | | |")
     return lines
