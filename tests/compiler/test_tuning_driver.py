@@ -160,7 +160,7 @@ def test_a_kernel_that_computes_something_else_is_refused_and_counted(model, tmp
     found = records.read_database(tmp_path / "measured" / TARGET)
     wrong = [r for r in found if r.seconds > records.FAILED]
     assert len(wrong) == sum(report.failures.values())
-    assert all(dict(r.decisions)["tile"] != 82 for r in wrong)
+    assert all(dict(r.decisions)["tile"] != bad_builds.RIGHT_TILE for r in wrong)
     kept = {(r.form, r.rows, r.decisions) for r in records.read_database(tmp_path / TARGET)}
     assert kept and not kept & {(r.form, r.rows, r.decisions) for r in wrong}
 

@@ -4,10 +4,12 @@ import time
 
 from intformer.tuning.build import build
 
+RIGHT_TILE = 83  # the default of most products
+
 
 def wrong_sums(form, target, decisions, objects):
-    """Clamp at another number wherever a kernel is not scheduled by default."""
-    if decisions.get("tile", 83) != 83:
+    """Clamp at another number wherever a product has another tile than the default."""
+    if decisions.get("tile", RIGHT_TILE) != RIGHT_TILE:
         form = form.replace('"lo":-127', '"lo":-100')
     return build(form, target, decisions, objects)
 
