@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.attention import score_bounds, scores
+from intformer.relay_ops.attention import score_bounds, scores, space
 from intformer.relay_ops.fixedpoint import (
     clamp,
     dyadic,
@@ -162,13 +162,6 @@ def tables(
     ctx_mult, ctx_shift = make_dyadic(np.full(channels, ratio))
     p = [int(x0), int(b), int(c), int(m), int(e) + CONST, inverse(int(x0))]
     return {"p": np.array(p, np.int64), "ctx_mult": ctx_mult, "ctx_shift": ctx_shift}
-
-
-def space(attrs: dict, isa) -> dict[str, list[int]]:
-    """Return what may be decided, see attention_tir.space."""
-    from intformer.relay_ops import attention_tir
-
-    return attention_tir.space(attrs, isa)
 
 
 def kernel(attrs: dict, isa, decisions: dict):

@@ -125,12 +125,12 @@ def finish(sch: Schedule, epilogue: list, row, lanes: int) -> None:
         sch.compute_at(block, row)
     for block in epilogue:
         loop = sch.get_loops(block)[-1]
-        narrow = sch.get(block).name_hint in NARROW
         width = sch.get(loop).extent.value
-        if narrow and width > lanes and width % (2 * lanes):
+        narrow = sch.get(block).name_hint in NARROW and width > lanes
+        if narrow and width % (2 * lanes):
             loop, rest = sch.loop_partition(loop, [width - lanes, None])
             sch.vectorize(rest)
-        part, lane = sch.split(loop, [None, 2 * lanes if narrow and width > lanes else lanes])
+        part, lane = sch.split(loop, [None, 2 * lanes if narrow else lanes])
         sch.unroll(part)
         sch.vectorize(lane)
 

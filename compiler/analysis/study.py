@@ -160,7 +160,7 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     calibrated.check_options(checkpoint, None, mode, method)
     seen = calibrated.observe(checkpoint, head, texts)
     inputs = judged(seen.batches(BATCH_TOKENS))
-    wanted = float_outputs(seen.encoder, inputs)
+    wanted = calibrated.float_outputs(seen.encoder, inputs)
     remedies, models = [], {}
     ways = [(equalised, m) for equalised in (True, False) for m in METHODS]
     factors = {equalised: seen.factors(equalised) for equalised in (True, False)}
@@ -192,9 +192,9 @@ def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     encoder, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
     ranges, held = calibration.choose(calibrated.sequences(texts, files, meta))
-    mask_id = calibrated.mask_token_id(files) if meta["head"] == "masked-lm" else None
+    mask_id = calibrated.mask_token_id(files, meta["head"])
     inputs = judged(calibration.batches(held, meta, mask_id, BATCH_TOKENS))
-    wanted = float_outputs(encoder, inputs)
+    wanted = calibrated.float_outputs(encoder, inputs)
     remedies, found = [], None
     for each in bar(MODES, "trying both modes"):
         model = import_ibert(checkpoint, mode=each, head=head, calibrate=ranges)
@@ -215,11 +215,6 @@ def taken(inputs: list[dict], tokens: int) -> list[dict]:
     """Return as many batches from the front as `tokens` hold, one at least."""
     ends = np.cumsum([len(batch["input_ids"]) for batch in inputs])
     return inputs[: max(1, int((ends <= tokens).sum()))]
-
-
-def float_outputs(encoder: FloatEncoder, inputs: list[dict]) -> np.ndarray:
-    """Return FP32's output for all batches."""
-    return np.concatenate([encoder.forward(batch) for batch in inputs])
 
 
 def remedy(name: str, options: str | None, meta: dict, inputs, wanted, model: IntModel) -> Remedy:

@@ -27,21 +27,35 @@ def import_calibrated(
     observed = observe(checkpoint, head, calibrate)
     judged = observed.batches()[: -(-JUDGED_TOKENS // calibration.BATCH_TOKENS)]
     model, scores = best(observed, judged, METHODS if method is None else (method,))
+    calibration_report = {
+        "method": max(scores, key=scores.get),
+        "held_out_snr_db": {name: round(score, 2) for name, score in scores.items()},
+        "sequences": observed.sequences,
+        "tokens": observed.tokens,
+        "held_out_sequences": len(observed.held),
+    }
+    return completed(
+        model, observed.meta, observed.files, observed.mask_id, calibration=calibration_report
+    )
+
+
+def completed(
+    model: IntModel, meta: dict, files: dict[str, bytes], mask_id: int | None, **about
+) -> IntModel:
+    """Give a lowered model of recipe native what its directory says of it, and its files.
+
+    meta   of the checkpoint
+    about  what else to say: calibration, training
+    """
     model.meta = {
-        **observed.meta,
+        **meta,
         **model.meta,
         "mode": None,
-        "mask_token_id": observed.mask_id,
-        "tokenizer": sorted(name for name in observed.files if name != "config.json"),
-        "calibration": {
-            "method": max(scores, key=scores.get),
-            "held_out_snr_db": {name: round(score, 2) for name, score in scores.items()},
-            "sequences": observed.sequences,
-            "tokens": observed.tokens,
-            "held_out_sequences": len(observed.held),
-        },
+        "mask_token_id": mask_id,
+        "tokenizer": sorted(name for name in files if name != "config.json"),
+        **about,
     }
-    model.files = observed.files
+    model.files = files
     return model
 
 
@@ -108,7 +122,7 @@ def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
         )
     files = checkpoint.files()
     ranges, held = calibration.choose(sequences(calibrate, files, meta))
-    mask_id = mask_token_id(files) if meta["head"] == "masked-lm" else None
+    mask_id = mask_token_id(files, meta["head"])
     inputs = calibration.batches(ranges, meta, mask_id)
     seen = calibration.observe(encoder, inputs)
     tokens = sum(len(batch["input_ids"]) for batch in inputs)
@@ -154,9 +168,10 @@ def sequences(calibrate, files: dict[str, bytes], meta: dict) -> list[calibratio
     return calibration.check_ids(found, meta)
 
 
-def mask_token_id(files: dict[str, bytes]) -> int | None:
-    """Return the id of the tokenizer's mask token; None without a tokenizer."""
-    return Edge({}, files).mask_id if "tokenizer.json" in files else None
+def mask_token_id(files: dict[str, bytes], head: str) -> int | None:
+    """Return the tokenizer's mask token for head masked-lm; None for others, or without one."""
+    wanted = head == "masked-lm" and "tokenizer.json" in files
+    return Edge({}, files).mask_id if wanted else None
 
 
 def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:
@@ -171,11 +186,16 @@ def outputs(model: IntModel, inputs: list[dict]) -> np.ndarray:
     return rows * np.float64(model.meta["output_scale"])
 
 
+def float_outputs(encoder: FloatEncoder, inputs: list[dict]) -> np.ndarray:
+    """Return FP32's output for all batches."""
+    return np.concatenate([encoder.forward(batch) for batch in inputs])
+
+
 def best(observed: Observed, inputs: list[dict], methods) -> tuple[IntModel, dict[str, float]]:
     """Lower with every method; return the one with the best output and every method's score."""
     chosen, scores = None, {}
     factors, rounded = observed.factors(), {}
-    wanted = np.concatenate([observed.encoder.forward(batch) for batch in inputs])
+    wanted = float_outputs(observed.encoder, inputs)
     for method in progress(methods, "choosing the calibration method"):
         model = observed.lower(factors, method, rounded)
         scores[method] = snr_db(wanted, outputs(model, inputs))

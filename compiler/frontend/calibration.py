@@ -38,6 +38,11 @@ class Seen:
     peaks: np.ndarray
     rows: np.ndarray
 
+    @classmethod
+    def known(cls, peak: np.ndarray) -> "Seen":
+        """Return a tap whose range is known and of which nothing was seen; peak [channels]."""
+        return cls(peak[None], np.empty((0, len(peak)), np.float32))
+
 
 def read_texts(file: str | Path) -> list[tuple[str, ...]]:
     """Return the texts of a calibration file: (sentence,) or (sentence1, sentence2) each.

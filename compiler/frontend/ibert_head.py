@@ -8,11 +8,9 @@ masked-LM head's LayerNorm output: its scale is calibrated, or the weights' boun
 import numpy as np
 
 from intformer.frontend.ibert_encoder import Reader
+from intformer.frontend.native import BIAS_MAX, INT8_MAX, TANH_LIMIT
 from intformer.relay_ops import i_gelu, i_layernorm, i_tanh
 
-INT8_MAX = 127
-BIAS_MAX = 2**24
-TANH_LIMIT = 2**18 - 1  # 64 in Q12
 LOGIT_MAX = 2**23 - 1
 POOL_FRACTION_BITS = 12
 TINY = 1e-30

@@ -30,12 +30,12 @@ import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
-from intformer.frontend.calibrated import sequences
+from intformer.frontend.calibrated import completed, neutral, sequences
 from intformer.frontend.calibration import Seen
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.families import FAMILIES, HEADS, read_encoder
-from intformer.frontend.native import Plan, lower
+from intformer.frontend.native import lower
 from intformer.frontend.scales import ema
 from intformer.frontend.trained import tap_sizes
 from intformer.model import IntModel
@@ -83,21 +83,11 @@ def import_q8bert(
                 f"no threshold sets the range of {tap}", where=where, hint=calibration.HINT
             )
         peaks[tap] = np.broadcast_to(np.float32(peaks[tap]), size)
-    ranges = {tap: Seen(p[None], np.empty((0, len(p)), np.float32)) for tap, p in peaks.items()}
-    factors = {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
+    ranges = {tap: Seen.known(peak) for tap, peak in peaks.items()}
     origin = f"checkpoint: {WEIGHTS_FILE}, input_thresh and output_thresh; 16-bit sums: {sums}"
-    model = lower(encoder, ranges, factors, "ema", origin, weights="tensor")
-    model.meta = {
-        **meta,
-        **model.meta,
-        "mode": None,
-        "mask_token_id": None,
-        "tokenizer": sorted(name for name in files if name != "config.json"),
-        "calibration": about,
-        "training": {"recipe": "q8bert", "weights": "tensor"},
-    }
-    model.files = files
-    return model
+    model = lower(encoder, ranges, neutral(encoder), "ema", origin, weights="tensor")
+    training = {"recipe": "q8bert", "weights": "tensor"}
+    return completed(model, meta, files, None, calibration=about, training=training)
 
 
 def named_head(checkpoint: Checkpoint) -> str | None:

@@ -11,7 +11,7 @@ and config.json has "intformer": {"recipe": "native", "weights": "channel" | "te
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.calibrated import mask_token_id
+from intformer.frontend.calibrated import completed, mask_token_id
 from intformer.frontend.calibration import Seen
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
@@ -88,17 +88,9 @@ def assemble(
     seen, factors = check_ranges(encoder, ranges, str(checkpoint.path / RANGES_FILE))
     model = lower(encoder, seen, factors, "ema", ORIGIN.format(RANGES_FILE), weights=weights)
     files = checkpoint.files()
-    model.meta = {
-        **meta,
-        **model.meta,
-        "mode": None,
-        "mask_token_id": mask_token_id(files) if meta["head"] == "masked-lm" else None,
-        "tokenizer": sorted(name for name in files if name != "config.json"),
-        "calibration": {},
-        "training": {"recipe": "native", "weights": weights},
-    }
-    model.files = files
-    return model
+    training = {"recipe": "native", "weights": weights}
+    mask_id = mask_token_id(files, meta["head"])
+    return completed(model, meta, files, mask_id, calibration={}, training=training)
 
 
 def check_ranges(encoder: FloatEncoder, ranges: dict[str, np.ndarray], where: str):
@@ -116,9 +108,7 @@ def check_ranges(encoder: FloatEncoder, ranges: dict[str, np.ndarray], where: st
                 f"range {key!r} is no {size} numbers above 0", where=where, hint=HINT
             )
     seen = {
-        key.removeprefix(PEAK): Seen(ranges[key][None], np.empty((0, size), np.float32))
-        for key, size in sizes.items()
-        if key.startswith(PEAK)
+        key.removeprefix(PEAK): Seen.known(ranges[key]) for key in sizes if key.startswith(PEAK)
     }
     factors = {
         key.removeprefix(FACTOR): ranges[key].astype(np.float64)

@@ -11,10 +11,10 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from intformer.frontend.encoder import TANH_GELU
+from intformer.frontend.native import INT8_MAX, TANH_LIMIT
 from intformer.qat.ranges import largest
 from intformer.relay_ops import attention, i_gelu, i_tanh
 
-INT8_MAX = 127
 TINY = 1e-20
 HALF = 2**15  # places of an int16 table below its zero
 
@@ -125,9 +125,8 @@ def int_tanh(x):
     from intformer.qat.integer_ops import i_tanh as integer
 
     y = torch.tanh(x)
-    limit = 2**18 - 1
     with torch.no_grad():
-        q12 = (x / i_tanh.INPUT_SCALE).round().clamp(-limit, limit).to(torch.int64)
+        q12 = (x / i_tanh.INPUT_SCALE).round().clamp(-TANH_LIMIT, TANH_LIMIT).to(torch.int64)
         exact = integer(q12).to(x.dtype) * i_tanh.OUTPUT_SCALE
     return y + (exact - y).detach()
 

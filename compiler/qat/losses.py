@@ -8,10 +8,9 @@ from transformers.modeling_outputs import (
 )
 
 from intformer.errors import IntformerError
-from intformer.qat.packing import Tokens
+from intformer.qat.packing import IGNORED, Tokens
 
 HIDDEN_LOGIT = -1e4  # of a masked token as the start or end of an answer
-IGNORED = -100
 
 
 def classification_loss(logits, labels, problem: str | None):

@@ -1,10 +1,13 @@
-"""Padded Hugging Face batches to packed tokens and back, in torch."""
+"""Padded Hugging Face batches, made of sequences; to packed tokens and back; in torch."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from intformer.errors import IntformerError
+
+IGNORED = -100  # the label transformers leaves out of a loss
 
 
 @dataclass(eq=False)
@@ -126,7 +129,7 @@ def pack(meta: dict, input_ids, attention_mask=None, token_type_ids=None, positi
                 where=name,
                 hint="does the tokenizer belong to this model? cut long texts with truncation=True",
             )
-    cu_seqlens = functional_cumsum(lengths)
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     at = hidden = None
     if count != len(extents) * longest:
         rows = places // shape[1]
@@ -138,6 +141,28 @@ def pack(meta: dict, input_ids, attention_mask=None, token_type_ids=None, positi
     )
 
 
-def functional_cumsum(lengths: torch.Tensor) -> torch.Tensor:
-    """Offsets of sequences of these lengths, int64 [batch + 1]."""
-    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+def padded(features: list[dict], pad: int, takes) -> dict[str, torch.Tensor]:
+    """Return sequences as a batch, padded to the longest, of the arguments a model takes."""
+    longest = max(len(one["input_ids"]) for one in features)
+    shape = (len(features), longest)
+    batch = {
+        "input_ids": torch.full(shape, pad),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+    }
+    if "token_type_ids" in takes:
+        batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+    for row, one in enumerate(features):
+        length = len(one["input_ids"])
+        batch["attention_mask"][row, :length] = 1
+        for name in ("input_ids", "token_type_ids"):
+            if name in batch:
+                batch[name][row, :length] = torch.from_numpy(one[name])
+    for name in features[0].keys() - {"input_ids", "token_type_ids"}:
+        values = [one[name] for one in features]
+        if isinstance(values[0], np.ndarray):
+            batch[name] = torch.full(shape, IGNORED)
+            for row, value in enumerate(values):
+                batch[name][row, : len(value)] = torch.from_numpy(value)
+        else:
+            batch[name] = torch.tensor(values)  # classes int64, scores float32
+    return batch

@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from intformer.errors import CheckpointError
 from intformer.float_model import AUTO_CLASSES
 from intformer.frontend import calibration
-from intformer.frontend.calibrated import sequences
+from intformer.frontend.calibrated import neutral, sequences
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.families import pick_head, read_encoder
-from intformer.frontend.native import GRAINS, Plan, equalisation
+from intformer.frontend.native import GRAINS, equalisation
 from intformer.frontend.scales import ema
 from intformer.frontend.trained import check_ranges, read_ranges, settings, tap_sizes
 from intformer.qat.prepared import Prepared, PreparedNative
@@ -71,7 +69,7 @@ def prepare(
             )
         return prepare_ibert(checkpoint, name, calibrate)
     encoder, meta = read_encoder(checkpoint, head)
-    ranges = Ranges(tap_sizes(encoder), {o.stem: ones(o) for o in Plan(encoder).operands()})
+    ranges = Ranges(tap_sizes(encoder), neutral(encoder))
     if calibrate is not None:
         start(ranges, encoder, checkpoint, meta, calibrate, weights)
     elif trained.get("recipe") == "native":
@@ -92,16 +90,11 @@ def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
     model = None if ours else float_module(checkpoint, head)
     prepared = PreparedIBert(checkpoint, ibert_module(checkpoint, model, head), head)
     if calibrate is not None:
-        meta = {**prepared.meta, "max_length": prepared.meta["position_count"] - 1}
-        meta["truncate_length"] = meta["max_length"] = meta["max_length"] - meta["pad_token_id"]
+        limit = prepared.meta["position_count"] - 1 - prepared.meta["pad_token_id"]
+        meta = {**prepared.meta, "max_length": limit, "truncate_length": limit}
         found, _ = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
         run(prepared, calibration.batches(found, meta))
     return prepared
-
-
-def ones(operand) -> np.ndarray:
-    """Return the factors of an operand that nothing equalises."""
-    return np.ones(operand.linear.weight.shape[1], np.float32)
 
 
 def start(

@@ -1,5 +1,6 @@
 """What `prepare` returns: a plain torch module that trains simulated and evaluates in integers."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ CARRIED = (  # what of the source directory a saved one keeps beside config and 
 )
 
 
-class Prepared(nn.Module):
+class Prepared(nn.Module, ABC):
     """A Hugging Face model whose forward pass is the quantized one.
 
     model   transformers' own module: it holds the float parameters, under their own keys
@@ -55,13 +56,20 @@ class Prepared(nn.Module):
 
     # -- for the recipe to say --------------------------------------------------------------------
 
+    @abstractmethod
     def int_model(self) -> IntModel:
         """Return the IntModel of the present parameters and ranges."""
-        raise NotImplementedError
 
-    def simulated(self, tokens: Tokens) -> torch.Tensor:
-        """Return the head's rows of the training forward pass, float32 [rows, channels]."""
-        raise NotImplementedError
+    @abstractmethod
+    def simulated(self, batch: dict, answers: dict):
+        """Return what `forward` returns, of the training forward pass.
+
+        batch, answers  the arguments of `forward` by name: the tokens; labels and positions
+        """
+
+    @abstractmethod
+    def save_weights(self, directory: Path) -> None:
+        """Write config, weights and ranges."""
 
     # -- forward ----------------------------------------------------------------------------------
 
@@ -92,22 +100,29 @@ class Prepared(nn.Module):
         float32 [B, labels], [B, S, labels] (0 at masked tokens), or start_logits and end_logits
         [B, S] (-1e4 there). Heads "features" and "sentence-embedding" return their rows as logits.
         """
-        tokens = pack(self.meta, input_ids, attention_mask, token_type_ids, position_ids)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+        }
+        answers = {
+            "labels": labels,
+            "start_positions": start_positions,
+            "end_positions": end_positions,
+        }
         if self.training or self.meta["nonlinear"] == "float":
-            rows = self.simulated(tokens)
-        else:
-            integer = self.integer()
-            rows = integer.run(tokens.inputs())[integer.model.output]
-            rows = (rows.double() * integer.model.meta["output_scale"]).float()
-        return losses.output(
-            self.meta["head"],
-            rows,
-            tokens,
-            self.meta["problem_type"],
-            labels,
-            start_positions,
-            end_positions,
-        )
+            return self.simulated(batch, answers)
+        tokens = pack(self.meta, **batch)
+        integer = self.integer()
+        rows = integer.run(tokens.inputs())[integer.model.output]
+        rows = (rows.double() * integer.model.meta["output_scale"]).float()
+        return self.output(rows, tokens, answers)
+
+    def output(self, rows: torch.Tensor, tokens: Tokens, answers: dict):
+        """Return what `forward` returns, of the head's rows, float32 [rows, channels]."""
+        about = self.meta["head"], rows, tokens, self.meta["problem_type"]
+        return losses.output(*about, **answers)
 
     def values(
         self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None
@@ -157,10 +172,6 @@ class Prepared(nn.Module):
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(data)
 
-    def save_weights(self, directory: Path) -> None:
-        """Write config and weights."""
-        self.model.save_pretrained(directory)
-
 
 class PreparedNative(Prepared):
     """Recipe native.
@@ -180,15 +191,16 @@ class PreparedNative(Prepared):
         for form in ("erf", "tanh"):
             self.register_buffer(f"gelu_{form}", gelu_tables(form), persistent=False)
 
-    def simulated(self, tokens: Tokens) -> torch.Tensor:
+    def simulated(self, batch: dict, answers: dict):
         """See Prepared."""
+        tokens = pack(self.meta, **batch)
         device = tokens.ids.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         tables = {"erf": self.gelu_erf, "tanh": self.gelu_tanh}
         with torch.autocast(device, enabled=False):
             live = LiveCheckpoint(self.checkpoint, self.model)
             encoder, _ = read_encoder(live, self.meta["head"])
-            return Simulation(
+            rows = Simulation(
                 encoder,
                 self.ranges,
                 tables,
@@ -198,6 +210,7 @@ class PreparedNative(Prepared):
                 self.training,
                 self.dropout,
             ).run(tokens)
+        return self.output(rows, tokens, answers)
 
     def int_model(self) -> IntModel:
         """See Prepared; compile makes the same of the saved directory."""

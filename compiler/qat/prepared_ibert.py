@@ -6,17 +6,20 @@ integers, which transformers runs in float. Training sees padding as transformer
 QuantActs take masked tokens into their ranges.
 """
 
-from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.ibert import import_ibert
 from intformer.frontend.trained import CONFIG_KEY
 from intformer.model import IntModel
+from intformer.qat.packing import padded
 from intformer.qat.prepared import Prepared
 from intformer.qat.to_ibert import tame
+
+TOKENS = ("input_ids", "token_type_ids")  # of a packed batch
 
 
 class PreparedIBert(Prepared):
@@ -36,33 +39,15 @@ class PreparedIBert(Prepared):
         self.meta["position_rule"] = "padding"
         self.meta["pad_token_id"] = model.config.pad_token_id
 
-    def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        token_type_ids=None,
-        position_ids=None,
-        labels=None,
-        start_positions=None,
-        end_positions=None,
-        **_ignored,
-    ):
-        """See Prepared.forward; what training returns is transformers' own output."""
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-        }
-        answers = {"start_positions": start_positions, "end_positions": end_positions}
-        if not self.training:
-            return super().forward(**batch, labels=labels, **answers)
+    def simulated(self, batch: dict, answers: dict):
+        """See Prepared; what training returns is transformers' own output."""
         tame(self.model)
+        labels, positions = answers["labels"], ("start_positions", "end_positions")
         if self.meta["head"] == "question-answering":
-            batch |= answers
+            batch = batch | {name: answers[name] for name in positions}
         elif labels is not None:
-            batch["labels"] = labels
-        with torch.autocast(input_ids.device.type, enabled=False):
+            batch = batch | {"labels": labels}
+        with torch.autocast(batch["input_ids"].device.type, enabled=False):
             return self.model(**batch)
 
     def numpy_checkpoint(self) -> Checkpoint:
@@ -94,21 +79,11 @@ def calibrate(prepared: PreparedIBert, batches: list[dict]) -> None:
         for module in modules:
             module.p = 0.0
         for batch in batches:
-            model(**padded(batch, prepared.meta["pad_token_id"]))
+            cuts = batch["cu_seqlens"][1:-1]
+            parts = zip(*(np.split(batch[name], cuts) for name in TOKENS), strict=True)
+            features = [dict(zip(TOKENS, part, strict=True)) for part in parts]
+            model(**padded(features, prepared.meta["pad_token_id"], TOKENS))
     finally:
         for module, p in zip(modules, kept, strict=True):
             module.p = p
         model.train(was)
-
-
-def padded(batch: dict, pad: int) -> dict[str, torch.Tensor]:
-    """Return a packed batch as transformers takes it, int64 [sequences, longest]."""
-    bounds = batch["cu_seqlens"].tolist()
-    lengths = [b - a for a, b in pairwise(bounds)]
-    shape = (len(lengths), max(lengths))
-    real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    found = {"attention_mask": real.long()}
-    for name, fill in (("input_ids", pad), ("token_type_ids", 0)):
-        found[name] = torch.full(shape, fill)
-        found[name][real] = torch.from_numpy(batch[name]).long()
-    return found

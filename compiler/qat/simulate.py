@@ -13,13 +13,12 @@ import torch
 from torch.nn import functional
 
 from intformer.frontend.encoder import TANH_GELU, FloatEncoder, activate
-from intformer.frontend.native import Operand, Plan, split_scales
+from intformer.frontend.native import INT8_MAX, Operand, Plan, split_scales
 from intformer.frontend.scales import SMALLEST
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
 from intformer.qat.ranges import Ranges
 
-INT8_MAX = 127
 TINY = 1e-20
 
 

@@ -17,6 +17,7 @@ from intformer import accuracy
 from intformer.edge import Edge, Packed, text_lines
 from intformer.errors import IntformerError
 from intformer.qat.metrics import OUTSIDE, answer_scores, word_scores
+from intformer.qat.packing import IGNORED
 
 CLASSIFICATION, TOKENS, ANSWERS = "classification", "token-classification", "question-answering"
 LABELS = {  # names of the classes of well-known tasks
@@ -31,7 +32,6 @@ LABELS = {  # names of the classes of well-known tasks
     "mnli": ("entailment", "neutral", "contradiction"),
 }
 NAMES = (*accuracy.TASKS, CLASSIFICATION, TOKENS, ANSWERS)
-IGNORED = -100  # the label transformers leaves out of a loss
 
 
 @dataclass

@@ -11,7 +11,9 @@ import torch
 import transformers
 from torch.nn import functional
 
-from intformer.qat.tasks import ANSWERS, IGNORED, TOKENS, Encoded
+from intformer.qat.losses import HIDDEN_LOGIT
+from intformer.qat.packing import IGNORED, padded
+from intformer.qat.tasks import ANSWERS, TOKENS, Encoded
 
 TEMPERATURE = 2.0  # of distillation
 TEACHER = 0.5  # weight of the teacher's loss; the rest is the labels'
@@ -73,7 +75,8 @@ def distance(got, wanted, rows, inputs: dict) -> torch.Tensor:
     elif rows.task == ANSWERS:  # a distribution over tokens for the start, one for the end
         hidden = (inputs["attention_mask"] == 0).unsqueeze(-1)
         got, wanted = (
-            x.float().masked_fill(hidden, -1e4).transpose(1, 2).flatten(0, 1) for x in (got, wanted)
+            x.float().masked_fill(hidden, HIDDEN_LOGIT).transpose(1, 2).flatten(0, 1)
+            for x in (got, wanted)
         )
     soft = functional.kl_div(
         functional.log_softmax(got.float() / TEMPERATURE, -1),
@@ -88,33 +91,6 @@ def logits(out) -> torch.Tensor:
     if "start_logits" in out:
         return torch.stack((out["start_logits"], out["end_logits"]), -1)
     return out["logits"]
-
-
-def padded(features: list[dict], pad: int, takes) -> dict[str, torch.Tensor]:
-    """Return sequences as a batch, padded to the longest, of the arguments a model takes."""
-    longest = max(len(one["input_ids"]) for one in features)
-    shape = (len(features), longest)
-    batch = {
-        "input_ids": torch.full(shape, pad),
-        "attention_mask": torch.zeros(shape, dtype=torch.long),
-    }
-    if "token_type_ids" in takes:
-        batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
-    for row, one in enumerate(features):
-        length = len(one["input_ids"])
-        batch["attention_mask"][row, :length] = 1
-        for name in ("input_ids", "token_type_ids"):
-            if name in batch:
-                batch[name][row, :length] = torch.from_numpy(one[name])
-    for name in features[0].keys() - {"input_ids", "token_type_ids"}:
-        values = [one[name] for one in features]
-        if isinstance(values[0], np.ndarray):
-            batch[name] = torch.full(shape, IGNORED)
-            for row, value in enumerate(values):
-                batch[name][row, : len(value)] = torch.from_numpy(value)
-        else:
-            batch[name] = torch.tensor(values)  # classes int64, scores float32
-    return batch
 
 
 def forward_rows(model, data: Encoded, batch: int) -> np.ndarray:

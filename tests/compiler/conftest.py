@@ -1,4 +1,6 @@
 import pytest
+import random_hf
+import small_tokenizer
 import toy
 
 from intformer import library
@@ -33,3 +35,46 @@ def toy_library(tmp_path_factory, toy_variant):
 def toy_path(toy_library):
     """A token-rows library that tests share."""
     return toy_library(header=True)
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    """No progress bars of transformers."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small products gain nothing from threads, and lose much where other programs run."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    """Return (family, head, shape) -> (directory, float model), random."""
+    made = {}
+
+    def make(family="bert", head="sequence-classification", **shape):
+        key = family, head, *shape.items()
+        if key not in made:
+            folder = tmp_path_factory.mktemp("model")
+            made[key] = folder, random_hf.save(folder, family, head, **shape)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory):
+    """Directory of a random encoder without a head, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("source")
+    random_hf.save(folder, "bert", "features", hidden=32, heads=4, ffn=64)
+    small_tokenizer.save(folder)
+    return folder

@@ -94,8 +94,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("INTFORMER_CACHE", str(tmp_path))
     assert knobs.cache() == tmp_path
     monkeypatch.setenv("INTFORMER_CACHE", "")
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/nowhere")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert str(knobs.cache()) == "/home/me/.cache/intformer"
+    assert str(knobs.cache()) == "/nowhere/.cache/intformer"
     monkeypatch.setenv("XDG_CACHE_HOME", "/big")
     assert str(knobs.cache()) == "/big/intformer"

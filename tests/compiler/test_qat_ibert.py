@@ -7,7 +7,6 @@ import pytest
 import qat_batch
 import random_hf
 import torch
-import transformers
 
 import intformer
 from intformer.errors import CheckpointError
@@ -23,24 +22,13 @@ MODELS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet():
-    transformers.utils.logging.disable_progress_bar()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(random_model):
     """Return (family, head, shape) -> (directory, float model)."""
-    made = {}
-
-    def make(family="bert", head="sequence-classification", **shape):
-        key = family, head, *shape.items()
-        if key not in made:
-            folder = tmp_path_factory.mktemp("model")
-            made[key] = folder, random_hf.save(folder, family, head, **shape)
-        return made[key]
-
-    return make
+    return random_model
 
 
 def prepared(folder):

@@ -31,24 +31,13 @@ MODELS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet():
-    transformers.utils.logging.disable_progress_bar()
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(random_model):
     """Return (family, head, shape) -> directory of a random float model."""
-    made = {}
-
-    def make(family="bert", head="sequence-classification", **shape):
-        key = family, head, *shape.items()
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("model")
-            random_hf.save(made[key], family, head, **shape)
-        return made[key]
-
-    return make
+    return lambda *given, **shape: random_model(*given, **shape)[0]
 
 
 def prepared(folder, **options):

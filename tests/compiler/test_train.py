@@ -10,8 +10,6 @@ import time
 
 import numpy as np
 import pytest
-import random_hf
-import small_tokenizer
 from train_files import answers, table, words
 
 from intformer import cli
@@ -29,23 +27,12 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small products gain nothing from threads, and lose much where other programs run."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source")
-    random_hf.save(folder, "bert", "features", hidden=32, heads=4, ffn=64)
-    small_tokenizer.save(folder)
-    return folder
+def source(tiny_encoder):
+    return tiny_encoder
 
 
 @pytest.fixture(scope="module")

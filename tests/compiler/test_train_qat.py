@@ -3,8 +3,6 @@
 import json
 
 import pytest
-import random_hf
-import small_tokenizer
 import torch
 import transformers
 from train_files import answers, table, words
@@ -20,20 +18,12 @@ SMALL = {"epochs": 1, "qat_epochs": 1, "batch": 8, "max_length": 24, "lr": 1e-3,
 LENGTH = SMALL["max_length"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source")
-    random_hf.save(folder, "bert", "features", hidden=32, heads=4, ffn=64)
-    small_tokenizer.save(folder)
-    return folder
+def source(tiny_encoder):
+    return tiny_encoder
 
 
 def library_rows(folder, data, path):

@@ -15,7 +15,8 @@ Every integer figure is that of the compiled library, verified first.
 import importlib.util
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,30 +33,20 @@ KINDS = ("base", "fp32", "qat", "ptq", "int8", "ibert")
 BATCH = 32  # sequences scored together
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a task is trained; the settings of intformer train that differ between tasks."""
-
-    rows: int
-    epochs: int = 3
-    qat_epochs: int = 1
-    lr: float = 1e-4
-    qat_lr: float = 3e-5
-    batch: int = 16
-    max_length: int = 128
-    distill: bool = True
-    patience: int = 6
-
-
+# how the tasks are trained, where it is not as `intformer train` does by itself
+plan = partial(training.Settings, lr=1e-4, qat_lr=3e-5, distill=True, patience=6)
 PLANS = {
-    "sst2": Plan(rows=4000),
-    "cola": Plan(rows=4000),
-    "mrpc": Plan(rows=1500),
-    "stsb": Plan(rows=2000, epochs=2),
-    "rte": Plan(rows=1500),
-    "qnli": Plan(rows=2000, epochs=2),
-    tasks.TOKENS: Plan(rows=1000, epochs=2),
-    tasks.ANSWERS: Plan(rows=1000, epochs=4, max_length=256, lr=2e-4),
+    settings.task: settings
+    for settings in (
+        plan("sst2", rows=4000),
+        plan("cola", rows=4000),
+        plan("mrpc", rows=1500),
+        plan("stsb", rows=2000, epochs=2),
+        plan("rte", rows=1500),
+        plan("qnli", rows=2000, epochs=2),
+        plan(tasks.TOKENS, rows=1000, epochs=2),
+        plan(tasks.ANSWERS, rows=1000, epochs=4, max_length=256, lr=2e-4),
+    )
 }
 SMALL = (tasks.TOKENS, tasks.ANSWERS)  # shown on small data made here, see small.py
 IBERT_TASKS = ("sst2", "mrpc")
@@ -104,9 +95,7 @@ def run(unit: Unit, kind: str, say) -> dict:
 
 def tuned(unit: Unit, kind: str, source: Path, say, **changes) -> dict:
     """Train; return what the cell keeps of it."""
-    settings = training.Settings(
-        **{**asdict(PLANS[unit.task]), "task": unit.task, "seed": unit.seed, **changes}
-    )
+    settings = replace(PLANS[unit.task], seed=unit.seed, **changes)
     result = training.train(source, unit.train, None, unit.folder / kind, settings, say)
     (stage,) = result["stages"].values()
     kept = ("settings", "rows", "versions", "device")
