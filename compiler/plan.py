@@ -54,6 +54,32 @@ def symbol(kernel: str, variant: str) -> str:
     return f"{kernel}__{re.sub(r'[^A-Za-z0-9]', '_', variant)}"
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One version of a GPU kernel: the function for runs up to some size, and its grid.
+
+    function  name in the cubin; its parameters are a device pointer for each of Step.args, then
+              `const int *counts`, int32 [4] on the device: token rows, sequences, position rows,
+              tokens of the longest sequence of the run
+    limit     runs with at most this many rows use it; the last version has None
+    rows      what `limit` counts: "token", "sequence" or "position"
+    grid      three of (count, divisor, factor): factor * ceil(count of the run / divisor) blocks,
+              where count is one of COUNTS. A bound: blocks past the rows of a run leave at once
+    threads   of one block, in one dimension
+    shared    bytes of dynamic shared memory
+    """
+
+    function: str
+    limit: int | None
+    rows: str
+    grid: tuple[tuple[str, int, int], ...]
+    threads: int
+    shared: int = 0
+
+
+COUNTS = ("token", "sequence", "position", "longest", "one")  # what a grid can follow
+
+
 @dataclass
 class Plan:
     """A program: kernel calls in order over named buffers and constants.
@@ -62,6 +88,7 @@ class Plan:
     buffers    every activation by name
     constants  packed arrays by name, as the kernels read them
     packing    JSON-able by constant name: how to unpack it to the IntModel's tensors
+    launches   versions of every kernel on a GPU, by growing limit; empty for CPUs
     output     buffer returned to the caller, int32
     inputs     the program inputs that the steps use
     """
@@ -72,3 +99,4 @@ class Plan:
     output: str
     inputs: tuple[str, ...]
     packing: dict[str, dict] = field(default_factory=dict)
+    launches: dict[str, list[Launch]] = field(default_factory=dict)

@@ -20,6 +20,7 @@ class TargetSpec:
     vector_shifts  lanes can be shifted by different amounts without float
     variants  names of the targets whose kernels one library holds, the fastest first; such a target
               has no code of its own
+    arch      of a GPU, such as "sm_75"; "" for CPUs
     """
 
     name: str
@@ -31,6 +32,7 @@ class TargetSpec:
     space: Callable | None = None
     vector_shifts: bool = False
     variants: tuple[str, ...] = ()
+    arch: str = ""
 
 
 # what LLVM takes for granted on these chips, as far as the kernels can use it
@@ -168,5 +170,9 @@ def host_target() -> str:
     from intformer.cpu_features import host_features
 
     have = host_features()
-    fitting = (t for t in TARGETS.values() if have.issuperset(t.features) and not t.variants)
+    fitting = (
+        t
+        for t in TARGETS.values()
+        if have.issuperset(t.features) and not t.variants and not t.arch
+    )
     return next(t.name for t in fitting)
