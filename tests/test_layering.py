@@ -31,7 +31,7 @@ LAYERS = [
     ("frontend", "float_model"),
     ("qat",),
     ("targets",),
-    ("passes", "codegen"),
+    ("passes", "codegen", "cuda"),
     ("tuning",),
     ("pipeline",),
     ("compare",),

@@ -1,0 +1,27 @@
+"""The CUDA compilers that this machine has, and skips where it has none."""
+
+import pytest
+
+from intformer.cuda import toolchain
+from intformer.errors import CompileError
+
+
+def any_compiler():
+    """Return the compiler that builds use; skip where there is none."""
+    try:
+        return toolchain.find()
+    except CompileError as error:
+        pytest.skip(str(error))
+
+
+def compiler(kind):
+    """Return nvcc or NVRTC as a compiler; skip where that one is not usable."""
+    if kind == "nvcc":
+        program = toolchain.usable_nvcc()
+        if not program:
+            pytest.skip("no nvcc, or no gcc for it")
+        return toolchain.nvcc(program)
+    library = toolchain.nvrtc_library()
+    if not library:
+        pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc")
+    return toolchain.nvrtc(library)
