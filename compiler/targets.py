@@ -171,8 +171,6 @@ def host_target() -> str:
 
     have = host_features()
     fitting = (
-        t
-        for t in TARGETS.values()
-        if have.issuperset(t.features) and not t.variants and not t.arch
+        t for t in TARGETS.values() if have.issuperset(t.features) and not t.variants and not t.arch
     )
     return next(t.name for t in fitting)
