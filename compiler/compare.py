@@ -3,7 +3,8 @@
 Five checks, and a sixth with the source at hand:
   tensor programs  no float, no division by a variable, no shift LLVM turns into float
   machine code     every instruction is on the written list of integer work, and the CPU features
-                   each variant uses are the ones it asks for
+                   each variant uses are the ones it asks for; of a library for GPUs also PTX and
+                   SASS, which must use tensor cores and fit the chip
   tensors          the packed constants, unpacked, have the SHA-256 recorded before packing
   results          every observed value equals the NumPy reference, bit for bit, in each variant
                    that this CPU runs
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer import machine_code, tir_check
+from intformer.cuda import code_check
 from intformer.edge import Edge
 from intformer.finding import Finding
 from intformer.model import IntModel
@@ -38,6 +40,7 @@ MEANING = (  # the meta that decides what goes in and what integers out mean
     *("vocab_size", "type_vocab_size", "pad_token_id", "position_rule", "max_length"),
     "truncate_length",
 )
+NOT_ASKED = "not run, as asked"  # of a check without findings that did not run
 # CPUID features, as iced-x86 names them, that every x86-64 CPU has
 BASELINE = {
     *(
@@ -62,11 +65,13 @@ class Check:
     name      what was checked
     detail    how much: counts, lengths
     findings  what is wrong; empty is good
+    ran       False: nothing was checked, and `detail` or the findings say why
     """
 
     name: str
     detail: str
     findings: list[Finding] = field(default_factory=list)
+    ran: bool = True
 
     @property
     def ok(self) -> bool:
@@ -95,6 +100,7 @@ class Report:
                 {
                     "name": check.name,
                     "ok": check.ok,
+                    "ran": check.ran,
                     "detail": check.detail,
                     "findings": [finding._asdict() for finding in check.findings],
                 }
@@ -112,6 +118,7 @@ def verify(
     batches: Sequence[dict[str, np.ndarray]] | None = None,
     cases: int = 2,
     seed: int = 0,
+    run: bool = True,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
     """Check a compiled library; nothing but the file is needed.
@@ -121,6 +128,7 @@ def verify(
     texts      real inputs to run as well: (sentence,) or (sentence1, sentence2) each
     batches    inputs to run in place of random ones
     cases      random batches
+    run        False: read the file alone, and say so; nothing is computed
     progress   called with the name of each check when it starts
     """
     if not isinstance(library, Library):
@@ -138,9 +146,12 @@ def verify(
     model = IntModel.from_json(library.graph(), tensors, library.files())
     kind = "random" if batches is None else "given"
     batches = random_batches(model.meta, cases, seed) if batches is None else list(batches)
-    add("results", lambda: check_results(library, model, batches, kind))
-    add("defaults", lambda: check_defaults(library, model, seed))
-    if texts:
+    if run:
+        add("results", lambda: check_results(library, model, batches, kind))
+        add("defaults", lambda: check_defaults(library, model, seed))
+    else:
+        report.checks += [Check(name, NOT_ASKED, ran=False) for name in ("results", "defaults")]
+    if run and texts:
         real = real_batches(library, texts)
         add("results", lambda: check_results(library, model, real, "real"))
     if source is not None:
@@ -156,6 +167,7 @@ def check_programs(library: Library) -> Check:
     That the machine code comes from this TIR is not shown here: check_machine_code reads the code.
     """
     kernels = {step["kernel"] for step in library.plan["steps"]}
+    arches = gpu_arches(library)
     findings, functions = [], 0
     for variant, features in library.variants.items():
         section = f"tir/{variant}.json.xz"
@@ -166,9 +178,20 @@ def check_programs(library: Library) -> Check:
             findings.append(Finding(section, f"cannot be read: {fault}"))
             continue
         functions += len(module.functions)
-        findings += misnamed(module, {symbol(kernel, variant) for kernel in kernels})
-        findings += tir_check.check(module, vector_shifts="avx2" in features)
+        if variant in arches:
+            run = {v["function"] for vs in library.plan["launches"].values() for v in vs}
+        else:
+            run = {symbol(kernel, variant) for kernel in kernels}
+        findings += misnamed(module, run)
+        shifts = variant in arches or "avx2" in features
+        findings += tir_check.check(module, vector_shifts=shifts)
     return Check("tensor programs", f"{functions} functions", findings)
+
+
+def gpu_arches(library: Library) -> dict[str, str]:
+    """Return the chip generation ("sm_75") of each variant that is for GPUs."""
+    variants = library.metadata["variants"]
+    return {v["name"]: v["arch"] for v in variants if v.get("arch")}
 
 
 def misnamed(module, kernels: set[str]) -> list[Finding]:
@@ -183,6 +206,7 @@ def check_machine_code(library: Library) -> Check:
     """Read every instruction of the library, and whose it is.
 
     The runtime comes first; the code of a variant starts with a function of that variant's name.
+    Kernels for GPUs are data of the library: PTX and a cubin for each such variant.
     """
     code = machine_code.check(library.path)
     asked = {
@@ -206,6 +230,12 @@ def check_machine_code(library: Library) -> Check:
         for (variant, name), function in unasked.items()
     ]
     detail = f"{code.instructions} instructions, {len(code.mnemonics)} kinds"
+    for variant, arch in gpu_arches(library).items():
+        where = f"cuda/{variant}"
+        cubin, ptx = (library.section(f"{where}.{kind}") for kind in ("cubin", "ptx"))
+        read, wrong = code_check.check(cubin, ptx, arch, library.plan["launches"], where)
+        detail += f"; {read}"
+        findings += wrong
     return Check("machine code", detail, findings)
 
 
@@ -267,7 +297,7 @@ def check_results(library: Library, model: IntModel, batches: list[dict], kind: 
         for variant, finding in wrong.items()
     ]
     if not runs:
-        findings = [Finding(variant, why) for variant, why in refusals.items()]
+        return not_run("results", refusals)
     tokens = sum(len(batch["input_ids"]) for batch in batches)
     sequences = sum(len(batch["cu_seqlens"]) - 1 for batch in batches)
     detail = f"{kind}: {sequences} sequences, {tokens} tokens, {values} numbers equal"
@@ -277,11 +307,19 @@ def check_results(library: Library, model: IntModel, batches: list[dict], kind: 
     return Check("results", detail, findings)
 
 
+def not_run(name: str, refusals: dict[str, str]) -> Check:
+    """Return the check of a library that this machine cannot run: it proves nothing."""
+    findings = [Finding(variant, why) for variant, why in refusals.items()]
+    return Check(name, "not run: no variant runs on this machine", findings, ran=False)
+
+
 def check_defaults(library: Library, model: IntModel, seed: int) -> Check:
     """Leave types and positions to the library, on one thread and on several.
 
     The reference gets what they should be: type 0, and positions counted from the first.
     """
+    if library.variant is None:
+        return not_run("defaults", library.refusals())
     meta, before = model.meta, library.threads
     lengths = [n for n in (*LENGTHS, 4 * BLOCK) if n <= meta["max_length"]]
     batch = random_batch(meta, lengths, np.random.default_rng(seed))

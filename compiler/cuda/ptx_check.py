@@ -38,7 +38,7 @@ _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # directives that end with their line
 _LINE = re.compile(r"(?m)^[ \t]*\.(version|target|address_size|file|loc|section)\b[^\n]*$")
 _LABELS = re.compile(r"(?:[$%\w]+:(?!:)\s*)+")
-_FUNCTION = re.compile(r"\.(?:entry|func)\s*(?:\([^)]*\)\s*)?([\w$%.]+)")
+_FUNCTION = re.compile(r"\.(?P<kind>entry|func)\s*(?:\([^)]*\)\s*)?(?P<name>[\w$%.]+)")
 _INSTRUCTION = re.compile(
     r"(?:@!?[\w%$]+\s+)?(?P<opcode>[a-z]\w*(?:(?:\.|::)\w+)*)(?P<rest>.*)", re.DOTALL
 )
@@ -50,13 +50,15 @@ class Ptx:
 
     instructions  how many there are
     opcodes       how often each occurs, names up to the first dot
-    functions     names, in order
+    functions     names of kernels and of what they call, in order
+    entries       names of kernels
     findings      what is no integer work
     """
 
     instructions: int = 0
     opcodes: Counter = field(default_factory=Counter)
     functions: list[str] = field(default_factory=list)
+    entries: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -66,8 +68,10 @@ def check(ptx: str) -> Ptx:
     for statement in statements(ptx):
         if statement.startswith("."):
             if function := _FUNCTION.search(statement):
-                here = function[1]
+                here = function["name"]
                 found.functions.append(here)
+                if function["kind"] == "entry":
+                    found.entries.append(here)
             continue
         match = _INSTRUCTION.fullmatch(statement)
         if not match:

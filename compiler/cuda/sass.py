@@ -62,8 +62,16 @@ class Function:
     stack: int = 0
 
 
-def disassemble(cubin: bytes) -> dict[str, Function]:
-    """Return every function of a cubin by name; CompileError where nvdisasm is missing or fails."""
+@dataclass
+class Cubin:
+    """A cubin, read: the chip generation it is for ("sm_75"), and its functions by name."""
+
+    arch: str = ""
+    functions: dict[str, Function] = field(default_factory=dict)
+
+
+def disassemble(cubin: bytes) -> Cubin:
+    """Read every function of a cubin; CompileError where nvdisasm is missing or fails."""
     program = find_program("nvdisasm", PACKAGES)
     if not program:
         raise CompileError("SASS cannot be read: no nvdisasm", where="cubin", hint=INSTALL)
@@ -74,36 +82,35 @@ def disassemble(cubin: bytes) -> dict[str, Function]:
         if run.returncode:
             said = (run.stderr + run.stdout).replace(f"{folder}/", "").strip().splitlines()
             raise CompileError(said[0] if said else "it fails without a word", where=program)
-        functions = read_text(run.stdout)
+        read = read_text(run.stdout)
         for name, facts in resources(path).items():
-            if name in functions:
-                functions[name].registers, functions[name].shared, functions[name].stack = facts
-    return functions
+            if here := read.functions.get(name):
+                here.registers, here.shared, here.stack = facts
+    return read
 
 
-def read_text(text: str) -> dict[str, Function]:
+def read_text(text: str) -> Cubin:
     """Return the functions in what `nvdisasm -c` prints."""
-    functions: dict[str, Function] = {}
+    found = Cubin()
     here: Function | None = None
     for line in text.splitlines():
         line = line.strip()
+        if target := re.match(r"\.target\s+(\w+)", line):
+            found.arch = target[1]
         if section := re.match(r'\.section\s+"?([^",\s]+)', line):
             name = section[1].removeprefix(".text.")
-            here = functions.setdefault(name, Function(name)) if name != section[1] else None
+            here = found.functions.setdefault(name, Function(name)) if name != section[1] else None
         elif here is None:
             continue
         elif label := re.fullmatch(r"([.$\w]+):", line):
             here.labels[label[1]] = len(here.instructions)
-        elif found := _INSTRUCTION.search(line):
-            operands = re.sub(r"`\(([^()]+)\)", r"\1", found["operands"] or "")
-            here.instructions.append(
-                Instruction(
-                    int(found["offset"], 16), found["guard"] or "", found["opcode"], operands
-                )
-            )
+        elif match := _INSTRUCTION.search(line):
+            operands = re.sub(r"`\(([^()]+)\)", r"\1", match["operands"] or "")
+            offset, guard = int(match["offset"], 16), match["guard"] or ""
+            here.instructions.append(Instruction(offset, guard, match["opcode"], operands))
         elif re.match(r"/\*[0-9a-f]{4,}\*/", line):
             raise CompileError(f"an instruction nvdisasm prints oddly: {line}", where=here.name)
-    return functions
+    return found
 
 
 def resources(path: Path) -> dict[str, tuple[int, int, int]]:

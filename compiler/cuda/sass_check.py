@@ -22,6 +22,7 @@ class Sass:
     instructions    how many there are
     opcodes         how often each occurs, names up to the first dot
     constant_moves  constants loaded through the half-precision pipe (sass_opcodes says why)
+    arch            chip generation it is for, "sm_75"
     functions       by name, with their registers and shared memory
     findings        what is no integer work, or more than the chip has
     """
@@ -29,6 +30,7 @@ class Sass:
     instructions: int = 0
     opcodes: Counter = field(default_factory=Counter)
     constant_moves: int = 0
+    arch: str = ""
     functions: dict[str, Function] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
@@ -46,7 +48,8 @@ def check(
     no_spills     kernels whose names start so may not use local memory
     threads       of a block, by kernel; registers are judged where they are known
     """
-    found = Sass(functions=disassemble(cubin))
+    read = disassemble(cubin)
+    found = Sass(arch=read.arch, functions=read.functions)
     for name, function in found.functions.items():
         count(function, found)
         found.findings += judge_limits(function, (threads or {}).get(name))

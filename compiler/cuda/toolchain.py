@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from intformer import knobs
 from intformer.errors import CompileError
 from intformer.object_cache import ObjectCache
 
@@ -39,8 +38,8 @@ typedef short int16_t;
 typedef unsigned short uint16_t;
 typedef int int32_t;
 typedef unsigned int uint32_t;
-typedef long int64_t;
-typedef unsigned long uint64_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
 """
 HEADERS = {"stdint.h": STDINT, "cstdint": STDINT}
 
@@ -89,18 +88,18 @@ class Compiler:
     compile: Callable[[str, str], tuple[bytes, bytes, str]]
 
 
-def build(source: str, arch: str, *, compiler: Compiler | None = None, keep: bool = True) -> Built:
+def build(
+    source: str, arch: str, cache: ObjectCache | None = None, *, compiler: Compiler | None = None
+) -> Built:
     """Compile CUDA C that defines extern "C" kernels.
 
     arch      "sm_75": the cubin is for this chip generation, the PTX for compute_75
+    cache     where results are kept from one compilation to the next; None: nowhere
     compiler  None takes the one that `find` finds
-    keep      take a known result from INTFORMER_CACHE, and keep a new one there
     """
     if not re.fullmatch(r"sm_\d{2,3}[af]?", arch):
         raise CompileError(f"arch {arch!r}", where="cuda toolchain", hint='"sm_75" is meant')
     compiler = compiler or find()
-    folder = knobs.cache() if keep else None
-    cache = ObjectCache(folder / "objects") if folder else None
     about = ["cuda", compiler.version, OPTIONS, PTXAS_OPTIONS, arch, source]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     if cache and (known := cache.get(key)) is not None:

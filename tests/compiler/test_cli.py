@@ -148,6 +148,15 @@ def test_verify_verb(library, source, call, data, tmp_path):
     assert "FAIL  source" in out
 
 
+def test_verify_without_running(library, call, data):
+    code, out, _ = call("verify", library, "--no-run")
+    assert code == 0
+    assert "----  results: not run, as asked" in out
+    assert out.splitlines()[-1] == "verified, except results and defaults"
+    checks = data("verify", library, "--no-run")["checks"]
+    assert {c["name"] for c in checks if not c["ran"]} == {"results", "defaults"}
+
+
 def test_bench_races_and_verifies(library, source, call, data):
     options = ["--source", source, "--tokens", "8", "--seconds", "1"]
     found = data("bench", library, *options)

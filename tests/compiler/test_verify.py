@@ -312,6 +312,27 @@ def test_the_shipped_metadata_is_compared(library, model, source, monkeypatch):
     assert [finding.where for finding in failed(report)["source"]] == ["meta output_scale"]
 
 
+def test_what_this_machine_cannot_run_is_not_proved(library, monkeypatch):
+    """As without the GPU that a library is for."""
+    why = dict.fromkeys(library.variants, "no GPU here")
+    monkeypatch.setattr(type(library), "refusals", lambda self: why)
+    monkeypatch.setattr(type(library), "variant", None)
+    report = compare.verify(library)
+    assert not report.ok
+    refused = [Finding(name, "no GPU here") for name in library.variants]
+    assert failed(report) == {"results": refused, "defaults": refused}
+    ran = {check["name"]: check["ran"] for check in report.to_json()["checks"]}
+    assert [name for name in ran if not ran[name]] == ["results", "defaults"]
+
+
+def test_reading_alone_says_that_nothing_ran(library, monkeypatch):
+    monkeypatch.setattr(type(library), "run", None)
+    report = compare.verify(library, run=False, texts=[("a", "b")])
+    assert report.ok
+    unrun = [(check.name, check.detail) for check in report.checks if not check.ran]
+    assert unrun == [("results", "not run, as asked"), ("defaults", "not run, as asked")]
+
+
 def test_real_texts_of_a_masked_lm_may_fill_the_limit(tmp_path):
     source = tmp_path / "bert"
     random_hf.save(source, "bert", "masked-lm", **SHAPE)

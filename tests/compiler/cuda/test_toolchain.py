@@ -6,6 +6,7 @@ import pytest
 from intformer.cuda import toolchain
 from intformer.elf import Elf
 from intformer.errors import CompileError
+from intformer.object_cache import ObjectCache
 
 KERNELS = """
 #include <stdint.h>
@@ -99,29 +100,30 @@ def test_takes_nvrtc_where_nvcc_has_no_gcc(monkeypatch):
     assert toolchain.find().version.startswith("NVRTC ")
 
 
-def test_compiles_a_source_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("INTFORMER_CACHE", str(tmp_path))
+def test_compiles_a_source_once(tmp_path):
     inner, compiled = cuda_compilers.any_compiler(), []
+    cache = ObjectCache(tmp_path)
 
     def counted(source, arch):
         compiled.append(arch)
         return inner.compile(source, arch)
 
-    def build(arch="sm_75", version="1", source=KERNELS, **options):
+    def build(arch="sm_75", version="1", source=KERNELS, cache=cache):
         compiler = toolchain.Compiler(version, counted)
-        return toolchain.build(source, arch, compiler=compiler, **options)
+        return toolchain.build(source, arch, cache, compiler=compiler)
 
     first = build()
     assert build() == first and compiled == ["sm_75"]
-    build(keep=False)
+    build(cache=None)
     build(arch="sm_80")
     build(version="2")
     build(source=KERNELS + "\n")
     assert compiled == ["sm_75", "sm_75", "sm_80", "sm_75", "sm_75"]
 
 
-def test_a_folder_that_cannot_be_written_is_no_fault(monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_written_is_no_fault(tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("INTFORMER_CACHE", str(tmp_path / "file"))
+    cache = ObjectCache(tmp_path / "file")
     compiler = cuda_compilers.any_compiler()
-    assert toolchain.build(KERNELS, "sm_75", compiler=compiler).usage.keys() == {"add", "spill"}
+    built = toolchain.build(KERNELS, "sm_75", cache, compiler=compiler)
+    assert built.usage.keys() == {"add", "spill"}
