@@ -16,7 +16,7 @@ import numpy as np
 from intformer.errors import LibraryError
 
 MAGIC = b"INTFORM2"
-ABI_VERSION = 2  # INTFORMER_ABI_VERSION of intformer.h
+ABI_VERSION = 3  # INTFORMER_ABI_VERSION of intformer.h
 # magic, file length, checksum of all before the footer, glibc floor, build id, ABI version, CRC-32
 # of the footer so far
 _LAYOUT = struct.Struct("<8sQIHH32sI")

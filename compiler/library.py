@@ -1,4 +1,6 @@
-"""Plan + object files + data -> one shared library that needs libc, libm and libpthread alone.
+"""Plan + kernels + data -> one shared library that needs libc, libm and libpthread alone.
+
+A library for GPUs opens the NVIDIA driver when it first runs; no CUDA library is linked.
 
 Everything is checked and linked beside the destination and renamed last: either a whole library
 is there afterwards, or nothing.
@@ -7,26 +9,27 @@ is there afterwards, or nothing.
 import hashlib
 import importlib.util
 import json
+import lzma
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 import intformer
-from intformer import footer
+from intformer import footer, plan_c
 from intformer.cpu_features import CPU_FEATURES
 from intformer.elf import Elf
 from intformer.errors import CompileError
-from intformer.memory import ROWS, assign_slots
+from intformer.memory import ROWS
 from intformer.model import INPUTS, IntModel
-from intformer.plan import BLOCK, Buffer, Plan, symbol
+from intformer.plan import BLOCK, COUNTS, Buffer, Launch, Plan, Variant, capability, symbol
 
 SOURCES = Path(__file__).parent / "c"
 GLIBC_FLOOR = (2, 34)  # libraries run on this glibc and newer; the build fails if one would not
@@ -37,7 +40,10 @@ HOOKS = {  # weak variables in TVM's objects that compiler/c/pool.c fills
     "__TVMBackendFreeWorkspace",
 }
 ALIGN = 64
-ZIG_TARGET = "x86_64-linux-gnu.2.17"
+GPU_ALIGN = 128  # bytes of a cache line
+GPU_TILE = 128  # rows: GPU_TILE of plan.h
+SHARED_BYTES = 48 << 10  # shared memory that a block has without asking for more
+ZIG_TARGET, ZIG_TARGET_GPU = "x86_64-linux-gnu.2.17", "x86_64-linux-gnu.2.34"  # dlopen is in libc
 CFLAGS = [
     *("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-mgeneral-regs-only"),
     *("-ffunction-sections", "-fno-strict-aliasing", "-D__NO_INLINE__", "-Wall", "-Wextra"),
@@ -46,24 +52,9 @@ LDFLAGS = [
     *("-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,--strip-debug", "-Wl,--as-needed"),
     *("-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-z,noexecstack", "-Wl,-z,relro", "-Wl,-z,now"),
 ]
-RUNTIME = ("runtime", "pool", "cpu")  # sources in compiler/c that go into every library
+RUNTIME = ("runtime", "input", "host", "pool", "cpu")  # sources in compiler/c of a library
+RUNTIME_GPU = ("runtime", "input", "cuda", "cuda_driver")
 LIBRARIES = ["-lc", "-lm", "-lpthread"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """The kernels of a plan for one kind of chip.
-
-    name      of the target they were compiled for
-    objects   object files made by TVM that define `__tvm_ffi_` + symbol(kernel, name) of every step
-    features  LLVM names (keys of CPU_FEATURES) they need; checked before they run
-    tir       scheduled TIR, xz-compressed JSON
-    """
-
-    name: str
-    objects: Sequence[Path]
-    features: Sequence[str] = ()
-    tir: bytes = b""
 
 
 @dataclass
@@ -75,6 +66,11 @@ class _Job:
     model: IntModel
     name: str
     limits: dict[str, int]
+
+    @property
+    def gpu(self) -> bool:
+        """The kernels run on a GPU."""
+        return bool(self.plan.launches)
 
 
 def build(
@@ -91,7 +87,8 @@ def build(
     """Link the library and return its path.
 
     plan      steps, buffers, packed constants
-    variants  kernels, the fastest first: the first whose features a CPU has runs there
+    variants  kernels, the fastest first: the first that fits a CPU or GPU runs there; for GPUs
+              where the plan has launches
     model     graph, meta, tokenizer files, and the tensors whose SHA-256 is recorded
     path      the library to write
     target    name of the target, for the metadata
@@ -104,7 +101,7 @@ def build(
     variants = [replace(v, features=sorted(set(v.features))) for v in variants]
     _check_plan(plan)
     for variant in variants:
-        _check_variant(plan, variant)
+        _check_gpu(plan, variant) if plan.launches else _check_variant(plan, variant)
     limits = _limits(plan, model.meta)
     output = plan.buffers[plan.output]
     about = {
@@ -114,7 +111,9 @@ def build(
         "intformer": intformer.__version__,
         "abi_version": footer.ABI_VERSION,
         "target": target,
-        "variants": [{"name": v.name, "cpu_features": v.features} for v in variants],
+        "variants": [
+            {"name": v.name, "cpu_features": v.features, "arch": v.arch} for v in variants
+        ],
         "inputs": list(plan.inputs),
         "output": plan.output,
         "output_rows": output.rows,
@@ -136,12 +135,13 @@ def build(
     return path
 
 
-def compiler() -> list[str]:
+def compiler(gpu: bool = False) -> list[str]:
     """Return the command of a C compiler: cc, else the ziglang package."""
     if cc := shutil.which("cc"):
         return [cc]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc", "-target", ZIG_TARGET]
+        target = ZIG_TARGET_GPU if gpu else ZIG_TARGET
+        return [sys.executable, "-m", "ziglang", "cc", "-target", target]
     raise CompileError(
         "no C compiler: neither `cc` on PATH nor the ziglang package",
         hint="apt install gcc, or pip install ziglang",
@@ -189,19 +189,56 @@ def _check_variant(plan: Plan, variant: Variant) -> None:
             )
 
 
+def _check_gpu(plan: Plan, variant: Variant) -> None:
+    where = f"target {variant.name}"
+    if variant.gpu is None:
+        raise CompileError("the plan has launches, the variant no code for a GPU", where=where)
+    capability(variant.arch)
+    if not variant.gpu.cubin.startswith(b"\x7fELF"):
+        raise CompileError("the cubin is no ELF file", where=where)
+    entries = set(re.findall(rb"\.entry\s+([\w$]+)", variant.gpu.ptx))
+    for number, step in enumerate(plan.steps):
+        where = f"target {variant.name}, step {number}, kernel {step.kernel}"
+        versions = plan.launches.get(step.kernel, [])
+        limits = [v.limit for v in versions]
+        if not versions or limits[-1] is not None or None in limits[:-1]:
+            raise CompileError(f"limits {limits}: the last version alone has none", where=where)
+        if limits[:-1] != sorted(set(limits[:-1])):
+            raise CompileError(f"limits {limits} do not grow", where=where)
+        for version in versions:
+            if fault := _launch_fault(version):
+                raise CompileError(fault, where=f"{where}, function {version.function}")
+            if version.function.encode() not in entries:
+                raise CompileError(f"function {version.function!r} is not in the PTX", where=where)
+
+
+def _launch_fault(launch: Launch) -> str | None:
+    """Return what a GPU would refuse, or None."""
+    if launch.rows not in ROWS:
+        return f"limit counts {launch.rows!r} rows"
+    if len(launch.grid) != 3 or any(c not in COUNTS or min(d, f) < 1 for c, d, f in launch.grid):
+        return f"grid {launch.grid}"
+    if not 1 <= launch.threads <= 1024:
+        return f"{launch.threads} threads of a block - 1 to 1024 are possible"
+    if not 0 <= launch.shared <= SHARED_BYTES:
+        return f"{launch.shared} bytes of shared memory - at most {SHARED_BYTES} are possible"
+    return None
+
+
 def _limits(plan: Plan, meta: dict) -> dict[str, int]:
     """Return what the library checks input numbers against, from the model's meta."""
     try:
         first = {"column": 0, "padding": (meta.get("pad_token_id") or 0) + 1}[meta["position_rule"]]
         length = int(meta["max_length"])
         widest = max(buffer.width for buffer in plan.buffers.values())
+        tile = GPU_TILE if plan.launches else BLOCK
         return {
             "vocab_size": int(meta["vocab_size"]),
             "type_vocab_size": int(meta.get("type_vocab_size") or 1),
             "first_position": first,
             "positions": first + length,
             "max_length": length,
-            "max_rows": (2**31 - 1) // widest // BLOCK * BLOCK,
+            "max_rows": (2**31 - 1) // widest // tile * tile,
         }
     except KeyError as error:
         raise CompileError(f"missing or unknown {error}", where="meta of the model") from None
@@ -227,6 +264,7 @@ def _plan_json(plan: Plan) -> dict:
             {"kernel": s.kernel, "args": list(s.args), "outputs": list(s.outputs)}
             for s in plan.steps
         ],
+        "launches": {kernel: [asdict(v) for v in vs] for kernel, vs in plan.launches.items()},
         "buffers": {name: buffer(b) for name, b in plan.buffers.items()},
         "inputs": list(plan.inputs),
         "output": plan.output,
@@ -259,7 +297,7 @@ def _sections(job: _Job, about: dict) -> dict[str, bytes]:
     return {
         **{f"constants/{name}": _bytes(array) for name, array in plan.constants.items()},
         **{f"files/{name}": data for name, data in model.files.items()},
-        **{f"tir/{variant.name}.json.xz": variant.tir for variant in job.variants},
+        **_code_sections(job.variants),
         "plan.json": _to_json(_plan_json(plan)),
         "graph.json": _to_json(model.to_json()),
         "packing.json": _to_json(packing),
@@ -268,147 +306,34 @@ def _sections(job: _Job, about: dict) -> dict[str, bytes]:
     }
 
 
+def _code_sections(variants: Sequence[Variant]) -> dict[str, bytes]:
+    sections = {}
+    for variant in variants:
+        sections[f"tir/{variant.name}.json.xz"] = variant.tir
+        if variant.gpu:
+            base = f"cuda/{variant.name}"
+            sections[f"{base}.cubin"], sections[f"{base}.ptx"] = variant.gpu.cubin, variant.gpu.ptx
+            sections[f"{base}.cu.xz"] = lzma.compress(variant.gpu.source.encode(), preset=1)
+    return sections
+
+
 def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _write_blob(path: Path, sections: dict[str, bytes]) -> dict[str, tuple[int, int]]:
-    """Write the sections, each aligned, and return name -> (offset, size)."""
+def _write_blob(path: Path, sections: dict[str, bytes], align: int) -> dict[str, tuple[int, int]]:
+    """Write the sections, each aligned, and return name -> (offset, size).
+
+    A zero byte follows each of them: the driver reads PTX as a C string.
+    """
     index: dict[str, tuple[int, int]] = {}
     with path.open("wb") as file:
         for name, data in sections.items():
             index[name] = (file.tell(), len(data))
             file.write(data)
-            file.write(bytes(-file.tell() % ALIGN))
-        file.write(bytes(ALIGN))  # never empty
+            file.write(bytes(align - file.tell() % align))
+        file.write(bytes(align))  # never empty
     return index
-
-
-# ---- plan.c ----
-
-
-def _string(text: str) -> str:
-    plain = all(" " <= c <= "~" and c not in '"\\' for c in text)
-    if not plain:
-        raise CompileError(f"name {text!r} has characters beyond plain ASCII", where="plan")
-    return f'"{text}"'
-
-
-def _array(ctype: str, name: str, rows: list[str]) -> str:
-    body = ",\n".join(f"  {row}" for row in rows or ["0"])
-    return f"static const {ctype} {name}[] = {{\n{body}\n}};\n"
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return "{" + ", ".join(str(int(v)) for v in values) + "}"
-
-
-def _variants_c(job: _Job) -> list[str]:
-    """Return the C source of the kernel tables."""
-    kernels = dict.fromkeys(step.kernel for step in job.plan.steps)
-    rows, source = [], []
-    for number, variant in enumerate(job.variants):
-        names = {k: f"__tvm_ffi_{symbol(k, variant.name)}" for k in kernels}
-        features = [
-            f"{{{_string(f)}, {', '.join(str(v) for v in CPU_FEATURES[f])}}}"
-            for f in variant.features
-        ]
-        source += [
-            *(
-                f"extern int32_t {n}(void *, const tvm_any *, int32_t, tvm_any *);"
-                for n in names.values()
-            ),
-            _array("kernel_fn", f"kernels_{number}", [names[s.kernel] for s in job.plan.steps]),
-            _array("plan_feature", f"features_{number}", features or ["{0, 0, 0, 0, 0, 0}"]),
-        ]
-        rows.append(
-            f"{{{_string(variant.name)}, kernels_{number}, features_{number}, {len(features)}}}"
-        )
-    return [*source, _array("plan_variant", "variants", rows)]
-
-
-def _plan_c(job: _Job, index: dict[str, tuple[int, int]], build_id: bytes) -> str:
-    """Return the C source of the static tables that compiler/c/runtime.c walks."""
-    plan, limits = job.plan, job.limits
-    slot_of, slots = assign_slots(plan)
-    used = dict.fromkeys(a for step in plan.steps for a in step.args)
-    order = [*INPUTS, *(b for b in plan.buffers if b in used), *plan.constants]
-    number = {tensor: i for i, tensor in enumerate(order)}
-    tensors, shapes = [], []
-    for tensor in order:
-        if tensor in INPUTS:
-            dtype, kind, rows, rest = "int32", "INPUT", INPUTS[tensor], "0, 0, 1, 0, 0"
-        elif tensor in plan.buffers:
-            b = plan.buffers[tensor]
-            dtype, kind, rows = b.dtype, "BUFFER", b.rows
-            rest = f"{slot_of[tensor]}, {b.width}, 3, 0, 0"
-        else:
-            array = plan.constants[tensor]
-            dtype, kind, rows = str(array.dtype), "CONSTANT", "token"
-            offset = index[f"constants/{tensor}"][0]
-            shapes.append(f"static const int64_t shape_{len(shapes)}[] = {_numbers(array.shape)};")
-            rest = f"0, 0, {array.ndim}, shape_{len(shapes) - 1}, {offset}"
-        code, bits = re.fullmatch(r"(int|uint)(8|16|32|64)", dtype).groups()
-        tensors.append(
-            f"{{{_string(tensor)}, {_string(dtype)}, {kind}, {rows.upper()}, "
-            f"{int(code == 'uint')}, {bits}, {rest}}}"
-        )
-    steps, args, outputs = [], [], []
-    for step in plan.steps:
-        steps.append(
-            f"{{{_string(step.kernel)}, {len(args)}, {len(step.args)}, {len(outputs)}, "
-            f"{len(step.outputs)}}}"
-        )
-        args += [str(number[a]) for a in step.args]
-        outputs += [str(number[a]) for a in step.outputs]
-    slot_rows = ["{{" + ", ".join(str(s.bytes[r]) for r in ROWS) + "}}" for s in slots]
-    section_rows = [f"{{{_string(n)}, {at}, {size}}}" for n, (at, size) in index.items()]
-    output = plan.buffers[plan.output]
-    columns = [] if output.channel_map is None else [str(int(c)) for c in output.channel_map]
-    return "\n".join(
-        [
-            "/* Generated by intformer (compiler/library.py). */",
-            '#include "plan.h"',
-            *shapes,
-            _array("plan_tensor", "tensors", tensors),
-            _array("plan_step", "steps", steps),
-            _array("int32_t", "args", args),
-            _array("int32_t", "outputs", outputs),
-            _array("plan_slot", "slots", slot_rows),
-            _array("plan_section", "sections", section_rows),
-            *_variants_c(job),
-            _array("int32_t", "columns", columns),
-            _array("uint8_t", "build_id", [", ".join(str(b) for b in build_id)]),
-            "const plan_table intformer_plan = {",
-            f"  .tensors = tensors, .num_tensors = {len(tensors)},",
-            f"  .steps = steps, .num_steps = {len(steps)},",
-            f"  .args = args, .num_args = {len(args)}, .outputs = outputs,",
-            f"  .slots = slots, .num_slots = {len(slots)},",
-            f"  .sections = sections, .num_sections = {len(index)},",
-            f"  .variants = variants, .num_variants = {len(job.variants)},",
-            f"  .output = {number[plan.output]},",
-            f"  .output_columns = {'columns' if columns else 0},",
-            f"  .vocab_size = {limits['vocab_size']},",
-            f"  .type_vocab_size = {limits['type_vocab_size']},",
-            f"  .num_position_ids = {limits['positions']},",
-            f"  .first_position = {limits['first_position']},",
-            f"  .max_length = {limits['max_length']}, .max_rows = {limits['max_rows']},",
-            f"  .takes_types = {int('token_type_ids' in plan.inputs)},",
-            f"  .takes_positions = {int('positions' in plan.inputs)},",
-            "};",
-            "const intformer_api intformer_table = {",
-            f"  INTFORMER_ABI_VERSION, {output.channels}, {_string(job.name)}, build_id,",
-            "  if_section, if_section_name, if_output_size, if_run, if_set_threads,",
-            "  if_get_threads, if_variant, if_set_variant,",
-            "};",
-            *(
-                f'__attribute__((visibility("default"))) const intformer_api *{get}(void) '
-                "{ return &intformer_table; }"
-                for get in ("intformer_get", f"intformer_get_{job.name}")
-            ),
-            "",
-        ]
-    )  # fmt: skip
 
 
 _BLOB_S = """\
@@ -452,22 +377,24 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     Linked twice: the glibc floor is read from a first library, without the data, and written into
     the metadata of the second.
     """
-    cc = compiler()
+    cc = compiler(job.gpu)
     for file in SOURCES.iterdir():
         shutil.copyfile(file, folder / file.name)
     kernels = []  # each variant's together, which is how check_machine_code tells them apart
     for path in (path for variant in job.variants for path in variant.objects):
         kernels.append(f"kernels{len(kernels)}.o")
         shutil.copyfile(path, folder / kernels[-1])
-    fixed = [f"{source}.o" for source in RUNTIME]
-    for source, made in zip(RUNTIME, fixed, strict=True):
+    runtime = RUNTIME_GPU if job.gpu else RUNTIME
+    fixed = [f"{source}.o" for source in runtime]
+    for source, made in zip(runtime, fixed, strict=True):
         _call([*cc, *CFLAGS, "-c", f"{source}.c", "-o", made], folder, "compiling")
 
     def link(sections: dict[str, bytes]) -> bytes:
-        index = _write_blob(folder / "blob", sections)
-        inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in RUNTIME))]
+        index = _write_blob(folder / "blob", sections, GPU_ALIGN if job.gpu else ALIGN)
+        inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in runtime))]
         build_id = _digest(inputs, json.dumps([job.name, about["variants"], job.limits]))
-        (folder / "plan.c").write_text(_plan_c(job, index, build_id))
+        tables = plan_c.source(job.plan, job.variants, job.name, job.limits, index, build_id)
+        (folder / "plan.c").write_text(tables)
         (folder / "blob.s").write_text(_BLOB_S.format(build_id=build_id.hex()))
         _call([*cc, *CFLAGS, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
         _call([*cc, "-c", "blob.s", "-o", "blob.o"], folder, "assembling")

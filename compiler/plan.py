@@ -6,9 +6,13 @@ ceil(positions / 8). Width is the number of channels padded to a multiple of 16.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+
+from intformer.errors import CompileError
 
 BLOCK = 8  # rows in one block of a buffer
 
@@ -100,3 +104,44 @@ class Plan:
     inputs: tuple[str, ...]
     packing: dict[str, dict] = field(default_factory=dict)
     launches: dict[str, list[Launch]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GpuCode:
+    """The kernels of a plan as code for a GPU.
+
+    source  CUDA C
+    cubin   machine code for one architecture (an ELF file)
+    ptx     what drivers of newer GPUs compile, as text
+    """
+
+    source: str
+    cubin: bytes
+    ptx: bytes
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The kernels of a plan for one kind of chip: object files for a CPU, or code for a GPU.
+
+    name      of the target they were compiled for
+    objects   object files made by TVM that define `__tvm_ffi_` + symbol(kernel, name) of every step
+    features  LLVM names (keys of CPU_FEATURES) they need; checked before they run
+    tir       scheduled TIR, xz-compressed JSON
+    arch      of the GPU, such as "sm_75"; "" for a CPU
+    gpu       code that has every function of plan.launches; None for a CPU
+    """
+
+    name: str
+    objects: Sequence[Path] = ()
+    features: Sequence[str] = ()
+    tir: bytes = b""
+    arch: str = ""
+    gpu: GpuCode | None = None
+
+
+def capability(arch: str) -> tuple[int, int]:
+    """Return the compute capability (major, minor) of a GPU architecture: "sm_75" -> (7, 5)."""
+    if found := re.fullmatch(r"sm_(\d+)(\d)", arch):
+        return int(found[1]), int(found[2])
+    raise CompileError(f"GPU architecture {arch!r}", hint="such as sm_75")

@@ -72,12 +72,20 @@ class _Api(ctypes.Structure):
             "set_variant",
             ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t),
         ),
+        ("device", ctypes.CFUNCTYPE(ctypes.c_char_p)),
     )
 
 
-def load(path: str | os.PathLike) -> "Library":
-    """Check and load a compiled library."""
-    return Library(path)
+def load(path: str | os.PathLike, *, run: bool = True) -> "Library":
+    """Check and load a compiled library.
+
+    run  False: to read it, so that a missing GPU is no error before `Library.run`; and the process
+         may still fork, while True opens the driver of a GPU
+    """
+    library = Library(path)
+    if run and library.for_gpu:
+        library.set_variant(None)
+    return library
 
 
 class Library:
@@ -169,6 +177,17 @@ class Library:
         """Set the threads of one run; 0 = as affinity and the cgroup quota allow (default)."""
         if not 0 <= threads <= 1024 or self._api.set_threads(threads):
             raise LibraryError(f"{threads} threads", hint="a number from 0 to 1024 is needed")
+
+    @property
+    def for_gpu(self) -> bool:
+        """True if the kernels run on a GPU."""
+        return any(v["arch"] for v in self.metadata["variants"])
+
+    @property
+    def device(self) -> str | None:
+        """Name of the GPU that runs the library; None on a CPU, and where no GPU runs it."""
+        name = self._api.device()
+        return None if name is None else name.decode()
 
     @property
     def variants(self) -> dict[str, list[str]]:

@@ -27,7 +27,7 @@ LAYERS = [
     ("schedules", "tuning_logs"),
     ("model", "plan", "elf", "footer", "packing"),
     ("memory", "runtime", "machine_code", "tir_check"),
-    ("edge", "library", "ranges", "op_errors"),
+    ("edge", "library", "plan_c", "ranges", "op_errors"),
     ("frontend", "float_model"),
     ("qat",),
     ("targets",),

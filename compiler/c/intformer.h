@@ -5,7 +5,8 @@
  *   const intformer_api *api = intformer_get_model();     linked in, `model` being its name
  *
  * Everything behind the table is static: there is nothing to close. All functions may be called
- * from any thread at any time, also after fork(). */
+ * from any thread at any time, also after fork() - but a GPU does not survive fork(): the child of a
+ * process that used it gets INTFORMER_GPU. */
 #ifndef INTFORMER_H
 #define INTFORMER_H
 
@@ -16,7 +17,7 @@
 extern "C" {
 #endif
 
-#define INTFORMER_ABI_VERSION 2
+#define INTFORMER_ABI_VERSION 3
 
 enum {
   INTFORMER_OK = 0,
@@ -24,7 +25,8 @@ enum {
   INTFORMER_BAD_OUTPUT = 2, /* out is NULL or too small */
   INTFORMER_CPU = 3, /* this CPU lacks an instruction set the library was compiled for */
   INTFORMER_MEMORY = 4, /* not enough memory */
-  INTFORMER_KERNEL = 5 /* a kernel refused its arguments: a fault in the library */
+  INTFORMER_KERNEL = 5, /* a kernel refused its arguments or failed: a fault in the library */
+  INTFORMER_GPU = 6 /* no GPU or driver that runs the library; the message says why */
 };
 
 /* Called after each step for every buffer the step wrote: rows x width numbers of type dtype
@@ -55,7 +57,8 @@ typedef struct {
   const uint8_t *build_id; /* 32 bytes, the same as in the file's footer */
 
   /* Data carried along, or NULL: "metadata.json", "graph.json", "plan.json", "packing.json",
-   * "tensors.json", "tir/VARIANT.json.xz", "files/NAME" (tokenizer), "constants/NAME". */
+   * "tensors.json", "tir/VARIANT.json.xz", "files/NAME" (tokenizer), "constants/NAME"; for GPUs
+   * "cuda/VARIANT.cubin", ".ptx" and ".cu.xz". */
   const void *(*section)(const char *name, size_t *size);
   /* Name of section number index, NULL past the last. */
   const char *(*section_name)(size_t index);
@@ -68,18 +71,23 @@ typedef struct {
              size_t err_len);
 
   /* Threads used by one run; 0 = as many as affinity and the cgroup's CPU quota allow (default).
-   * A run that starts while another one computes uses its own thread only. */
+   * A run that starts while another one computes uses its own thread only. On a GPU: 1. */
   int (*set_threads)(int threads); /* returns INTFORMER_BAD_INPUT for numbers outside 0..1024 */
   int (*get_threads)(void);
 
   /* A library may hold several variants of its kernels, all of which compute the same numbers. The
    * first call chooses the one that the environment variable INTFORMER_VARIANT names, else the
-   * fastest that this CPU runs. Name of the one in use, or NULL: none runs here, run() says why. */
+   * fastest that this machine runs; a library for a GPU opens the driver then. Name of the one in
+   * use, or NULL: none runs here, run() says why. */
   const char *(*variant)(void);
   /* Changes it for runs that start from now on; NULL chooses again as the first call does. Returns
-   * INTFORMER_BAD_INPUT for a name that is not in metadata.json, INTFORMER_CPU for a variant that
-   * does not run here, with a message in err (err may be NULL). */
+   * INTFORMER_BAD_INPUT for a name that is not in metadata.json, INTFORMER_CPU or INTFORMER_GPU for
+   * a variant that does not run here, with a message in err (err may be NULL). A GPU variant has two
+   * forms, such as "t4 cubin" and "t4 ptx" (which the driver compiles); "t4" takes the first that
+   * runs. */
   int (*set_variant)(const char *name, char *err, size_t err_len);
+  /* Name of the GPU that runs the variant in use; NULL on a CPU, and where none runs. */
+  const char *(*device)(void);
 } intformer_api;
 
 /* Exported by every library, together with intformer_get_<name>(). */

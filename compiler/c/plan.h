@@ -28,6 +28,7 @@ typedef struct {
 typedef int32_t (*kernel_fn)(void *self, const tvm_any *args, int32_t num_args, tvm_any *result);
 
 enum { BLOCK = 8, READ_AHEAD = 3, ALIGN = 64 }; /* rows, blocks, bytes */
+enum { GPU_TILE = 128, GPU_ALIGN = 256 }; /* rows, bytes */
 enum rows { TOKEN, SEQUENCE, POSITION, ROW_KINDS };
 enum tensor_kind { INPUT, BUFFER, CONSTANT };
 /* the first tensors of every plan, in this order */
@@ -50,7 +51,24 @@ typedef struct {
   const char *name; /* of its kernel */
   int32_t first_arg, num_args; /* in plan.args */
   int32_t first_output, num_outputs; /* in plan.outputs */
+  int32_t first_launch, num_launches; /* in plan.launches; on a GPU */
 } plan_step;
+
+/* What the grid of a launch follows; the first four are what kernels read on the device. */
+enum count_kind { TOKENS, SEQUENCES, POSITION_ROWS, LONGEST, ONE, COUNTS };
+
+/* One version of a GPU kernel. */
+typedef struct {
+  const char *function;
+  int64_t limit; /* runs with at most this many rows use it */
+  enum rows rows; /* of the limit */
+  struct {
+    enum count_kind count;
+    int32_t divisor, factor; /* factor * ceil(count / divisor) blocks */
+  } grid[3];
+  int32_t threads; /* of one block */
+  int32_t shared; /* bytes of dynamic shared memory */
+} plan_launch;
 
 typedef struct {
   uint64_t bytes[ROW_KINDS]; /* per block of rows; the slot holds the largest of the three */
@@ -68,12 +86,16 @@ typedef struct {
   uint32_t xcr0; /* state the operating system must save */
 } plan_feature;
 
-/* The kernels for one kind of chip. All variants compute the same numbers in the same memory. */
+/* The kernels for one kind of chip, or one form of them: a GPU runs the cubin made for it, newer
+ * ones the PTX, hence "t4 cubin" and "t4 ptx". All compute the same numbers in the same memory. */
 typedef struct {
   const char *name;
-  const kernel_fn *kernels; /* of each step */
+  const kernel_fn *kernels; /* of each step; on a CPU */
   const plan_feature *features;
   int32_t num_features;
+  int32_t major, minor; /* compute capability of the GPU */
+  bool ptx;
+  uint64_t offset; /* of the cubin or PTX in the blob; a zero byte follows it */
 } plan_variant;
 
 typedef struct {
@@ -81,6 +103,8 @@ typedef struct {
   int32_t num_tensors;
   const plan_step *steps;
   int32_t num_steps;
+  const plan_launch *launches;
+  int32_t num_launches;
   const int32_t *args;
   int32_t num_args;
   const int32_t *outputs;
@@ -102,6 +126,12 @@ extern const plan_table intformer_plan;
 extern const intformer_api intformer_table;
 extern const unsigned char intformer_blob[];
 
+/* Where a one-line message goes, or nowhere. */
+typedef struct {
+  char *text;
+  size_t size;
+} message;
+
 /* runtime.c */
 const void *if_section(const char *name, size_t *size);
 const char *if_section_name(size_t index);
@@ -109,11 +139,32 @@ size_t if_output_size(const intformer_input *input);
 int if_run(const intformer_input *input, int32_t *out, size_t out_len, char *err, size_t err_len);
 const char *if_variant(void);
 int if_set_variant(const char *name, char *err, size_t err_len);
+const char *if_device(void);
+/* from the rows of the output buffer to the caller's */
+void if_copy_output(const intformer_input *in, const int32_t *from, int32_t *out);
+int if_no_memory(message err, const intformer_input *in, const char *where);
+
+/* input.c */
+__attribute__((format(printf, 3, 4))) int if_fail(message err, int code, const char *format, ...);
+int64_t if_rows(const intformer_input *in, enum rows rows);
+int if_check_counts(message err, const intformer_input *in);
+/* Copies the inputs to data, checks the copies, so that nobody can change them between check and
+ * use, and counts positions where there are none. */
+int if_take_inputs(message err, const intformer_input *in, int32_t *const data[INPUTS]);
+
+/* host.c or cuda.c: where the steps run. Each returns INTFORMER_OK or a code, and the reason. */
+void if_set_up(void); /* once, before the first if_usable() */
+int if_check_process(message why); /* this process may run the library, whatever it forked from */
+int if_usable(message why, const plan_variant *variant); /* the variant runs here */
+int if_execute(message err, const plan_variant *variant, const intformer_input *in, int32_t *out);
+const char *if_device_name(void); /* of the GPU; NULL on a CPU */
+
+/* pool.c, or cuda.c */
+int if_set_threads(int threads);
+int if_get_threads(void);
 
 /* pool.c */
 void if_pool_reset_after_fork(void);
-int if_set_threads(int threads);
-int if_get_threads(void);
 const char *if_kernel_message(void); /* of the calling thread, set by a kernel that failed */
 void if_clear_kernel_message(void);
 

@@ -146,7 +146,7 @@ def test_no_c_compiler(tmp_path, toy_variant, monkeypatch):
 
 
 def test_compiler_that_fails(tmp_path, toy_variant, monkeypatch):
-    monkeypatch.setattr(library, "compiler", lambda: ["false"])
+    monkeypatch.setattr(library, "compiler", lambda *_: ["false"])
     refused(tmp_path, toy.plan(), [toy_variant], toy.model(), "compiling failed: exit code 1")
 
 
@@ -157,7 +157,7 @@ def test_compiler_that_does_not_start(tmp_path, toy_variant, monkeypatch, conten
     if content:
         cc.write_bytes(content)
         cc.chmod(0o755)
-    monkeypatch.setattr(library, "compiler", lambda: [str(cc)])
+    monkeypatch.setattr(library, "compiler", lambda *_: [str(cc)])
     error = "cannot start the C compiler: .*bin/cc"
     refused(tmp_path, toy.plan(), [toy_variant], toy.model(), error)
 

@@ -1,0 +1,98 @@
+"""The toy program of toy.py for a GPU: the same plan, and a C file that emulates its kernels."""
+
+import subprocess
+from pathlib import Path
+
+import toy
+
+from intformer.plan import GpuCode, Launch, Plan, Variant
+
+PARAMS = {"embed": 8, "add": 4, "relu": 3, "scale": 4, "first": 4, "pick": 4}  # counts included
+SMALL = 8  # rows: `add` has a version for runs up to here
+
+_C = """
+    #include <stdint.h>
+    #define P(type, i) (*(type **)params[i])
+    #define KERNEL(name, count) \\
+      const int emulate_##name##_params = count; \\
+      void emulate_##name(const unsigned grid[3], unsigned threads, void **params)
+    /* a thread computes a row; blocks past the rows of the run do nothing */
+    #define ROWS(kind, last) \\
+      const int *counts = P(int, last); \\
+      for (long row = 0; row < (long)grid[0] * threads; row++) \\
+        if (row < counts[kind]) \\
+          for (int c = 0; c < 16; c++)
+    enum { TOKEN, SEQUENCE, POSITION, LONGEST };
+    KERNEL(embed, 8) {
+      int *ids = P(int, 0), *types = P(int, 1), *places = P(int, 2), *to = P(int, 6);
+      int16_t *word = P(int16_t, 3), *kind = P(int16_t, 4), *place = P(int16_t, 5);
+      ROWS(TOKEN, 7) to[row * 16 + c] = word[ids[row] * 16 + c] + kind[types[row] * 16 + c] +
+                                        place[places[row] * 16 + c];
+    }
+    static void add(const unsigned grid[3], unsigned threads, void **params) {
+      ROWS(TOKEN, 3) P(int, 2)[row * 16 + c] = P(int, 0)[row * 16 + c] + P(int, 1)[row * 16 + c];
+    }
+    KERNEL(add_small, 4) { add(grid, threads, params); }
+    KERNEL(add, 4) { add(grid, threads, params); }
+    KERNEL(relu, 3) {
+      ROWS(TOKEN, 2) {
+        int x = P(int, 0)[row * 16 + c];
+        P(int, 1)[row * 16 + c] = x > 0 ? x : 0;
+      }
+    }
+    KERNEL(scale, 4) {
+      /* whole tiles of 128 rows are there to be written */
+      long rows = (counts_of(params, 3)[TOKEN] + 127) / 128 * 128;
+      for (long i = 0; i < rows * 16; i++) P(int, 2)[i] = P(int, 0)[i] * P(int, 1)[0] + MORE;
+    }
+    KERNEL(first, 4) {
+      ROWS(SEQUENCE, 3) P(int, 2)[row * 16 + c] = P(int, 0)[P(int, 1)[row] * 16 + c];
+    }
+    KERNEL(pick, 4) {
+      ROWS(POSITION, 3) P(int, 2)[row * 16 + c] = P(int, 0)[P(int, 1)[row] * 16 + c];
+    }
+    /* writes before its memory */
+    KERNEL(wild, 4) { P(int, 3)[-8] = (int)(grid[0] + threads); }
+"""
+
+
+def emulated(folder: Path, more: int = 0) -> Path:
+    """Compile the kernels; more: what `scale` adds to the right result."""
+    source, path = Path(folder) / f"kernels{more}.c", Path(folder) / f"kernels{more}.so"
+    helper = "static const int *counts_of(void **params, int i) { return *(int **)params[i]; }\n"
+    source.write_text(f"#define MORE {more}\n{helper}{_C}")
+    subprocess.run(["cc", "-O1", "-Wall", "-fPIC", "-shared", source, "-o", path], check=True)
+    return path
+
+
+def launches() -> dict[str, list[Launch]]:
+    """Versions of every kernel: blocks of 32 rows, for `add` also of 8 and only one of them."""
+    one = ("one", 1, 1)
+
+    def rows(kind, function, limit=None, threads=32):
+        return Launch(function, limit, kind, ((kind, threads, 1), one, one), threads)
+
+    made = {name: [rows("token", name)] for name in ("embed", "relu", "scale")}
+    made["add"] = [rows("token", "add_small", SMALL, 8), rows("token", "add")]
+    made["first"], made["pick"] = [rows("sequence", "first")], [rows("position", "pick")]
+    return made
+
+
+def plan(seed: int = 0, rows: str = "token") -> Plan:
+    """The plan of toy.py with launches."""
+    made = toy.plan(seed, rows)
+    used = {step.kernel for step in made.steps}
+    made.launches = {kernel: vs for kernel, vs in launches().items() if kernel in used}
+    return made
+
+
+def code(plan: Plan) -> GpuCode:
+    """Code that the fake driver takes for a cubin and PTX of the kernels."""
+    names = [v.function for versions in plan.launches.values() for v in versions]
+    ptx = "".join(f".visible .entry {name}()\n" for name in names)
+    return GpuCode("// CUDA C of the toy\n", b"\x7fELF no code", ptx.encode())
+
+
+def variant(plan: Plan, name: str = "t4", arch: str = "sm_75") -> Variant:
+    """The only variant of most toy libraries."""
+    return Variant(name, tir=b"", arch=arch, gpu=code(plan))
