@@ -407,7 +407,7 @@ def inspect_verb(args: argparse.Namespace) -> Result:
     """What a library says of itself."""
     from intformer.runtime import load
 
-    library = load(args.library)
+    library = load(args.library, run=False)
     graph = library.graph()
     about = {k: v for k, v in library.metadata.items() if k not in ("labels", "variants")}
     kernels: dict[str, int] = {}
@@ -421,6 +421,7 @@ def inspect_verb(args: argparse.Namespace) -> Result:
         "bytes": Path(args.library).stat().st_size,
         "metadata": library.metadata,
         "variant_in_use": library.variant,
+        "device": library.device,
         "not_run_here": {name: why for name, why in library.refusals().items() if why},
         "ops": ops,
         "kernels": kernels,
@@ -432,7 +433,7 @@ def inspect_verb(args: argparse.Namespace) -> Result:
         for chip, found in about.get("tuning", {}).items()
     )
     lines += table(["key", "value"], [(key, short(value)) for key, value in about.items()])
-    lines += ["", *table(["variant", "here", "CPU features"], variant_rows(library, data))]
+    lines += ["", *table(["variant", "here", "needs"], variant_rows(library, data))]
     lines += ["", *table(["op", "count"], ops.items())]
     lines += ["", *table(["kernel", "steps"], kernels.items())]
     values = graph["values"].items() if args.values else ()
@@ -447,11 +448,16 @@ def inspect_verb(args: argparse.Namespace) -> Result:
 def variant_rows(library, data: dict) -> list[tuple[str, str, str]]:
     """Return a line for each variant: its name, what it is on this machine, what it needs."""
     rows = []
+    arches = {v["name"]: v["arch"] for v in library.metadata["variants"]}
+    used = data["variant_in_use"]
     for name, features in library.variants.items():
         here = data["not_run_here"].get(name, "runs")
-        if name == data["variant_in_use"]:
-            here = "in use"
-        rows.append((name, here, " ".join(features) or "any x86-64"))
+        needs = " ".join(features) or "any x86-64"
+        if arches[name]:
+            needs = f"GPU, {arches[name]} or newer"
+        if used and used.split(" ")[0] == name:  # of a GPU: "t4 cubin"
+            here = f"in use: {used}, {data['device']}" if data["device"] else "in use"
+        rows.append((name, here, needs))
     return rows
 
 

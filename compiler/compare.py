@@ -132,7 +132,7 @@ def verify(
     progress   called with the name of each check when it starts
     """
     if not isinstance(library, Library):
-        library = load(library)
+        library = load(library, run=False)
     report = Report(str(library.path))
 
     def add(name: str, check: Callable[[], Check]) -> None:

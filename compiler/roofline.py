@@ -191,8 +191,10 @@ def measured_peaks(library: Library) -> Peaks | None:
     """Measure the peaks of one core for a library; None without a meter for its int8 unit.
 
     The unit is AMX where the library uses it, else VNNI: also of a library without either, which
-    then shows what the CPU could do.
+    then shows what the CPU could do. Nothing is measured for a library that runs on a GPU.
     """
+    if library.for_gpu:
+        return None
     meter = peak_meter("amx" if "amx-int8" in used_features(library) else "vnni")
     read = read_meter()
     speed = meter(TRIES) if meter else 0.0  # 0 where the kernel refuses the unit

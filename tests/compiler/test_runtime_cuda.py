@@ -1,6 +1,8 @@
 """A library for a GPU, run through a driver that emulates one: results, memory, threads, faults."""
 
 import ctypes
+import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -650,3 +652,33 @@ def test_the_driver_guards_its_memory(built, gpu):
         assert fault.startswith("the run on the GPU failed: CUDA_ERROR_ILLEGAL_ADDRESS"), fault
         os._exit(0)
     """)
+
+
+# ---- the command ----
+
+
+def test_inspect(path, gpu, driver, kernels):
+    def inspect(*options, **settings):
+        command = [sys.executable, "-m", "intformer", "inspect", str(path), *options]
+        env = fake_cuda.environment(driver, kernels, **settings)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert re.search(r"t4 +in use: t4 cubin, Fake 70 +GPU, sm_75 or newer", inspect())
+    found = json.loads(inspect("--json"))
+    assert (found["variant_in_use"], found["device"]) == ("t4 cubin", "Fake 70")
+    found = json.loads(inspect("--json", fail="cuInit=100"))
+    assert (found["variant_in_use"], found["device"]) == (None, None)
+    assert "CUDA_ERROR_NO_DEVICE" in found["not_run_here"]["t4"]
+
+
+def test_preloaded(path, driver, kernels):
+    """The fake driver within a process, without its environment."""
+    code = f"""
+        import fake_cuda
+        fake_cuda.preload({str(driver)!r}, {str(kernels)!r})
+        check(intformer.load({str(path)!r}), (3, 5))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(BEGIN) + textwrap.dedent(code)]
+    subprocess.run(command, check=True, timeout=100)
