@@ -342,6 +342,8 @@ static void forget(queue *stream) {
 }
 
 static int perform(queue *stream) {
+  static pthread_mutex_t device = PTHREAD_MUTEX_INITIALIZER; /* kernels may have static memory */
+  pthread_mutex_lock(&device);
   for (op *o = stream->first; o; o = o->next) {
     if (o->kind == KERNEL) {
       void *values[MAX_PARAMS];
@@ -351,6 +353,7 @@ static int perform(queue *stream) {
       memcpy(o->to, o->staged ? o->staged : o->from, o->size);
     }
   }
+  pthread_mutex_unlock(&device);
   forget(stream);
   return 0;
 }

@@ -1,4 +1,7 @@
-"""The toy program of toy.py for a GPU: the same plan, and a C file that emulates its kernels."""
+"""The toy program of toy.py for a GPU: the same plan, and its kernels twice.
+
+Once in CUDA C, once as a C file that emulates them for the driver of fake_cuda.py.
+"""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +10,6 @@ import toy
 
 from intformer.plan import GpuCode, Launch, Plan, Variant
 
-PARAMS = {"embed": 8, "add": 4, "relu": 3, "scale": 4, "first": 4, "pick": 4}  # counts included
 SMALL = 8  # rows: `add` has a version for runs up to here
 
 _C = """
@@ -56,6 +58,42 @@ _C = """
 """
 
 
+CUDA = """
+#define ROWS(kind) \\
+  int row = blockIdx.x * blockDim.x + threadIdx.x; \\
+  if (row < counts[kind]) \\
+    for (int c = 0; c < 16; c++)
+enum { TOKEN, SEQUENCE, POSITION };
+extern "C" __global__ void embed(const int *ids, const int *types, const int *places,
+                                 const short *word, const short *kind, const short *place, int *to,
+                                 const int *counts) {
+  ROWS(TOKEN) to[row * 16 + c] = word[ids[row] * 16 + c] + kind[types[row] * 16 + c] +
+                                 place[places[row] * 16 + c];
+}
+extern "C" __global__ void add_small(const int *x, const int *y, int *to, const int *counts) {
+  ROWS(TOKEN) to[row * 16 + c] = x[row * 16 + c] + y[row * 16 + c];
+}
+extern "C" __global__ void add(const int *x, const int *y, int *to, const int *counts) {
+  ROWS(TOKEN) to[row * 16 + c] = x[row * 16 + c] + y[row * 16 + c];
+}
+extern "C" __global__ void relu(const int *x, int *to, const int *counts) {
+  ROWS(TOKEN) to[row * 16 + c] = max(x[row * 16 + c], 0);
+}
+extern "C" __global__ void scale(const int *x, const int *factor, int *to, const int *counts) {
+  ROWS(TOKEN) to[row * 16 + c] = x[row * 16 + c] * factor[0];
+}
+extern "C" __global__ void first(const int *x, const int *offsets, int *to, const int *counts) {
+  ROWS(SEQUENCE) to[row * 16 + c] = x[offsets[row] * 16 + c];
+}
+extern "C" __global__ void pick(const int *x, const int *index, int *to, const int *counts) {
+  ROWS(POSITION) to[row * 16 + c] = x[index[row] * 16 + c];
+}
+extern "C" __global__ void wild(const int *x, int *to, const int *counts) {
+  to[1l << 45] = x[0];
+}
+"""
+
+
 def emulated(folder: Path, more: int = 0) -> Path:
     """Compile the kernels; more: what `scale` adds to the right result."""
     source, path = Path(folder) / f"kernels{more}.c", Path(folder) / f"kernels{more}.so"
@@ -91,6 +129,14 @@ def code(plan: Plan) -> GpuCode:
     names = [v.function for versions in plan.launches.values() for v in versions]
     ptx = "".join(f".visible .entry {name}()\n" for name in names)
     return GpuCode("// CUDA C of the toy\n", b"\x7fELF no code", ptx.encode())
+
+
+def real_variant(name: str = "t4", arch: str = "sm_75") -> Variant:
+    """The kernels as nvcc or NVRTC compiles them."""
+    from intformer.cuda import toolchain
+
+    built = toolchain.build(CUDA, arch)
+    return Variant(name, tir=b"", arch=arch, gpu=GpuCode(CUDA, built.cubin, built.ptx))
 
 
 def variant(plan: Plan, name: str = "t4", arch: str = "sm_75") -> Variant:
