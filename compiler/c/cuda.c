@@ -60,6 +60,7 @@ static char gpu_reason[REASON];
 void if_set_up(void) {
   opened_in = getpid();
   gpu_code = if_cuda_open((message){gpu_reason, sizeof gpu_reason});
+  if (gpu_code) opened_in = 0; /* nothing that a child could spoil */
   loaded = calloc((size_t)plan->num_variants, sizeof *loaded);
   if (!gpu_code && !loaded)
     gpu_code = if_fail((message){gpu_reason, sizeof gpu_reason}, INTFORMER_MEMORY, "no memory");

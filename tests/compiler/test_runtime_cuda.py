@@ -429,6 +429,22 @@ def test_after_fork(path, gpu):
     """)
 
 
+def test_after_fork_without_a_gpu(path, gpu):
+    """The child says what its parent says."""
+    gpu(
+        f"""
+        lib = intformer.load({str(path)!r}, run=False)
+        want = message(lib.run, *toy.batch(0, (3,)))
+        assert "CUDA_ERROR_NO_DEVICE" in want
+        child = os.fork()
+        if not child:
+            os._exit(message(lib.run, *toy.batch(0, (3,))) != want)
+        assert os.waitpid(child, 0)[1] == 0
+        """,
+        fail="cuInit=100",
+    )
+
+
 def test_in_c(path, tmp_path, driver, kernels):
     ids, offsets = toy.batch(5, (3, 12))
     source = f"""

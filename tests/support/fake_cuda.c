@@ -375,8 +375,10 @@ EXPORT int cuStreamSynchronize(queue *stream) {
   if (stream->capturing) die("waiting for a stream that is recorded");
   int result = demanded(__func__);
   perform(stream);
+  pthread_mutex_lock(&lock);
   for (int i = 0; i < MAX_ALLOCATIONS; i++)
-    if (table[i].base && !whole(&table[i])) return ILLEGAL_ADDRESS;
+    if (table[i].base && !whole(&table[i])) result = ILLEGAL_ADDRESS;
+  pthread_mutex_unlock(&lock);
   return result;
 }
 
