@@ -6,7 +6,10 @@ imports happen inside the verb that needs them.
 
 import argparse
 import json
+import math
+import re
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -519,9 +522,11 @@ def verdict(ok: bool) -> str:
 
 
 def bench_verb(args: argparse.Namespace) -> Result:
-    """Speed, beside PyTorch."""
+    """Speed, beside PyTorch; or predicted for a GPU that is not here."""
     from intformer import bench
 
+    if args.predict:
+        return predicted(args)
     races = bench.run(
         args.library,
         args.source,
@@ -538,6 +543,79 @@ def bench_verb(args: argparse.Namespace) -> Result:
         progress=Progress(),
     )
     return races.to_json(), bench_lines(races)
+
+
+def predicted(args: argparse.Namespace) -> Result:
+    """Predict a library, or random weights of a shape, on a GPU by its public limits."""
+    from intformer.bench import compile_shape
+    from intformer.cuda import chips, predict
+    from intformer.runtime import load
+
+    progress = Progress()
+    if (args.library is None) == (args.shape is None):
+        raise IntformerError("a prediction needs a library, or a shape", hint="LIB, or --shape")
+    with tempfile.TemporaryDirectory() as folder:
+        path = args.library
+        if path is None:
+            target = chips.get(args.predict).target if args.target == "host" else args.target
+            path, _ = compile_shape(args.shape, target, Path(folder), progress)
+        found = predict.predict(
+            load(path, run=False),
+            args.predict,
+            args.shapes or predict.GRID,
+            ghz=args.clock,
+            watts=args.watts,
+            progress=progress,
+        )
+    return found.to_json(), prediction_lines(found)
+
+
+def prediction_lines(found) -> list[str]:
+    """Return the tables of a prediction: the shapes, and the kernels of the first of them."""
+    state = "checked against measured times" if found.checked else "UNCHECKED against any GPU"
+    others = list(dict.fromkeys(who for shape in found.shapes for who in shape.published))
+    rows = [
+        (
+            f"{shape.batch}x{shape.tokens}",
+            f"{shape.milliseconds:.2f}",
+            f"{shape.ghz:.2f}",
+            "" if shape.watts is None else f"{shape.watts:.0f}",
+            f"{shape.gaps:.2f}",
+            *(f"{shape.published[who]:.2f}" if who in shape.published else "" for who in others),
+        )
+        for shape in found.shapes
+    ]
+    first = found.shapes[0]
+    kernels = [
+        (
+            kernel.kernel,
+            kernel.calls,
+            f"{kernel.microseconds:.1f}",
+            kernel.blocks,
+            kernel.resident,
+            f"{kernel.instructions:.1f}",
+            f"{kernel.memory:.1f}",
+            f"{kernel.cache:.1f}",
+            kernel.binds,
+        )
+        for kernel in first.kernels
+    ]
+    header = ["kernel", "calls", "us", "blocks", "an SM holds"]
+    header += ["instructions", "memory", "cache", "binds"]
+    return [
+        f"PREDICTION for {found.title} from its public limits, {state}",
+        f"{found.library}; at most {found.ghz} GHz and {found.watts:g} W",
+        "",
+        *table(
+            ["shape", "predicted ms", "GHz", "W", "of it gaps", *(f"{w}, ms" for w in others)], rows
+        ),
+        "",
+        f"kernels of {first.batch}x{first.tokens}, microseconds of one launch",
+        *table(header, kernels),
+        "",
+        "assumed:",
+        *(f"  {line}" for line in found.assumptions),
+    ]
 
 
 def bench_lines(race) -> list[str]:
@@ -593,6 +671,25 @@ def count_or_none(text: str) -> int:
 def counts(text: str) -> tuple[int, ...]:
     """Parse whole numbers with commas between them."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def shapes(text: str) -> tuple[tuple[int, int], ...]:
+    """Parse BATCHxTOKENS with commas between them."""
+    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 1x128,8x256")
+    return tuple((int(one[1]), int(one[2])) for one in found)
+
+
+def amount(text: str) -> float:
+    """Parse a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def output_file(text: str) -> Path:
@@ -724,6 +821,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--threads", type=positive, default=1, help="of everybody (default: 1)")
     sub.add_argument("--seconds", type=positive, default=10, help="a contestant (default: 10)")
     sub.add_argument("--per-op", action="store_true", help="time every step, not every kernel")
+    sub.add_argument(
+        "--predict", metavar="CHIP", help="predict it on a GPU instead: t4, a100, h100 or h200"
+    )
+    sub.add_argument(
+        "--shapes",
+        type=shapes,
+        help="of a prediction: sequences x tokens (default: 1,2,4,8 x 128,256)",
+    )
+    sub.add_argument("--clock", type=amount, metavar="GHZ", help="of a prediction (default: boost)")
+    sub.add_argument("--watts", type=amount, help="power cap of a prediction (default: the chip's)")
 
     sub = verb(
         "tune", tune_verb, "search schedules for the kernels of a model; goes on after a kill"
