@@ -53,7 +53,7 @@ LDFLAGS = [
     *("-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-z,noexecstack", "-Wl,-z,relro", "-Wl,-z,now"),
 ]
 RUNTIME = ("runtime", "input", "host", "pool", "cpu")  # sources in compiler/c of a library
-RUNTIME_GPU = ("runtime", "input", "cuda", "cuda_driver")
+RUNTIME_GPU = ("runtime", "input", "cuda", "cuda_driver", "cuda_kernels", "cuda_memory")
 LIBRARIES = ["-lc", "-lm", "-lpthread"]
 
 
@@ -101,7 +101,10 @@ def build(
     variants = [replace(v, features=sorted(set(v.features))) for v in variants]
     _check_plan(plan)
     for variant in variants:
-        _check_gpu(plan, variant) if plan.launches else _check_variant(plan, variant)
+        if plan.launches:
+            _check_gpu(plan, variant)
+        else:
+            _check_objects(plan, variant)
     limits = _limits(plan, model.meta)
     output = plan.buffers[plan.output]
     about = {
@@ -168,7 +171,7 @@ def _check_plan(plan: Plan) -> None:
         raise CompileError(f"output {plan.output!r} is no int32 buffer", where="plan")
 
 
-def _check_variant(plan: Plan, variant: Variant) -> None:
+def _check_objects(plan: Plan, variant: Variant) -> None:
     if unknown := [f for f in variant.features if f not in CPU_FEATURES]:
         raise CompileError(f"unknown CPU feature {unknown[0]!r}", where=f"target {variant.name}")
     defined: set[str] = set()

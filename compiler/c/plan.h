@@ -152,14 +152,15 @@ int if_check_counts(message err, const intformer_input *in);
  * use, and counts positions where there are none. */
 int if_take_inputs(message err, const intformer_input *in, int32_t *const data[INPUTS]);
 
-/* host.c or cuda.c: where the steps run. Each returns INTFORMER_OK or a code, and the reason. */
+/* host.c, or cuda.c and cuda_kernels.c: where the steps run. Each returns INTFORMER_OK, or a code
+ * and the reason. */
 void if_set_up(void); /* once, before the first if_usable() */
 int if_check_process(message why); /* this process may run the library, whatever it forked from */
 int if_usable(message why, const plan_variant *variant); /* the variant runs here */
 int if_execute(message err, const plan_variant *variant, const intformer_input *in, int32_t *out);
 const char *if_device_name(void); /* of the GPU; NULL on a CPU */
 
-/* pool.c, or cuda.c */
+/* pool.c, or cuda_kernels.c */
 int if_set_threads(int threads);
 int if_get_threads(void);
 
