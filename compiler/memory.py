@@ -1,7 +1,7 @@
 """Static memory plan: which buffers share a slot of the arena.
 
 Batch sizes are known at run time only, so a slot is sized in bytes per block of 8 rows, for each
-kind of rows; the library multiplies by the block counts of a run (compiler/c/host.c, cuda_memory.c).
+kind of rows; the library multiplies by the block counts of a run (host.c, cuda_memory.c).
 """
 
 from dataclasses import dataclass, field
