@@ -213,8 +213,17 @@ def rounded_product(call):
     return as_type((p + like(1 << 14, p)) >> like(15, p), "int16")
 
 
-for _name, _lower in ((MUL_HIGH, high_product), (MUL_ROUND, rounded_product)):
+def high_product_cuda(call):
+    """Lower MUL_HIGH for a GPU: one instruction."""
+    return tirx.call_pure_extern("int32", "__mulhi", *call.args)
+
+
+for _name, _lower, _lower_cuda in (
+    (MUL_HIGH, high_product, high_product_cuda),
+    (MUL_ROUND, rounded_product, rounded_product),
+):
     tvm.ir.register_op_attr(_name, "TScriptPrinterName", _name.removeprefix("tirx."))
     tvm.ir.register_op_attr(_name, "TVectorizable", True)
     tvm.ir.register_op_attr(_name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
     register_intrin_lowering(_name, "llvm", f=_lower)
+    register_intrin_lowering(_name, "cuda", f=_lower_cuda)

@@ -72,8 +72,9 @@ def _ends(w: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> tuple[np.ndarra
 
 
 def define(args: list, attrs: dict) -> list:
-    """Tensor expression: x uint8 [b, 8, K] (zero point 128), w packed [N / 16, K / 4, 16, 4] int8.
+    """Tensor expression: x uint8 [b, 8, K] (zero point 128), w int8 packed for a chip.
 
+    w  [N / 16, K / 4, 16, 4] for dot products of four numbers, [N, K] for tensor cores
     The bias holds the column sum's share of the zero point, so that the result is the logical one.
     """
     from tvm import te
@@ -82,21 +83,30 @@ def define(args: list, attrs: dict) -> list:
 
     x, w, bias = args
     blocks, rows, _ = x.shape
-    columns, depths, lanes, depth = (int(extent) for extent in w.shape)
-    ko, ki = te.reduce_axis((0, depths), "ko"), te.reduce_axis((0, depth), "ki")
-    acc = te.compute(
-        (blocks, rows, columns, lanes),
-        lambda i, r, jo, ji: te.sum(
-            x[i, r, ko * depth + ki].astype("int32") * w[jo, ko, ji, ki].astype("int32"),
-            axis=[ko, ki],
-        ),
-        name="matmul",
-    )
+    if len(w.shape) == 2:
+        columns, depth = (int(extent) for extent in w.shape)
+        k = te.reduce_axis((0, depth), "k")
+        acc = te.compute(
+            (blocks, rows, columns),
+            lambda i, r, j: te.sum(x[i, r, k].astype("int32") * w[j, k].astype("int32"), axis=k),
+            name="matmul",
+        )
+        shape, at = acc.shape, lambda j: (j,)
+    else:
+        columns, depths, lanes, depth = (int(extent) for extent in w.shape)
+        ko, ki = te.reduce_axis((0, depths), "ko"), te.reduce_axis((0, depth), "ki")
+        acc = te.compute(
+            (blocks, rows, columns, lanes),
+            lambda i, r, jo, ji: te.sum(
+                x[i, r, ko * depth + ki].astype("int32") * w[jo, ko, ji, ki].astype("int32"),
+                axis=[ko, ki],
+            ),
+            name="matmul",
+        )
+        shape, at = (blocks, rows, columns * lanes), lambda j: (j // lanes, j % lanes)
     return [
         te.compute(
-            (blocks, rows, columns * lanes),
-            lambda i, r, j: wrapping_add(acc[i, r, j // lanes, j % lanes], bias[j]),
-            name="add_bias",
+            shape, lambda i, r, j: wrapping_add(acc[i, r, *at(j)], bias[j]), name="add_bias"
         )
     ]
 

@@ -1,0 +1,73 @@
+"""Scheduled kernels for a GPU -> CUDA C -> machine code.
+
+TVM's code generator writes the functions; what they call beside plain C is in c/cuda_prelude.cuh.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+
+from intformer.errors import CompileError
+
+PRELUDE = Path(__file__).parents[1] / "c" / "cuda_prelude.cuh"
+HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\(\d+\)) (\w+)_kernel\(([^)]*)\)')
+ARGUMENT = re.compile(r"a(\d+)_ptr$")
+
+
+@dataclass(frozen=True)
+class GpuCode:
+    """The kernels of a program for one architecture.
+
+    source  CUDA C, prelude included
+    cubin   for this architecture
+    ptx     for newer ones
+    usage   function -> what it takes of a multiprocessor, see toolchain.Usage
+    """
+
+    source: str
+    cubin: bytes
+    ptx: bytes
+    usage: dict
+
+
+def generate(scheduled: tvm.IRModule, arch: str, cache=None) -> GpuCode:
+    """Return the code of all kernels; raise CompileError where none can be made.
+
+    arch   such as "sm_75"
+    cache  ObjectCache for what was compiled before
+    """
+    from intformer.cuda import toolchain
+
+    text = source(scheduled, arch)
+    built = toolchain.build(text, arch, cache)
+    return GpuCode(text, built.cubin, built.ptx, built.usage)
+
+
+def source(scheduled: tvm.IRModule, arch: str) -> str:
+    """Return the CUDA C of all kernels, prelude first."""
+    parts = [PRELUDE.read_text()]
+    parts += [_function(v.name_hint, f, arch) for v, f in scheduled.functions.items()]
+    return "\n".join(parts)
+
+
+def _function(name: str, func: tvm.tirx.PrimFunc, arch: str) -> str:
+    """Return one kernel. It is called NAME and takes every argument of the PrimFunc, in order."""
+    target = tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
+    loops = {"tirx.UnrollLoop": {"explicit_unroll": False}}  # nvcc unrolls
+    with tvm.transform.PassContext(config=loops):
+        built = tvm.compile(tvm.IRModule({name: func}), target=target).mod
+    text = built.imports[0].inspect_source()
+    head, *others = HEAD.finditer(text)
+    text = text[others[-1].start() if others else head.start() :]  # definition, not declaration
+    bounds, symbol, arguments = head.groups()
+    if symbol != name or len(others) > 1:
+        raise CompileError(f"TVM made {1 + len(others)} functions, {symbol}", where=f"kernel {name}")
+    given = {}
+    for argument in arguments.split(","):
+        given[int(ARGUMENT.search(argument.strip())[1])] = argument.strip()
+    # TVM leaves out what a kernel does not use
+    every = (given.get(i, f"void* __restrict__ a{i:02}_ptr") for i in range(len(func.params)))
+    start = f'extern "C" __global__ void {bounds} {name}({", ".join(every)})'
+    return HEAD.sub(lambda _: start, text, count=1)
