@@ -6,6 +6,7 @@ A constant of a plan is one tensor of the IntModel in a layout that a spec descr
     {"tensor": name, "kind": "channels", "width": W, "map": groups, "fill": v}
                                                        [..., C] spread over [..., W]
     {"tensor": name, "kind": "weight", ...}            [N, K] as [N' / 16, K' / 4, 16, 4]
+    {"tensor": name, "kind": "rows", ...}              [N, K] as [N', K'], for GPUs
     {"tensor": name, "kind": "bias", "weight": name, ...}
                                                        less 128 * the row sums of the weight
 Sixteen rows of a weight are what one AVX-512 register or AMX tile takes, four columns what one lane
@@ -49,9 +50,11 @@ def pack(spec: dict, tensors: dict[str, np.ndarray]) -> np.ndarray:
     array = tensors[spec["tensor"]]
     if spec["kind"] == "channels":
         return spread(array, -1, spec["map"], spec["width"], spec["fill"])
-    if spec["kind"] == "weight":
+    if spec["kind"] in ("weight", "rows"):
         array = spread(array, 1, spec["map_in"], spec["width_in"])
         array = spread(array, 0, spec["map_out"], spec["width_out"])
+        if spec["kind"] == "rows":
+            return array
         n, k = array.shape
         blocked = array.reshape(n // LANES, LANES, k // DEPTH, DEPTH)
         return np.ascontiguousarray(blocked.transpose(0, 2, 1, 3))
@@ -70,9 +73,10 @@ def unpack(packing: dict[str, dict], constants: dict[str, np.ndarray]) -> dict[s
         array = constants[name]
         if spec["kind"] == "bias":
             biases.append((array, spec))
-        elif spec["kind"] == "weight":
-            n, k, *_ = array.shape
-            array = array.transpose(0, 2, 1, 3).reshape(n * LANES, k * DEPTH)
+        elif spec["kind"] in ("weight", "rows"):
+            if spec["kind"] == "weight":
+                n, k, *_ = array.shape
+                array = array.transpose(0, 2, 1, 3).reshape(n * LANES, k * DEPTH)
             tensors[spec["tensor"]] = np.ascontiguousarray(
                 array[np.ix_(columns(spec["map_out"]), columns(spec["map_in"]))]
             )

@@ -85,6 +85,41 @@ def _amx():
     return schedule
 
 
+def _gpu(multiprocessors: int) -> Callable:
+    def isa():
+        from intformer.schedules.isa import Gpu
+
+        return Gpu(multiprocessors)
+
+    return isa
+
+
+def _cuda():
+    from intformer.schedules.cuda import schedule
+
+    return schedule
+
+
+def _cuda_space():
+    from intformer.schedules.cuda import space
+
+    return space
+
+
+def _gpu_target(name: str, title: str, arch: str, multiprocessors: int) -> TargetSpec:
+    return TargetSpec(
+        name=name,
+        title=title,
+        features=(),
+        tvm={"kind": "cuda", "arch": arch},
+        isa=_gpu(multiprocessors),
+        schedule=_cuda,
+        space=_cuda_space,
+        vector_shifts=True,
+        arch=arch,
+    )
+
+
 def _amx_space():
     from intformer.schedules.amx import space
 
@@ -148,7 +183,18 @@ TARGETS: dict[str, TargetSpec] = {  # the fastest first
         features=(),
         variants=("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64"),
     ),
+    "t4": _gpu_target("t4", "NVIDIA T4", "sm_75", 40),
+    "cuda:sm_75": _gpu_target("cuda:sm_75", "NVIDIA GPU with sm_75 (Turing)", "sm_75", 40),
+    "cuda:sm_80": _gpu_target("cuda:sm_80", "NVIDIA GPU with sm_80 (A100)", "sm_80", 108),
+    "cuda:sm_86": _gpu_target("cuda:sm_86", "NVIDIA GPU with sm_86 (A10, RTX 30)", "sm_86", 72),
+    "cuda:sm_89": _gpu_target("cuda:sm_89", "NVIDIA GPU with sm_89 (L4, L40)", "sm_89", 58),
+    "cuda:sm_90": _gpu_target("cuda:sm_90", "NVIDIA GPU with sm_90 (H100, H200)", "sm_90", 132),
 }
+
+
+def weight_packing(spec: TargetSpec) -> str:
+    """Return how the chips of a target read weights, see intformer.packing."""
+    return "rows" if spec.arch else "weight"
 
 
 def get(name: str) -> TargetSpec:

@@ -15,6 +15,8 @@ class IntOp:
     define     (te tensors, attrs) -> te tensors, or None where `kernel` is given instead
     kernel     (attrs, isa, decisions) -> PrimFunc for ops with loops that no tensor expression can
                state; a decision that is missing takes its default
+    cuda       (attrs, decisions) -> PrimFunc, the same for GPUs: it begins like the kernels of
+               schedules/cuda.py
     space      (attrs, isa) -> what may be decided about such a kernel: name -> values (integers),
                the default first; None: nothing
     source     paper and section, or the module it must match
@@ -25,5 +27,6 @@ class IntOp:
     bounds: Callable
     define: Callable | None = None
     kernel: Callable | None = None
+    cuda: Callable | None = None
     space: Callable | None = None
     source: str = ""

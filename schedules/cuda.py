@@ -20,6 +20,7 @@ from intformer.schedules.space import decide
 LAUNCH = "intformer.launch"
 THREADS = 128  # of a block of an elementwise kernel
 CHANNELS = 4  # that one thread of it makes
+NARROW = 16  # columns of a tile for results that have no more
 BLOCKS = "_blocks"  # ending of the extents that count blocks of eight rows
 
 
@@ -29,10 +30,11 @@ def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
     tile   of a matrix product, a key of TILES
     depth  bytes of a row of its operands that shared memory takes at a time
     """
-    if stages(func)[0].name != "matmul":
+    if LAUNCH in (func.attrs or {}) or stages(func)[0].name != "matmul":
         return {}
     columns = int(func.params[1].shape[0])
     tiles = [n for n, tile in TILES.items() if columns % tile.columns == 0]
+    tiles = [n for n in tiles if TILES[n].columns > NARROW] or tiles
     return {"tile": tiles, "depth": [64, 32]}
 
 
@@ -45,20 +47,18 @@ def versions(func: tirx.PrimFunc, isa) -> list[tuple[int | None, dict[str, int]]
     if not candidates:
         return [(None, {})]
     columns = int(func.params[1].shape[0])
-    found = []
-    for number in reversed(candidates["tile"]):
+    found: list[tuple[int, int]] = []  # rows from which a tile is used, and the tile
+    for number in candidates["tile"]:
         tile = TILES[number]
-        enough = -(-isa.multiprocessors * tile.columns // columns) * tile.rows  # rows
-        if found and enough >= found[-1][1]:
-            continue
-        found.append((number, enough))
-    # found: from small tiles on, each with the rows from which it is large enough
-    found.sort(key=lambda one: TILES[one[0]].rows * TILES[one[0]].columns)
-    result = []
-    for (number, _), (_, enough) in zip(found, [*found[1:], (None, None)], strict=True):
-        limit = None if enough is None else max(1, (enough - 1) // 8)
-        result.append((limit, {"tile": number}))
-    return result
+        rows = (-(-isa.multiprocessors * tile.columns // columns) - 1) * tile.rows + 1
+        if not found or rows < found[-1][0]:
+            found.append((rows, number))
+    limits = [None, *(first // 8 for first, _ in found[:-1])]
+    return [
+        (limit, {"tile": number})
+        for limit, (_, number) in reversed(list(zip(limits, found, strict=True)))
+        if limit != 0
+    ]
 
 
 def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) -> tirx.PrimFunc:

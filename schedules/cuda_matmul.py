@@ -37,12 +37,10 @@ class Tile:
 
 TILES = {  # by what decisions call them, the largest first
     0: Tile(128, 128, 2, 4),
-    1: Tile(64, 128, 1, 4),
-    2: Tile(64, 64, 2, 2),
-    3: Tile(32, 64, 1, 2),
-    4: Tile(16, 64, 1, 2),
-    5: Tile(16, 32, 1, 1),
-    6: Tile(64, 16, 4, 1),
+    1: Tile(64, 64, 2, 2),
+    2: Tile(32, 64, 1, 2),
+    3: Tile(16, 32, 1, 1),
+    4: Tile(64, 16, 4, 1),
 }
 
 

@@ -1,4 +1,4 @@
-"""The x86 instruction sets the kernels are written for: one dot product each, integers only."""
+"""The chips the kernels are written for: x86 instruction sets, one dot product each, and GPUs."""
 
 from dataclasses import dataclass
 
@@ -82,6 +82,16 @@ class Madd(Isa):
         pairs = T.call_llvm_pure_intrin(number, a, b, dtype=f"int32{kind}")
         total = T.cast(acc, f"uint32{kind}") + T.cast(pairs, f"uint32{kind}")
         return T.cast(total, f"int32{kind}")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU with int8 tensor cores.
+
+    multiprocessors  of the chip, each of which should have a block of threads
+    """
+
+    multiprocessors: int
 
 
 VNNI = Vnni(lanes=16, matmul_tile=(8, 3), steps=2, score_tiles=(2, 3, 1), context_tiles=16)

@@ -17,6 +17,7 @@ from tvm_ffi import structural_map
 
 from intformer.passes.to_relax import BLOCKS
 from intformer.relay_ops import OPS
+from intformer.schedules.isa import Gpu
 
 Decisions = dict[str, int]
 Versions = list[tuple[int | None, Decisions]]  # up to how many row blocks; None: the rest
@@ -47,11 +48,13 @@ class Form:
     @property
     def title(self) -> str:
         """Return a name for people: with channels in and out where a weight is multiplied with."""
-        weights = [shape for shape, _ in self.data["tensors"] if len(shape) == 4]
-        if not weights:
+        if self.data["calls"][0]["op"] != "matmul":
             return self.name
-        (columns, steps, lanes, depth), *_ = weights
-        return f"{self.name} {steps * depth}x{columns * lanes}"
+        weights, _ = self.data["tensors"][1]
+        if len(weights) == 4:
+            columns, steps, lanes, depth = weights
+            weights = columns * lanes, steps * depth
+        return f"{self.name} {weights[1]}x{weights[0]}"
 
     @property
     def rows(self) -> str:
@@ -64,8 +67,8 @@ class Form:
         names  of the tensors, for people
         """
         first = self.data["calls"][0]
-        if kernel := OPS[first["op"]].kernel:
-            return kernel(first["attrs"], isa, {})
+        if OPS[first["op"]].kernel:
+            return self._kernel(isa, {})
         shapes, results = self.data["tensors"], self.data["results"]
         names = names or [f"t{i}" for i in range(len(shapes))]
         extents: dict[str, tirx.Var] = {}
@@ -93,6 +96,22 @@ class Form:
             return op.space(first["attrs"], isa) if op.space else {}
         return space(self.plain(isa), isa)
 
+    def each(
+        self, isa, rule, versions: Versions, names: list[str] | None = None
+    ) -> list[tirx.PrimFunc]:
+        """Return one scheduled kernel per version, see `scheduled`."""
+        if OPS[self.data["calls"][0]["op"]].kernel:
+            return [self._kernel(isa, decisions) for _, decisions in versions]
+        func = self.plain(isa, names)
+        return [rule(func, isa, decisions) for _, decisions in versions]
+
+    def _kernel(self, isa, decisions: Decisions) -> tirx.PrimFunc:
+        first = self.data["calls"][0]
+        op = OPS[first["op"]]
+        if isinstance(isa, Gpu):
+            return op.cuda(first["attrs"], decisions)
+        return op.kernel(first["attrs"], isa, decisions)
+
     def scheduled(
         self, isa, rule, versions: Versions, names: list[str] | None = None
     ) -> tirx.PrimFunc:
@@ -101,12 +120,7 @@ class Form:
         rule      (PrimFunc, isa, decisions) -> PrimFunc, of the target
         versions  ascending; the last one takes the rest
         """
-        first = self.data["calls"][0]
-        if kernel := OPS[first["op"]].kernel:
-            made = [kernel(first["attrs"], isa, decisions) for _, decisions in versions]
-        else:
-            func = self.plain(isa, names)
-            made = [rule(func, isa, decisions) for _, decisions in versions]
+        made = self.each(isa, rule, versions, names)
         joined = made[-1]
         for (limit, _), func in zip(versions[-2::-1], made[-2::-1], strict=True):
             joined = join(func, joined, limit)

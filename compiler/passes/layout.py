@@ -28,17 +28,22 @@ class Layout:
     maps     value name -> (groups, size, padded) channel map
     names    (node index, argument index) -> name of the constant, for arguments that are tensors
     packing  constant name -> packing spec
+    weight   packing of the weights
     """
 
     buffers: dict[str, Buffer] = field(default_factory=dict)
     maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     names: dict[tuple[int, int], str] = field(default_factory=dict)
     packing: dict[str, dict] = field(default_factory=dict)
+    weight: str = "weight"
 
 
-def plan_layout(model: IntModel) -> Layout:
-    """Return the layout of a model, the same on every chip."""
-    layout = Layout(maps=_channel_maps(model))
+def plan_layout(model: IntModel, weight: str = "weight") -> Layout:
+    """Return the layout of a model, the same on every CPU.
+
+    weight  packing of the weights: "weight" for CPUs, "rows" for GPUs
+    """
+    layout = Layout(maps=_channel_maps(model), weight=weight)
     unsigned = {node.inputs[0] for node in model.nodes if node.op == "matmul"}
     for name, value in model.values.items():
         groups, size, padded = layout.maps[name]
@@ -109,7 +114,7 @@ def _spec(model: IntModel, layout: Layout, node: Node, argument: int, tied: set)
 def _weight(layout: Layout, name: str, x: str, out: str) -> dict:
     return {
         "tensor": name,
-        "kind": "weight",
+        "kind": layout.weight,
         "map_in": layout.maps[x],
         "width_in": layout.buffers[x].width,
         "map_out": layout.maps[out],

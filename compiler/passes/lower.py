@@ -14,7 +14,9 @@ from intformer.model import INPUTS, IntModel
 from intformer.passes.form import Form, Versions
 from intformer.passes.layout import Layout
 from intformer.passes.to_relax import BLOCKS, PREFIX
-from intformer.plan import Plan, Step
+from intformer.plan import BLOCK, Launch, Plan, Step
+from intformer.schedules import cuda
+from intformer.schedules.isa import Gpu
 
 
 @dataclass
@@ -70,6 +72,8 @@ def lower(
     schedule  (PrimFunc, isa, decisions) -> PrimFunc, the target's rule
     choose    which versions of a kernel there are; by default the one of the written-down rule
     """
+    gpu = isinstance(isa, Gpu)
+    launches: dict[str, list[Launch]] = {}
     plain: dict[str, tirx.PrimFunc] = {}
     scheduled: dict[str, tirx.PrimFunc] = {}
     known: dict[Form, str] = {}
@@ -82,9 +86,16 @@ def lower(
             known[form] = kernel
             names = [*arguments, *group.results]
             plain[kernel] = form.plain(isa, names).with_attr("global_symbol", kernel)
-            scheduled[kernel] = form.scheduled(isa, schedule, choose(form), names).with_attr(
-                "global_symbol", kernel
-            )
+            if gpu:
+                versions = choose(form)
+                if versions == [(None, {})]:
+                    versions = cuda.versions(plain[kernel], isa)
+                made = _launches(kernel, form, isa, schedule, versions)
+                scheduled |= {launch.function: func for launch, func in made}
+                launches[kernel] = [launch for launch, _ in made]
+            else:
+                func = form.scheduled(isa, schedule, choose(form), names)
+                scheduled[kernel] = func.with_attr("global_symbol", kernel)
         steps.append(Step(known[form], (*arguments, *group.results), tuple(group.results)))
     written = {name for step in steps for name in step.outputs}
     used = {name for step in steps for name in step.args}
@@ -95,9 +106,28 @@ def lower(
         output=model.output,
         inputs=tuple(name for name in INPUTS if name in used),
         packing=layout.packing,
+        launches=launches,
     )
     forms = {kernel: form for form, kernel in known.items()}
     return Lowered(tvm.IRModule(plain), tvm.IRModule(scheduled), plan, forms)
+
+
+def _launches(kernel: str, form: Form, isa, schedule: Callable, versions: Versions) -> list:
+    """Return the versions of a GPU kernel: what to launch, and the function."""
+    found = []
+    functions = form.each(isa, schedule, versions)
+    for number, ((limit, _), func) in enumerate(zip(versions, functions, strict=True)):
+        name = f"{kernel}_v{number}"
+        about = func.attrs[cuda.LAUNCH]
+        launch = Launch(
+            function=name,
+            limit=None if limit is None else limit * BLOCK,
+            rows=str(about["rows"]),
+            grid=tuple((str(count), int(d), int(f)) for count, d, f in about["grid"]),
+            threads=int(about["threads"]),
+        )
+        found.append((launch, func.with_attr("global_symbol", name)))
+    return found
 
 
 def _groups(module: tvm.IRModule) -> list[_Group]:

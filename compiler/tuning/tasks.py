@@ -20,7 +20,7 @@ from intformer.passes.layout import Layout, plan_layout
 from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
 from intformer.plan import BLOCK, Buffer, Step
-from intformer.targets import TargetSpec
+from intformer.targets import TargetSpec, weight_packing
 from intformer.tuning.measure import Case
 from intformer.tuning.workload import identity
 
@@ -48,7 +48,7 @@ class Kernels:
         """Lower the model with the default rule; nothing is compiled."""
         self.model = model
         self.intervals = ranges.check(model)
-        self.layout: Layout = plan_layout(model)
+        self.layout: Layout = plan_layout(model, weight_packing(spec))
         constants = {key: packing.pack(s, model.tensors) for key, s in self.layout.packing.items()}
         module = fuse(to_relax(model, self.layout, constants))
         lowered = lower(module, model, self.layout, constants, spec.isa(), spec.schedule())

@@ -16,8 +16,9 @@
 #include <vector>
 
 typedef unsigned char uchar;
-using std::max;
-using std::min;
+template <class A, class B> static inline auto max(A a, B b) { return a > b ? a : b; }
+template <class A, class B> static inline auto min(A a, B b) { return a < b ? a : b; }
+#define alignas(n) __attribute__((aligned(n))) /* TVM has it behind __shared__ */
 #define __global__
 #define __device__
 #define __shared__ static

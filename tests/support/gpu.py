@@ -1,0 +1,81 @@
+"""GPU kernels on the CPU: the generated CUDA source, compiled as C++ with cuda_on_cpu.h, and run."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+
+from intformer.cuda import codegen
+from intformer.plan import BLOCK, Launch
+
+HERE = Path(__file__).parent
+ROWS = 128  # buffers have a multiple of this many rows on a GPU
+GUARD = 4096  # bytes before and after every tensor
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to run CUDA C with")
+
+
+def emulate(source: str, folder: Path) -> Path:
+    """Compile CUDA source for the CPU; return the shared library, see cuda_on_cpu.h."""
+    names = re.findall(r"__launch_bounds__\(\d+\) (\w+)\(", source)
+    text = source + "".join(f"EMULATE({name})\n" for name in dict.fromkeys(names))
+    (folder / "kernels.cc").write_text(text)
+    flags = ["-std=c++17", "-O1", "-fwrapv", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
+    shim = ["-DINTFORMER_ON_CPU", "-include", str(HERE / "cuda_on_cpu.h")]
+    output = folder / "kernels.so"
+    command = ["g++", *flags, *shim, "kernels.cc", "-o", str(output)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    return output
+
+
+class Kernels:
+    """The functions of a scheduled module, on the CPU."""
+
+    def __init__(self, scheduled: tvm.IRModule, folder: Path, arch: str = "sm_75"):
+        self.library = ctypes.CDLL(str(emulate(codegen.source(scheduled, arch), folder)))
+
+    def run(self, launches: list[Launch], arguments: list[np.ndarray], counts: dict) -> list:
+        """Launch the version for these counts; return the arguments as they are afterwards.
+
+        arguments  buffers [blocks, 8, W] are given room for whole tiles of rows, as on a GPU
+        """
+        launch = next(
+            one for one in launches if one.limit is None or counts[one.rows] <= one.limit
+        )
+        every = {**counts, "one": 1}
+        grid = [factor * -(-every[count] // divisor) for count, divisor, factor in launch.grid]
+        memory = [_Memory(array) for array in arguments]
+        order = ("token", "sequence", "position", "longest")
+        memory.append(_Memory(np.array([counts[name] for name in order], np.int32)))
+        pointers = [ctypes.c_void_p(one.address) for one in memory]
+        params = (ctypes.c_void_p * len(pointers))(*(ctypes.addressof(p) for p in pointers))
+        function = getattr(self.library, f"emulate_{launch.function}")
+        function((ctypes.c_uint * 3)(*grid), ctypes.c_uint(launch.threads), params)
+        for one in memory:
+            one.check()
+        return [one.array for one in memory[:-1]]
+
+
+class _Memory:
+    """A tensor with guards around it."""
+
+    def __init__(self, array: np.ndarray):
+        size = array.nbytes
+        if array.ndim == 3 and array.shape[1] == BLOCK:
+            size = -(-array.shape[0] * BLOCK // ROWS) * ROWS * array.nbytes // array.shape[0] // 8
+        self.bytes = np.full(GUARD + size + GUARD + 16, 0x5A, np.uint8)
+        start = GUARD + -(self.bytes.ctypes.data + GUARD) % 16
+        self.address = self.bytes.ctypes.data + start
+        self.inside = slice(start, start + size)
+        self.array = self.bytes[start : start + array.nbytes].view(array.dtype)
+        self.array = self.array.reshape(array.shape)
+        self.array[...] = array
+
+    def check(self) -> None:
+        outside = np.delete(self.bytes, np.r_[self.inside])
+        assert (outside == 0x5A).all(), "a kernel wrote outside its buffer"
