@@ -206,22 +206,29 @@ def space(attrs: dict, isa) -> dict[str, list[int]]:
     return attention_tir.space(attrs, isa)
 
 
+NUMERICS = {
+    "recipe": "native",
+    "constants": (C4, C3, C2, C1, C0, Z_BITS, SEED, SLOPE),
+    "lo": -LIMIT8,
+    "hi": LIMIT8,
+    "sum_bits": 0,
+}
+
+
 def kernel(attrs: dict, isa, decisions: dict):
     """PrimFunc over physical buffers, see attention_tir.build."""
     from intformer.relay_ops import attention_tir
 
-    return attention_tir.build(
-        attrs,
-        isa,
-        decisions,
-        {
-            "recipe": "native",
-            "constants": (C4, C3, C2, C1, C0, Z_BITS, SEED, SLOPE),
-            "lo": -LIMIT8,
-            "hi": LIMIT8,
-            "sum_bits": 0,
-        },
-    )
+    return attention_tir.build(attrs, isa, decisions, NUMERICS)
 
 
-OP = IntOp(NAME, reference, bounds, kernel=kernel, space=space, source="own; arXiv 2103.09301")
+def cuda(attrs: dict, decisions: dict):
+    """PrimFunc for GPUs, see attention_cuda.build."""
+    from intformer.relay_ops import attention_cuda
+
+    return attention_cuda.build(attrs, decisions, NUMERICS)
+
+
+OP = IntOp(
+    NAME, reference, bounds, kernel=kernel, cuda=cuda, space=space, source="own; arXiv 2103.09301"
+)

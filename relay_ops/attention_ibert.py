@@ -164,23 +164,28 @@ def tables(
     return {"p": np.array(p, np.int64), "ctx_mult": ctx_mult, "ctx_shift": ctx_shift}
 
 
+NUMERICS = {
+    "recipe": "ibert",
+    "constants": (CONST, SPLIT, MAX_SHIFT, EXP_LIMIT),
+    "inverse_bits": INVERSE_BITS,
+    "lo": LOW8,
+    "hi": HIGH8,
+    "sum_bits": 32,
+}
+
+
 def kernel(attrs: dict, isa, decisions: dict):
     """PrimFunc over physical buffers, see attention_tir.build."""
     from intformer.relay_ops import attention_tir
 
-    return attention_tir.build(
-        attrs,
-        isa,
-        decisions,
-        {
-            "recipe": "ibert",
-            "constants": (CONST, SPLIT, MAX_SHIFT, EXP_LIMIT),
-            "inverse_bits": INVERSE_BITS,
-            "lo": LOW8,
-            "hi": HIGH8,
-            "sum_bits": 32,
-        },
-    )
+    return attention_tir.build(attrs, isa, decisions, NUMERICS)
+
+
+def cuda(attrs: dict, decisions: dict):
+    """PrimFunc for GPUs, see attention_cuda.build."""
+    from intformer.relay_ops import attention_cuda
+
+    return attention_cuda.build(attrs, decisions, NUMERICS)
 
 
 OP = IntOp(
@@ -188,6 +193,7 @@ OP = IntOp(
     reference,
     bounds,
     kernel=kernel,
+    cuda=cuda,
     space=space,
     source="transformers ibert IntSoftmax + QuantAct(8)",
 )

@@ -105,9 +105,7 @@ def define(args: list, attrs: dict) -> list:
         )
         shape, at = (blocks, rows, columns * lanes), lambda j: (j // lanes, j % lanes)
     return [
-        te.compute(
-            shape, lambda i, r, j: wrapping_add(acc[i, r, *at(j)], bias[j]), name="add_bias"
-        )
+        te.compute(shape, lambda i, r, j: wrapping_add(acc[i, r, *at(j)], bias[j]), name="add_bias")
     ]
 
 

@@ -12,12 +12,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from intformer.cuda.kernel import LAUNCH, UNBOUNDED, launch
 from intformer.schedules import cuda_layernorm, cuda_matmul
 from intformer.schedules.cuda_matmul import TILES
-from intformer.schedules.cuda_values import UNBOUNDED, Kernel, Values, stages
+from intformer.schedules.cuda_values import Kernel, Values, stages
 from intformer.schedules.space import decide
 
-LAUNCH = "intformer.launch"
 THREADS = 128  # of a block of an elementwise kernel
 CHANNELS = 4  # that one thread of it makes
 NARROW = 16  # columns of a tile for results that have no more
@@ -81,7 +81,7 @@ def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) 
         else:
             threads = THREADS
             grid = elementwise(kernel, rows)
-        T.func_attr({LAUNCH: {"grid": grid, "threads": threads, "rows": rows}})
+        launch(grid, threads, rows)
     return builder.get()
 
 
@@ -105,5 +105,3 @@ def elementwise(kernel: Kernel, rows: str) -> list:
             with T.If(start < width), T.Then():
                 cuda_matmul.store(kernel, Values(kernel), output, row, start, CHANNELS)
     return [[rows, 1, 1], ["one", 1, across], ["one", 1, 1]]
-
-

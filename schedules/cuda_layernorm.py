@@ -7,8 +7,9 @@ the CPU kernels add up in lanes), numbers of the row made from them, and the cha
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from intformer.cuda.kernel import UNBOUNDED
 from intformer.schedules.cuda_matmul import store
-from intformer.schedules.cuda_values import UNBOUNDED, Kernel, Stage, Values
+from intformer.schedules.cuda_values import Kernel, Stage, Values
 
 WARPS = 4  # rows of a block of threads
 CHANNELS = 4  # neighbours that one thread takes
@@ -102,7 +103,7 @@ def _sum(kernel: Kernel, values: Values, waiting: list, place, each, now: _Turn)
             inner = Values(kernel, outer=values)
             for stage in waiting:
                 ((_, update),) = stage.stores
-                (chunk, _), = stage.reduce
+                ((chunk, _),) = stage.reduce
                 here = dict(zip(stage.space, (*place, now.start + i), strict=True))
                 term = inner.of(update.b, {**here, chunk: tirx.const(0, "int32")})
                 T.buffer_store(totals[stage.name], totals[stage.name][0] + term, [0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from intformer.cuda import kernel as gpu
 from intformer.schedules.cuda_values import Kernel, Values
 
 STEP = 32  # products that one instruction adds up
@@ -107,8 +108,13 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
                     with T.unroll(down) as i:
                         row = warp_row + i * 16 + lane % 16
                         at = place(row, part * 2 + lane // 16, row // (8 // pieces))
-                        _call("ldmatrix", a.data, i * 4, shared_x.data,
-                              step % 2 * (tile.rows * depth) + at)
+                        gpu.call(
+                            "ldmatrix",
+                            a.data,
+                            i * 4,
+                            shared_x.data,
+                            step % 2 * (tile.rows * depth) + at,
+                        )
                     with T.unroll(across) as group:
                         with T.unroll(wide // 2) as pair:
                             # column r of 8-wide tile j: neighbour r // 2 * 2 wide + 2 j + r % 2
@@ -117,20 +123,32 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
                             )
                             row = warp_column + group * (wide * 8) + inside
                             at = place(row, part * 2 + lane // 8 % 2, row // (2 * wide))
-                            _call("ldmatrix", b.data, pair * 4, shared_w.data,
-                                  step % 2 * (tile.columns * depth) + at)
+                            gpu.call(
+                                "ldmatrix",
+                                b.data,
+                                pair * 4,
+                                shared_w.data,
+                                step % 2 * (tile.columns * depth) + at,
+                            )
                         with T.unroll(down) as i, T.unroll(wide) as j:
-                            _call("mma_u8", acc.data, ((i * across + group) * wide + j) * 4,
-                                  a.data, i * 4, b.data, j * 2)
+                            gpu.call(
+                                "mma_u8",
+                                acc.data,
+                                ((i * across + group) * wide + j) * 4,
+                                a.data,
+                                i * 4,
+                                b.data,
+                                j * 2,
+                            )
 
             fetch(0)
             keep(0)
-            _sync()
+            gpu.synchronise()
             with T.serial(steps - 1) as step:
                 fetch(step + 1)
                 products(step)
                 keep(step + 1)
-                _sync()
+                gpu.synchronise()
             products(steps - 1)
 
             with T.unroll(down) as i, T.unroll(across) as group, T.unroll(2) as half:
@@ -180,12 +198,12 @@ class _Load:
             column = step * depth + piece * PIECE
             offset = (self.first + row) * self.length + column
             if whole:
-                _call("read16", self.held.data, turn * 4, self.source.data, offset)
+                gpu.call("read16", self.held.data, turn * 4, self.source.data, offset)
                 return
             with T.unroll(4) as word:  # past the end: nothing to add
                 T.buffer_store(self.held, tirx.const(0, "uint32"), [turn * 4 + word])
             with T.If(column < self.length), T.Then():
-                _call("read16", self.held.data, turn * 4, self.source.data, offset)
+                gpu.call("read16", self.held.data, turn * 4, self.source.data, offset)
 
         self._each(emit)
 
@@ -194,7 +212,7 @@ class _Load:
 
         def emit(turn, row, piece):
             at = half * (self.rows * self.pieces * PIECE) + place(row, piece, self.rotate(row))
-            _call("write16", self.shared.data, at, self.held.data, turn * 4)
+            gpu.call("write16", self.shared.data, at, self.held.data, turn * 4)
 
         self._each(emit)
 
@@ -206,36 +224,9 @@ def store(kernel: Kernel, values: Values, output, row, start, count: int, place=
     output  the plain kernel's buffer
     place   the row as two indices, where `values` knows numbers of the row by them
     """
-    size = SIZES[str(output.dtype)]
+    dtype = str(output.dtype)
     place = place or (row // 8, row % 8)
-    words = T.alloc_buffer((max(1, count * size // 4),), "uint32", scope="local")
-    each = 4 // size  # numbers in a word
-    with T.unroll(count // each) as word:
-        inner = Values(kernel, outer=values)
-        made = [
-            tirx.Cast("int32", inner.at(output, (*place, start + word * each + i)))
-            for i in range(each)
-        ]
-        if each == 1:
-            packed = tirx.Cast("uint32", made[0])
-        else:
-            packed = tirx.call_extern("uint32", f"intformer_pack{8 * size}", *made)
-        T.buffer_store(words, packed, [word])
-    width = int(output.shape[-1])
-    left, done = count * size // 4, 0
-    while left:
-        step = 4 if left >= 4 else left
-        offset = (row * width + start) * size + done * 4
-        _call(f"write{4 * step}", kernel.buffers[output].data, offset, words.data, done)
-        left, done = left - step, done + step
-
-
-SIZES = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4}
-
-
-def _call(name: str, *args) -> None:
-    T.evaluate(tirx.call_extern("void", f"intformer_{name}", *args))
-
-
-def _sync() -> None:
-    T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
+    values = Values(kernel, outer=values)
+    made = [values.at(output, (*place, start + i)) for i in range(count)]
+    offset = (row * int(output.shape[-1]) + start) * gpu.SIZES[dtype]
+    gpu.write(kernel.buffers[output], offset, made, dtype)

@@ -13,10 +13,8 @@ from tvm.ir.expr import TensorLoad
 from tvm.script.ir_builder import tirx as T
 from tvm_ffi import structural_walk
 
+from intformer.cuda.kernel import COUNTS, argument
 from intformer.schedules.space import blocks
-
-UNBOUNDED = 2**31 - 1  # numbers in one buffer: offsets are int32
-COUNTS = ("token", "sequence", "position", "longest")  # order of the last argument of every kernel
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,9 @@ class Stage:
         """Buffers that the values read."""
         found = set()
         for expr in (value for _, value in (*self.stores, *self.lets)):
-            structural_walk(expr, lambda node: found.add(node.source) if isinstance(node, TensorLoad) else None)
+            structural_walk(
+                expr, lambda node: found.add(node.source) if isinstance(node, TensorLoad) else None
+            )
         return found
 
     @property
@@ -127,17 +127,6 @@ class Kernel:
                 "positions": self.count("position"),
             }.get(kind, self.count("token"))
         raise KeyError(name)
-
-
-def argument(number: int, shape: Sequence, dtype: str):
-    """Declare an argument of the kernel; names sort in the order of the arguments."""
-    fixed = 1
-    for extent in shape:
-        fixed *= int(extent) if isinstance(extent, tirx.IntImm | int) else 1
-    shape = [
-        extent if isinstance(extent, tirx.IntImm | int) else UNBOUNDED // fixed for extent in shape
-    ]
-    return T.arg(f"a{number:02}", tirx.decl_buffer(shape, dtype, f"a{number:02}"))
 
 
 class Values:

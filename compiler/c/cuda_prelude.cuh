@@ -54,6 +54,8 @@ INTFORMER_DEVICE unsigned intformer_column(unsigned a, unsigned b, unsigned c, u
   return __byte_perm(__byte_perm(a, b, select), __byte_perm(c, d, select), 0x5410);
 }
 
+INTFORMER_DEVICE int intformer_leading_zeros(int x) { return __clz(x); }
+
 /* ---- tensor cores ---- */
 
 /* Four 8 x 16 matrices of bytes; thread t gives the address of row t % 8 of matrix t / 8 and gets

@@ -63,7 +63,9 @@ def _function(name: str, func: tvm.tirx.PrimFunc, arch: str) -> str:
     text = text[others[-1].start() if others else head.start() :]  # definition, not declaration
     bounds, symbol, arguments = head.groups()
     if symbol != name or len(others) > 1:
-        raise CompileError(f"TVM made {1 + len(others)} functions, {symbol}", where=f"kernel {name}")
+        raise CompileError(
+            f"TVM made {1 + len(others)} functions, {symbol}", where=f"kernel {name}"
+        )
     given = {}
     for argument in arguments.split(","):
         given[int(ARGUMENT.search(argument.strip())[1])] = argument.strip()

@@ -222,6 +222,8 @@ static inline unsigned intformer_column(unsigned a, unsigned b, unsigned c, unsi
   return intformer_pack8(a >> 8 * i, b >> 8 * i, c >> 8 * i, d >> 8 * i);
 }
 
+static inline int intformer_leading_zeros(int x) { return x ? __builtin_clz(x) : 32; }
+
 static void intformer_ldmatrix(unsigned *to, int at, const void *shared, int offset) {
   static const char *rows[1024];
   static unsigned *results[1024];

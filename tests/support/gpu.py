@@ -44,9 +44,7 @@ class Kernels:
 
         arguments  buffers [blocks, 8, W] are given room for whole tiles of rows, as on a GPU
         """
-        launch = next(
-            one for one in launches if one.limit is None or counts[one.rows] <= one.limit
-        )
+        launch = next(one for one in launches if one.limit is None or counts[one.rows] <= one.limit)
         every = {**counts, "one": 1}
         grid = [factor * -(-every[count] // divisor) for count, divisor, factor in launch.grid]
         memory = [_Memory(array) for array in arguments]
