@@ -150,7 +150,7 @@ class _Attention:
                     T.buffer_store(self.q, word, [step * 4 + half * 2 + i])
 
     def _place(self, row, piece, pieces: int):
-        """Return where a 16-byte piece of a row lies: rows that are read at once differ in banks."""
+        """Return where 16 bytes of a row lie: rows that are read at once differ in banks."""
         turn = (row // 2) ^ (row // 8) if pieces > 2 else row // 4
         return row * (pieces * PIECE) + ((piece ^ (turn % min(pieces, 4))) * PIECE)
 

@@ -1,9 +1,9 @@
 """int8 matrix products on tensor cores, with all that is elementwise behind them.
 
 A block of threads makes one tile of the result. Tiles of both operands, `depth` bytes wide, come to
-shared memory in turns, the next one on its way in registers while tensor cores work on this one. The
-16-byte pieces of a row lie rotated by its number, so that the eight rows that a warp reads at once
-have different banks.
+shared memory in turns, the next one on its way in registers while tensor cores work on this one.
+The 16-byte pieces of a row lie rotated by its number, so that the eight rows that a warp reads at
+once have different banks.
 
 The rows of the weights (columns of the result) that one 8-wide tile takes are picked so that a
 thread's results of four tiles are eight neighbours: it stores them at once.

@@ -22,6 +22,7 @@ LAYERS = [
         "cpu_features",
         "x86_mnemonics",
         "relay_ops.fixedpoint",
+        "cuda.kernel",
     ),
     ("relay_ops",),
     ("schedules", "tuning_logs"),

@@ -1,4 +1,4 @@
-"""What every kernel for a GPU is built with: its arguments, launch, and the functions of the prelude.
+"""What every kernel for a GPU is built with: arguments, launch, the functions of the prelude.
 
 A kernel takes the device addresses of its tensors, in order, then of COUNTS of the run. Its
 attribute LAUNCH says what to start; the grid is a bound, blocks past the counts leave at once.

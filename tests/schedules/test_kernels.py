@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernels import Chain, Graph, Program, integers, on_every_target
+from kernels import Chain, Graph, Program, integers, on_every_cpu, on_every_target
 from tvm import compile as compile_tir
 from tvm import te
 from tvm.runtime import tensor
@@ -31,7 +31,7 @@ from intformer.relay_ops import (
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic, mul_round
 from intformer.schedules.space import CHUNK_BYTES
-from intformer.targets import TARGETS
+from intformer.targets import TARGETS, weight_packing
 
 INT32_MAX = 2**31 - 1
 IDENTITY, HALF = (2**30, 30), (2**30, 31)
@@ -230,7 +230,7 @@ def lanes_of(target, op, lanes, a, b):
     return result.numpy()
 
 
-@on_every_target
+@on_every_cpu
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16, 32])
 def test_high_products(target, lanes):
     """The op of 32 x 32 bits, whatever the vectorizer makes of it."""
@@ -242,7 +242,7 @@ def test_high_products(target, lanes):
     assert (lanes_of(target, "mul_high", lanes, a, b) == want).all()
 
 
-@on_every_target
+@on_every_cpu
 @pytest.mark.parametrize("lanes", [1, 4, 8, 16, 32])
 def test_rounded_products(target, lanes):
     features = TARGETS[target].features
@@ -777,7 +777,7 @@ def test_embed_from_the_table_a_decoder_multiplies_with(target):
     x = g.given("x", "int8", width)
     g.op("matmul", [x, "word", wide(rng, 2**20, 101).astype(np.int32)], "acc", "int32", 101)
     program = Program(g, target)
-    assert program.layout.packing["word"]["kind"] == "weight"
+    assert program.layout.packing["word"]["kind"] == weight_packing(TARGETS[target])
     assert not any(name.startswith("word#") for name in program.layout.packing)
     inputs = {
         "input_ids": np.arange(101, dtype=np.int32)[::-1],

@@ -1,4 +1,4 @@
-"""GPU kernels on the CPU: the generated CUDA source, compiled as C++ with cuda_on_cpu.h, and run."""
+"""GPU kernels on the CPU: generated CUDA source, compiled as C++ with cuda_on_cpu.h, and run."""
 
 import ctypes
 import re
@@ -9,14 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
-from intformer.cuda import codegen
+from intformer.cuda import codegen, kernel
 from intformer.plan import BLOCK, Launch
 
 HERE = Path(__file__).parent
 ROWS = 128  # buffers have a multiple of this many rows on a GPU
 GUARD = 4096  # bytes before and after every tensor
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to run CUDA C with")
+
+
+def nothing() -> tvm.tirx.PrimFunc:
+    """Return a kernel that is never launched."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.buffer_store(kernel.argument(0, (1,), "int32"), 0, [0])
+        kernel.launch([["one", 1, 1]] * 3, 1, "token")
+    return builder.get()
 
 
 def emulate(source: str, folder: Path) -> Path:

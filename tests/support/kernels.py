@@ -5,10 +5,13 @@ for one target; `check` runs its kernels and compares whatever they write with t
 """
 
 import ctypes
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import gpu
 import numpy as np
 import pytest
 from tvm import IRModule, te, tirx
@@ -33,11 +36,16 @@ from intformer.relay_ops import (
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.op import IntOp
-from intformer.targets import TARGETS
+from intformer.targets import TARGETS, weight_packing
 
 
 def _missing(target) -> list[str]:
-    """Return what this machine lacks of a target's needs; ask for AMX where it needs that."""
+    """Return what this machine lacks of a target's needs; ask for AMX where it needs that.
+
+    GPU kernels run on the CPU here, see gpu.py.
+    """
+    if target.arch:
+        return [] if shutil.which("g++") else ["g++"]
     lacks = sorted(set(target.features) - host_features())
     request, tile_data = 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
     if not lacks and "amx-tile" in target.features:
@@ -46,23 +54,41 @@ def _missing(target) -> list[str]:
     return lacks
 
 
-CHIPS = [t for t in TARGETS.values() if not t.variants]  # targets with kernels of their own
-MISSING = {chip.name: _missing(chip) for chip in CHIPS}
-on_every_target = pytest.mark.parametrize(
-    "target",
-    [
-        pytest.param(
-            name, marks=pytest.mark.skipif(bool(lacks), reason=f"this CPU lacks {', '.join(lacks)}")
-        )
-        for name, lacks in MISSING.items()
-    ],
-)
+CHIPS = [t for t in TARGETS.values() if not t.variants and not t.arch]  # with kernels of their own
+GPU = TARGETS["t4"]
+MISSING = {chip.name: _missing(chip) for chip in [*CHIPS, GPU]}
+
+
+def _on_every(targets):
+    return pytest.mark.parametrize(
+        "target",
+        [
+            pytest.param(
+                target.name,
+                marks=pytest.mark.skipif(
+                    bool(MISSING[target.name]),
+                    reason=f"this machine lacks {', '.join(MISSING[target.name])}",
+                ),
+            )
+            for target in targets
+        ],
+    )
+
+
+on_every_cpu = _on_every(CHIPS)
+on_every_target = _on_every([*CHIPS, GPU])
 # ops that write 0 to the rows past the last one
 CLEARING = ("embed", "attention", "attention_ibert", "take_rows", "mean_pool")
 
 
 NOTHING = te.create_prim_func([te.compute((1,), lambda _: tirx.const(0, "int32"))])
-GIVEN = IntOp("given", reference=None, bounds=None, kernel=lambda attrs, isa, decisions: NOTHING)
+GIVEN = IntOp(
+    "given",
+    reference=None,
+    bounds=None,
+    kernel=lambda attrs, isa, decisions: NOTHING,
+    cuda=lambda attrs, decisions: gpu.nothing(),
+)
 
 
 class Graph:
@@ -122,7 +148,8 @@ def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     model = graph.model()
     spec = TARGETS[target]
     isa = spec.isa()
-    layout = plan_layout(replace(model, nodes=model.nodes + graph.readers))
+    nodes = model.nodes + graph.readers
+    layout = plan_layout(replace(model, nodes=nodes), weight_packing(spec))
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
     with mock.patch.dict(OPS, given=GIVEN):
         before = to_relax(model, layout, constants)
@@ -143,8 +170,15 @@ class Program:
         module, plan, self.layout = lowered(graph, target, **options)
         self.steps = [step for step in plan.steps if not step.kernel.startswith("given")]
         self.kernels = [step.kernel for step in self.steps]
-        chosen = {name: module[name] for name in dict.fromkeys(self.kernels)}
-        self.built = compile_tir(IRModule(chosen), target=dict(TARGETS[target].tvm)).mod
+        self.launches = {name: plan.launches.get(name) for name in dict.fromkeys(self.kernels)}
+        if TARGETS[target].arch:
+            functions = [one.function for versions in self.launches.values() for one in versions]
+            with tempfile.TemporaryDirectory() as folder:
+                chosen = IRModule({name: module[name] for name in functions})
+                self.built = gpu.Kernels(chosen, Path(folder))
+        else:
+            chosen = IRModule({name: module[name] for name in self.launches})
+            self.built = compile_tir(chosen, target=dict(TARGETS[target].tvm)).mod
 
     def object_file(self, folder: Path) -> Path:
         """Write the machine code."""
@@ -162,14 +196,17 @@ class Program:
         tensors = {**self.model.tensors, **(tensors or {})}
         inside = [node for node in self.model.nodes if node.op != "given"]
         expected = replace(self.model, nodes=inside, tensors=tensors).run(arrays)
-        written = self._run(arrays, tensors, {name: len(x) for name, x in expected.items()})
+        rows = {name: len(x) for name, x in expected.items()}
+        gpu_target = isinstance(self.built, gpu.Kernels)
+        written = (self._launch if gpu_target else self._run)(arrays, tensors, rows)
         clearing = {n.outputs[0] for n in inside if n.op in CLEARING}
         for name, stored in written.items():
             want, columns = expected[name], self._columns(name)
             n, padding = len(want), np.setdiff1d(np.arange(stored.shape[1]), columns)
             np.testing.assert_array_equal(stored[:n, columns], want, err_msg=name)
             assert not stored[:n, padding].any(), f"{name}: padding columns are not 0"
-            assert name not in clearing or not stored[n:].any(), f"{name}: rows past the end"
+            if not gpu_target:
+                assert name not in clearing or not stored[n:].any(), f"{name}: rows past the end"
         return {name: expected[name] for name in written}
 
     def _columns(self, name: str) -> np.ndarray:
@@ -189,6 +226,34 @@ class Program:
             self.built[step.kernel](*(have[name] for name in step.args))
         return {
             name: have[name].numpy().reshape(-1, buffers[name].width).astype(np.int64)
+            - buffers[name].zero_point
+            for step in self.steps
+            for name in step.outputs
+        }
+
+    def _launch(self, arrays: dict, tensors: dict, rows: dict[str, int]) -> dict[str, np.ndarray]:
+        """Do as `_run`, with kernels for a GPU."""
+        buffers = self.layout.buffers
+        have = {k: packing.pack(s, tensors) for k, s in self.layout.packing.items()}
+        have |= {k: self._physical(k, x) if k in buffers else x for k, x in arrays.items()}
+        offsets = arrays.get("cu_seqlens", np.zeros(1, np.int32))
+        counts = {
+            "token": int(offsets[-1]),
+            "sequence": len(offsets) - 1,
+            "position": len(arrays.get("positions", ())),
+            "longest": int(np.diff(offsets).max(initial=0)),
+        }
+        for step in self.steps:
+            for name in step.outputs:  # values of one kind have different rows in some tests
+                counts[buffers[name].rows] = rows[name]
+            for name in step.outputs:
+                b = buffers[name]
+                have[name] = np.full((-(-rows[name] // 8), 8, b.width), 0x55, b.dtype)
+            arguments = [np.ascontiguousarray(have[name]) for name in step.args]
+            made = self.built.run(self.launches[step.kernel], arguments, counts)
+            have |= {n: x for n, x in zip(step.args, made, strict=True) if n in step.outputs}
+        return {
+            name: have[name].reshape(-1, buffers[name].width).astype(np.int64)
             - buffers[name].zero_point
             for step in self.steps
             for name in step.outputs
