@@ -10,9 +10,9 @@ from intformer import knobs, library, packing, ranges
 from intformer.errors import CompileError
 from intformer.model import IntModel
 from intformer.object_cache import ObjectCache
-from intformer.plan import Plan, symbol
+from intformer.plan import Plan, Variant, symbol
 from intformer.runtime import Library, load
-from intformer.targets import TargetSpec, chips, get
+from intformer.targets import TargetSpec, chips, get, weight_packing
 
 
 def compile(
@@ -63,6 +63,7 @@ def compile(
     ranges.check(model)
 
     from intformer import codegen
+    from intformer.cuda import codegen as cuda_code
     from intformer.passes.fuse import fuse
     from intformer.passes.layout import plan_layout
     from intformer.passes.lower import lower
@@ -70,7 +71,7 @@ def compile(
     from intformer.tuning import records
 
     tell("choosing layouts, packing weights")
-    layout = plan_layout(model)
+    layout = plan_layout(model, weight_packing(spec))
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
     module = to_relax(model, layout, constants)
     dump("1-relax.py", module.script)
@@ -80,7 +81,7 @@ def compile(
     kept = knobs.cache() if cache else None
     known = ObjectCache(kept / "objects") if kept else None
     with tempfile.TemporaryDirectory() as folder:
-        variants: list[library.Variant] = []
+        variants: list[Variant] = []
         plan: Plan | None = None
         tuning: dict[str, dict] = {}
         notes: list[str] = []
@@ -92,17 +93,25 @@ def compile(
             lowered = lower(module, model, layout, constants, chip.isa(), chip.schedule(), choose)
             tuning[chip.name] = choose.report(lowered.forms)
             notes += logs.notes
-            scheduled, its_plan = _named_for(chip.name, lowered.scheduled), lowered.plan
+            scheduled, its_plan = lowered.scheduled, lowered.plan
+            if not chip.arch:
+                scheduled = _named_for(chip.name, scheduled)
             dump(f"3-tir{mark}.py", lowered.plain.script)
             dump(f"4-scheduled{mark}.py", scheduled.script)
             _check_integers(scheduled, chip)
             plan = plan or its_plan
             if its_plan != plan:
                 raise CompileError("plans of two variants differ", where=f"target {chip.name}")
-            dump(f"5-kernels{mark}.s", lambda m=scheduled, t=chip.tvm: codegen.assembly(m, t))
             tell(f"generating code for {len(scheduled.functions)} kernels")
+            tir = compress(scheduled)
+            if chip.arch:
+                code = cuda_code.generate(scheduled, chip.arch, known)
+                dump(f"5-kernels{mark}.cu", lambda code=code: code.source)
+                variants.append(Variant(chip.name, tir=tir, arch=chip.arch, gpu=code))
+                continue
+            dump(f"5-kernels{mark}.s", lambda m=scheduled, t=chip.tvm: codegen.assembly(m, t))
             objects = codegen.generate(scheduled, chip.tvm, Path(folder), known, tell)
-            variants.append(library.Variant(chip.name, objects, chip.features, compress(scheduled)))
+            variants.append(Variant(chip.name, objects, chip.features, tir))
         tell("linking")
         path = library.build(
             plan,

@@ -4,45 +4,29 @@ TVM's code generator writes the functions; what they call beside plain C is in c
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
 
+from intformer.cuda import toolchain
 from intformer.errors import CompileError
+from intformer.object_cache import ObjectCache
+from intformer.plan import GpuCode
 
 PRELUDE = Path(__file__).parents[1] / "c" / "cuda_prelude.cuh"
 HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\(\d+\)) (\w+)_kernel\(([^)]*)\)')
 ARGUMENT = re.compile(r"a(\d+)_ptr$")
 
 
-@dataclass(frozen=True)
-class GpuCode:
-    """The kernels of a program for one architecture.
-
-    source  CUDA C, prelude included
-    cubin   for this architecture
-    ptx     for newer ones
-    usage   function -> what it takes of a multiprocessor, see toolchain.Usage
-    """
-
-    source: str
-    cubin: bytes
-    ptx: bytes
-    usage: dict
-
-
-def generate(scheduled: tvm.IRModule, arch: str, cache=None) -> GpuCode:
+def generate(scheduled: tvm.IRModule, arch: str, cache: ObjectCache | None = None) -> GpuCode:
     """Return the code of all kernels; raise CompileError where none can be made.
 
     arch   such as "sm_75"
-    cache  ObjectCache for what was compiled before
+    cache  where results are kept from one compilation to the next; None: nowhere
     """
-    from intformer.cuda import toolchain
-
     text = source(scheduled, arch)
     built = toolchain.build(text, arch, cache)
-    return GpuCode(text, built.cubin, built.ptx, built.usage)
+    return GpuCode(text, built.cubin, built.ptx)
 
 
 def source(scheduled: tvm.IRModule, arch: str) -> str:
