@@ -6,12 +6,14 @@
  * a forgotten barrier gives wrong numbers. The fragments of tensor cores are laid out as the PTX
  * manual says (mma.m16n8k32 and ldmatrix), which is the meaning that generated kernels rely on.
  *
- * EMULATE(name) exports emulate_name(grid, threads, params), params as for cuLaunchKernel. */
+ * EMULATE(name) exports emulate_name(grid, threads, params), params as for cuLaunchKernel, and
+ * emulate_name_params, how many there are: what fake_cuda.c calls kernels by. */
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -167,8 +169,17 @@ static void intformer_launch(void (*kernel)(Args...), const unsigned grid[3], un
   intformer_launch(kernel, grid, threads, params, std::index_sequence_for<Args...>{});
 }
 
+template <class... Args> static constexpr int intformer_count(void (*)(Args...)) {
+  return (int)sizeof...(Args);
+}
+
+static std::mutex intformer_lock; /* one block runs at a time */
+
 #define EMULATE(name)                                                                          \
+  extern "C" const int emulate_##name##_params;                                                  \
+  const int emulate_##name##_params = intformer_count(name);                                     \
   extern "C" void emulate_##name(const unsigned grid[3], unsigned threads, void **params) {      \
+    std::lock_guard<std::mutex> lock(intformer_lock);                                            \
     intformer_launch(name, grid, threads, params);                                               \
   }
 

@@ -1,0 +1,73 @@
+"""Whole models for a GPU: the library of a compiled model, its kernels run on the CPU.
+
+The library calls the driver of fake_cuda.c, which runs the CUDA source that the library carries (see
+cuda_on_cpu.h). So everything is the product's but the last step from CUDA C to machine code, which
+test_sass.py reads.
+"""
+
+import lzma
+import subprocess
+import sys
+
+import fake_cuda
+import gpu
+import make_ibert
+import pytest
+import random_hf
+
+import intformer
+from intformer.frontend import import_model
+
+CASES = [  # family, head, shape; one in the quick tests
+    pytest.param("bert", "sequence-classification", {}),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in [
+            ("roberta", "token-classification", {"hidden": 96, "heads": 3, "ffn": 200}),
+            ("distilbert", "masked-lm", {"hidden": 128, "heads": 2, "activation": "relu"}),
+            ("electra", "question-answering", {"hidden": 40, "heads": 4}),
+            ("albert", "features", {"activation": "gelu_new"}),
+        ]
+    ),
+]
+VERIFY = """
+import sys, intformer
+report = intformer.verify(intformer.load(sys.argv[1]), cases=1)
+for check in report.checks:
+    print(check.name, check.ok, check.detail, check.findings[:3])
+sys.exit(not report.ok)
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    return fake_cuda.build(tmp_path_factory.mktemp("driver"))
+
+
+def verified(library, driver, folder):
+    """Verify a library with the fake driver, which runs the kernels of its own source."""
+    source = lzma.decompress(library.section("cuda/t4.cu.xz")).decode()
+    env = fake_cuda.environment(driver, gpu.emulate(source, folder))
+    command = [sys.executable, "-c", VERIFY, str(library.path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "results True" in done.stdout and "defaults True" in done.stdout
+
+
+@gpu.needs_compiler
+@pytest.mark.parametrize(("family", "head", "shape"), CASES)
+def test_library_equals_the_composed_reference(tmp_path, driver, family, head, shape):
+    random_hf.save(tmp_path / "model", family, head, **shape)
+    model = import_model(
+        tmp_path / "model", head=head, calibrate=random_hf.sequences(seed=1), method="minmax"
+    )
+    verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
+
+
+@gpu.needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["hf_compat", "fixed"])
+def test_ibert_library_equals_the_composed_reference(tmp_path, driver, mode):
+    make_ibert.random_model().save_pretrained(tmp_path / "model")
+    model = import_model(tmp_path / "model", mode=mode)
+    verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
