@@ -1,8 +1,8 @@
 """Whole models for a GPU: the library of a compiled model, its kernels run on the CPU.
 
-The library calls the driver of fake_cuda.c, which runs the CUDA source that the library carries (see
-cuda_on_cpu.h). So everything is the product's but the last step from CUDA C to machine code, which
-test_sass.py reads.
+The library calls the driver of fake_cuda.c, which runs the CUDA source that the library carries
+(see cuda_on_cpu.h). So all is the product's but the last step from CUDA C to machine code, which
+verify reads.
 """
 
 import lzma
