@@ -687,14 +687,3 @@ def test_inspect(path, gpu, driver, kernels):
     found = json.loads(inspect("--json", fail="cuInit=100"))
     assert (found["variant_in_use"], found["device"]) == (None, None)
     assert "CUDA_ERROR_NO_DEVICE" in found["not_run_here"]["t4"]
-
-
-def test_preloaded(path, driver, kernels):
-    """The fake driver within a process, without its environment."""
-    code = f"""
-        import fake_cuda
-        fake_cuda.preload({str(driver)!r}, {str(kernels)!r})
-        check(intformer.load({str(path)!r}), (3, 5))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(BEGIN) + textwrap.dedent(code)]
-    subprocess.run(command, check=True, timeout=100)

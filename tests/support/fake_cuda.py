@@ -1,6 +1,5 @@
 """The fake GPU driver of fake_cuda.c: built, and put before the real one of a process."""
 
-import ctypes
 import os
 import subprocess
 from pathlib import Path
@@ -30,12 +29,3 @@ def environment(driver: Path, kernels: Path | None = None, **settings: object) -
     if kernels:
         env["FAKE_CUDA_KERNELS"] = str(kernels)
     return env | {f"FAKE_CUDA_{name.upper()}": str(value) for name, value in settings.items()}
-
-
-def preload(driver: Path, kernels: Path) -> None:
-    """Put the fake driver into this process, for libraries loaded from now on.
-
-    Only where no real one is loaded: a second libcuda.so.1 of a process is never opened.
-    """
-    os.environ["FAKE_CUDA_KERNELS"] = str(kernels)
-    ctypes.CDLL(str(driver), mode=ctypes.RTLD_GLOBAL)
