@@ -395,15 +395,23 @@ def verify_verb(args: argparse.Namespace) -> Result:
     )
     lines = []
     for check in report.checks:
-        mark = ("ok  " if check.ran else "----") if check.ok else "FAIL"
+        mark = ("ok  " if check.ok else "FAIL") if check.ran else "----"
         lines.append(f"{mark}  {check.name}: {check.detail}")
         lines += [f"        {where}: {what}" for where, what in check.findings[:10]]
         if len(check.findings) > 10:
             lines.append(f"        and {len(check.findings) - 10} more (--json shows all)")
-    unproved = " and ".join(check.name for check in report.checks if check.ok and not check.ran)
-    verified = f"verified, except {unproved}" if unproved else "verified"
-    lines.append(verified if report.ok else "NOT verified")
+    lines.append(verified_line(report))
     return report.to_json(), lines
+
+
+def verified_line(report) -> str:
+    """Return the verdict in a line; what did not run is named."""
+    unrun = " and ".join(dict.fromkeys(check.name for check in report.checks if not check.ran))
+    if report.ok:
+        return f"verified, except {unrun}" if unrun else "verified"
+    if all(check.ok or not check.ran for check in report.checks):
+        return f"NOT verified: {unrun} did not run here - --no-run leaves them out"
+    return "NOT verified"
 
 
 def inspect_verb(args: argparse.Namespace) -> Result:

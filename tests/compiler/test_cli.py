@@ -14,6 +14,8 @@ from small_tokenizer import SENTENCES
 
 import intformer
 from intformer import cli
+from intformer.compare import Check, Report
+from intformer.finding import Finding
 
 DATA = Path(__file__).parents[1] / "data"
 SHAPE = {"hidden": 32, "heads": 1, "layers": 1, "ffn": 48, "labels": 2}
@@ -155,6 +157,20 @@ def test_verify_without_running(library, call, data):
     assert out.splitlines()[-1] == "verified, except results and defaults"
     checks = data("verify", library, "--no-run")["checks"]
     assert {c["name"] for c in checks if not c["ran"]} == {"results", "defaults"}
+
+
+def test_the_verdict_names_what_did_not_run():
+    ok, wrong = Check("tensors", "8"), Check("tensors", "8", [Finding("a", "b")])
+    refused = Check("results", "not run", [Finding("t4", "no GPU")], ran=False)
+    left_out = Check("results", "not run, as asked", ran=False)
+    for checks, line in (
+        ([ok], "verified"),
+        ([ok, left_out], "verified, except results"),
+        ([ok, refused], "NOT verified: results did not run here - --no-run leaves them out"),
+        ([wrong, refused], "NOT verified"),
+        ([wrong], "NOT verified"),
+    ):
+        assert cli.verified_line(Report("a.so", checks)) == line
 
 
 def test_bench_races_and_verifies(library, source, call, data):
