@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import cuda_compilers
 import pytest
-import random_hf
 
-from intformer import cli, pipeline
+from intformer import cli
 from intformer.cuda import chips, predict, sass, toolchain, trace
 from intformer.cuda import multiprocessor as sm
 from intformer.cuda.sass import Function, Instruction
 from intformer.errors import IntformerError
-from intformer.frontend import import_model
 
 T4 = chips.CHIPS["t4"]
 ROWS, COLUMNS, DEPTH = 8, 64, 768  # of a tile; of the product
@@ -272,24 +270,3 @@ def test_the_report_says_that_it_is_unchecked(library):
 def test_wrong_arguments(arguments):
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["bench", "a.so", "--predict", "t4", *arguments])
-
-
-def test_products_of_a_model_are_those_of_its_shape(tmp_path):
-    """What the machine code of a library multiplies, against rows x channels x depth."""
-    cuda_compilers.any_compiler()
-    shape = {"layers": 1, "hidden": 64, "heads": 2, "ffn": 128}  # whole tiles
-    random_hf.save(tmp_path / "m", "bert", "sequence-classification", **shape)
-    model = import_model(tmp_path / "m", calibrate=random_hf.sequences((9, 30)), method="minmax")
-    library = pipeline.compile(model, tmp_path / "m.so", target="t4")
-    batch, tokens = 4, 64  # a whole number of tiles of any size
-    found = predict.Model(library, T4).run(batch, tokens)
-    assert [launch.kernel for launch in found] == [s["kernel"] for s in library.plan["steps"]]
-    products = [launch for launch in found if launch.macs]
-    kinds = {launch.kernel.rstrip("_0123456789") for launch in products}
-    assert {"dense", "attention"} <= kinds
-    for launch, step in zip(found, library.plan["steps"], strict=True):
-        weights = [library.packing[a]["shape"] for a in step["args"] if a in library.packing]
-        buffer = library.plan["buffers"][step["outputs"][0]]
-        if launch.kernel.startswith("dense") and buffer["rows"] == "token":
-            columns, depth = weights[0]
-            assert launch.macs == batch * tokens * columns * depth

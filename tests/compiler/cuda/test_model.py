@@ -1,0 +1,49 @@
+"""A whole model for a GPU: what its machine code multiplies, and both compilers on its source."""
+
+import lzma
+
+import cuda_compilers
+import pytest
+import random_hf
+
+from intformer import compare, pipeline
+from intformer.cuda import chips, code_check, predict, toolchain
+from intformer.frontend import import_model
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A small BERT for the T4."""
+    cuda_compilers.any_compiler()
+    folder = tmp_path_factory.mktemp("model")
+    shape = {"layers": 1, "hidden": 64, "heads": 2, "ffn": 128}  # whole tiles
+    random_hf.save(folder / "m", "bert", "sequence-classification", **shape)
+    model = import_model(folder / "m", calibrate=random_hf.sequences((9, 30)), method="minmax")
+    return pipeline.compile(model, folder / "m.so", target="t4")
+
+
+def test_products_are_those_of_the_shape(library):
+    """What the machine code of a library multiplies, against rows x channels x depth."""
+    batch, tokens = 4, 64  # a whole number of tiles of any size
+    found = predict.Model(library, chips.CHIPS["t4"]).run(batch, tokens)
+    assert [launch.kernel for launch in found] == [s["kernel"] for s in library.plan["steps"]]
+    products = [launch for launch in found if launch.macs]
+    kinds = {launch.kernel.rstrip("_0123456789") for launch in products}
+    assert {"dense", "attention"} <= kinds
+    for launch, step in zip(found, library.plan["steps"], strict=True):
+        weights = [library.packing[a]["shape"] for a in step["args"] if a in library.packing]
+        buffer = library.plan["buffers"][step["outputs"][0]]
+        if launch.kernel.startswith("dense") and buffer["rows"] == "token":
+            columns, depth = weights[0]
+            assert launch.macs == batch * tokens * columns * depth
+
+
+def test_its_code_passes_from_either_compiler(library):
+    """The library has that of one; the source it carries goes to NVRTC, which has no C headers."""
+    check = compare.check_machine_code(library)
+    assert check.ok, check.findings
+    source = lzma.decompress(library.section("cuda/t4.cu.xz")).decode()
+    built = toolchain.build(source, "sm_75", compiler=cuda_compilers.compiler("nvrtc"))
+    launches = library.plan["launches"]
+    detail, findings = code_check.check(built.cubin, built.ptx, "sm_75", launches, "cuda/t4")
+    assert findings == [] and "SASS instructions for sm_75" in detail
