@@ -1,12 +1,13 @@
 """A whole model for a GPU: what its machine code multiplies, and both compilers on its source."""
 
+import json
 import lzma
 
 import cuda_compilers
 import pytest
 import random_hf
 
-from intformer import compare, pipeline
+from intformer import cli, compare, pipeline
 from intformer.cuda import chips, code_check, predict, toolchain
 from intformer.frontend import import_model
 
@@ -24,7 +25,7 @@ def library(tmp_path_factory):
 
 def test_products_are_those_of_the_shape(library):
     """What the machine code of a library multiplies, against rows x channels x depth."""
-    batch, tokens = 4, 64  # a whole number of tiles of any size
+    batch, tokens = 8, 32  # a whole number of tiles of any size
     found = predict.Model(library, chips.CHIPS["t4"]).run(batch, tokens)
     assert [launch.kernel for launch in found] == [s["kernel"] for s in library.plan["steps"]]
     products = [launch for launch in found if launch.macs]
@@ -47,3 +48,16 @@ def test_its_code_passes_from_either_compiler(library):
     launches = library.plan["launches"]
     detail, findings = code_check.check(built.cubin, built.ptx, "sm_75", launches, "cuda/t4")
     assert findings == [] and "SASS instructions for sm_75" in detail
+
+
+def test_the_verb_predicts(library, capsys):
+    command = ["bench", "--predict", "t4", str(library.path), "--shapes", "1x16,2x32"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("PREDICTION for Tesla T4") and "UNCHECKED" in out
+    assert cli.main([*command, "--clock", "0.8", "--json"]) == 0
+    slow = json.loads(capsys.readouterr().out)["shapes"]
+    assert [(s["batch"], s["tokens"], s["ghz"]) for s in slow] == [(1, 16, 0.8), (2, 32, 0.8)]
+    assert all(f"{s['batch']}x{s['tokens']}" in out for s in slow)
+    assert cli.main(["bench", "--predict", "t4"]) == 1
+    assert "a prediction needs a library, or a shape" in capsys.readouterr().err
