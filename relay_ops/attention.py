@@ -222,6 +222,13 @@ def kernel(attrs: dict, isa, decisions: dict):
     return attention_tir.build(attrs, isa, decisions, NUMERICS)
 
 
+def cuda_space(attrs: dict) -> dict[str, list[int]]:
+    """Return what may be decided on a GPU, see attention_cuda.space."""
+    from intformer.relay_ops import attention_cuda
+
+    return attention_cuda.space(attrs)
+
+
 def cuda(attrs: dict, decisions: dict):
     """PrimFunc for GPUs, see attention_cuda.build."""
     from intformer.relay_ops import attention_cuda
@@ -230,5 +237,12 @@ def cuda(attrs: dict, decisions: dict):
 
 
 OP = IntOp(
-    NAME, reference, bounds, kernel=kernel, cuda=cuda, space=space, source="own; arXiv 2103.09301"
+    NAME,
+    reference,
+    bounds,
+    kernel=kernel,
+    cuda=cuda,
+    cuda_space=cuda_space,
+    space=space,
+    source="own; arXiv 2103.09301",
 )

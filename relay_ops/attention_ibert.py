@@ -181,6 +181,13 @@ def kernel(attrs: dict, isa, decisions: dict):
     return attention_tir.build(attrs, isa, decisions, NUMERICS)
 
 
+def cuda_space(attrs: dict) -> dict[str, list[int]]:
+    """Return what may be decided on a GPU, see attention_cuda.space."""
+    from intformer.relay_ops import attention_cuda
+
+    return attention_cuda.space(attrs)
+
+
 def cuda(attrs: dict, decisions: dict):
     """PrimFunc for GPUs, see attention_cuda.build."""
     from intformer.relay_ops import attention_cuda
@@ -194,6 +201,7 @@ OP = IntOp(
     bounds,
     kernel=kernel,
     cuda=cuda,
+    cuda_space=cuda_space,
     space=space,
     source="transformers ibert IntSoftmax + QuantAct(8)",
 )

@@ -17,6 +17,7 @@ class IntOp:
                state; a decision that is missing takes its default
     cuda       (attrs, decisions) -> PrimFunc, the same for GPUs: it begins like the kernels of
                schedules/cuda.py
+    cuda_space (attrs) -> what may be decided about the kernel for GPUs
     space      (attrs, isa) -> what may be decided about such a kernel: name -> values (integers),
                the default first; None: nothing
     source     paper and section, or the module it must match
@@ -28,5 +29,6 @@ class IntOp:
     define: Callable | None = None
     kernel: Callable | None = None
     cuda: Callable | None = None
+    cuda_space: Callable | None = None
     space: Callable | None = None
     source: str = ""

@@ -9,7 +9,6 @@ The rows of the weights (columns of the result) that one 8-wide tile takes are p
 thread's results of four tiles are eight neighbours: it stores them at once.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -38,7 +37,7 @@ class Tile:
 
 
 TILES = {  # by what decisions call them, the largest first
-    0: Tile(128, 128, 2, 4),
+    0: Tile(128, 128, 2, 2),
     1: Tile(64, 64, 2, 2),
     2: Tile(32, 64, 1, 2),
     3: Tile(16, 32, 1, 1),
@@ -94,17 +93,28 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
             with T.unroll(down * across * wide * 4) as i:
                 T.buffer_store(acc, 0, [i])
 
-            def products(half):
-                parts = depth // STEP
-                a = gpu.local(parts * down * 4, "uint32")
-                b = gpu.local(wide * 2, "uint32")
-                for part in range(parts):
+            def fetch(step):
+                for load in loads:
+                    load.fetch(step, depth, whole)
+
+            def keep(step):
+                for load in loads:
+                    load.keep(step % 2, place)
+
+            def products(step):
+                a = T.alloc_buffer((down * 4,), "uint32", scope="local")
+                b = T.alloc_buffer((wide * 2,), "uint32", scope="local")
+                with T.unroll(depth // STEP) as part:
                     with T.unroll(down) as i:
                         row = warp_row + i * 16 + lane % 16
                         at = place(row, part * 2 + lane // 16, row // (8 // pieces))
-                        at = half * (tile.rows * depth) + at
-                        gpu.call("ldmatrix", a.data, (part * down + i) * 4, shared_x.data, at)
-                for part in range(parts):
+                        gpu.call(
+                            "ldmatrix",
+                            a.data,
+                            i * 4,
+                            shared_x.data,
+                            step % 2 * (tile.rows * depth) + at,
+                        )
                     with T.unroll(across) as group:
                         with T.unroll(wide // 2) as pair:
                             # column r of 8-wide tile j: neighbour r // 2 * 2 wide + 2 j + r % 2
@@ -113,32 +123,33 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
                             )
                             row = warp_column + group * (wide * 8) + inside
                             at = place(row, part * 2 + lane // 8 % 2, row // (2 * wide))
-                            at = half * (tile.columns * depth) + at
-                            gpu.call("ldmatrix", b.data, pair * 4, shared_w.data, at)
+                            gpu.call(
+                                "ldmatrix",
+                                b.data,
+                                pair * 4,
+                                shared_w.data,
+                                step % 2 * (tile.columns * depth) + at,
+                            )
                         with T.unroll(down) as i, T.unroll(wide) as j:
-                            sums = ((i * across + group) * wide + j) * 4
-                            rows_of = (part * down + i) * 4
-                            gpu.call("mma_u8", acc.data, sums, a.data, rows_of, b.data, j * 2)
+                            gpu.call(
+                                "mma_u8",
+                                acc.data,
+                                ((i * across + group) * wide + j) * 4,
+                                a.data,
+                                i * 4,
+                                b.data,
+                                j * 2,
+                            )
 
-            # a tile is in registers for one step, in shared memory for the next, then used
-            for load in loads:
-                load.fetch(0, 0, depth, whole)
-                load.keep(0, 0, place)
-                if steps > 1:
-                    load.fetch(1, 1, depth, whole)
+            fetch(0)
+            keep(0)
             gpu.synchronise()
-            with T.serial(-(-steps // 2)) as turn:
-                for half in range(2):
-                    step = turn * 2 + half
-                    with _when(step < steps, half and steps % 2):
-                        with _when(step + 2 < steps):
-                            for load in loads:
-                                load.fetch(half, step + 2, depth, whole)
-                        products(half)
-                        with _when(step + 1 < steps):
-                            for load in loads:
-                                load.keep(1 - half, 1 - half, place)
-                            gpu.synchronise()
+            with T.serial(steps - 1) as step:
+                fetch(step + 1)
+                products(step)
+                keep(step + 1)
+                gpu.synchronise()
+            products(steps - 1)
 
             with T.unroll(down) as i, T.unroll(across) as group, T.unroll(2) as half:
                 row = T.bind(first_row + warp_row + i * 16 + half * 8 + lane // 4)
@@ -156,16 +167,6 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
                 store(kernel, values, kernel.outputs[0], row, start, 2 * wide)
 
 
-@contextmanager
-def _when(condition, needed=True):
-    """Emit what is inside under a condition, where one is needed."""
-    if not needed:
-        yield
-        return
-    with T.If(condition), T.Then():
-        yield
-
-
 class _Load:
     """A tile of one operand on its way to shared memory, in pieces of 16 bytes."""
 
@@ -178,7 +179,7 @@ class _Load:
         self.threads, self.thread, self.pieces, self.length = threads, thread, pieces, length
         self.turns = -(-self.rows * pieces // threads)
         self.even = self.rows * pieces % threads == 0
-        self.held = [gpu.local(self.turns * 4, "uint32") for _ in range(2)]
+        self.held = T.alloc_buffer((self.turns * 4,), "uint32", scope="local")
 
     def _each(self, emit) -> None:
         with T.unroll(self.turns) as turn:
@@ -190,29 +191,28 @@ class _Load:
                 with T.If(number < self.rows * self.pieces), T.Then():
                     emit(turn, row, piece)
 
-    def fetch(self, which: int, step, depth: int, whole: bool) -> None:
-        """Read the tile number `step` of the depth into one of two sets of registers."""
-        held = self.held[which]
+    def fetch(self, step, depth: int, whole: bool) -> None:
+        """Read the tile number `step` of the depth into registers."""
 
         def emit(turn, row, piece):
             column = step * depth + piece * PIECE
             offset = (self.first + row) * self.length + column
             if whole:
-                gpu.call("read16", held.data, turn * 4, self.source.data, offset)
+                gpu.call("read16", self.held.data, turn * 4, self.source.data, offset)
                 return
             with T.unroll(4) as word:  # past the end: nothing to add
-                T.buffer_store(held, tirx.const(0, "uint32"), [turn * 4 + word])
+                T.buffer_store(self.held, tirx.const(0, "uint32"), [turn * 4 + word])
             with T.If(column < self.length), T.Then():
-                gpu.call("read16", held.data, turn * 4, self.source.data, offset)
+                gpu.call("read16", self.held.data, turn * 4, self.source.data, offset)
 
         self._each(emit)
 
-    def keep(self, which: int, half: int, place) -> None:
-        """Write a set of registers to one half of the shared memory."""
+    def keep(self, half, place) -> None:
+        """Write the registers to one half of the shared memory."""
 
         def emit(turn, row, piece):
             at = half * (self.rows * self.pieces * PIECE) + place(row, piece, self.rotate(row))
-            gpu.call("write16", self.shared.data, at, self.held[which].data, turn * 4)
+            gpu.call("write16", self.shared.data, at, self.held.data, turn * 4)
 
         self._each(emit)
 

@@ -341,16 +341,22 @@ class Model:
     ) -> int:
         """Return how often a loop runs.
 
-        A loop without a constant bound goes over the tokens of a sequence. The first product of
-        attention, rows of a block x keys x channels of a head, tells how many a trip takes.
+        The loop of a matrix product has what the tile of a block needs, less what is outside of the
+        loop: its counter may run in any way. A loop without a constant bound goes over the tokens
+        of a sequence. The first product of attention, rows of a block x keys x channels of a head,
+        tells how many a trip takes.
         """
+        inside = self._products(function, loop)
+        if inside and (weights := self._weights(step)):
+            columns, depth = weights
+            rows = next(divisor for of, divisor, _ in version["grid"] if of == version["rows"])
+            across = columns // math.prod(factor for _, _, factor in version["grid"])
+            tile = rows * across * (-(-depth // 32) * 32) * WARP // version["threads"]
+            outside = sum(map(macs, function.instructions)) - inside
+            return max(1, -(-(tile - outside) // inside))
         if loop.trips is not None:
             return max(1, loop.trips)
-        body = [
-            sum(map(macs, function.instructions[one.first : one.last + 1]))
-            for one in loops(function)
-            if one.trips is None
-        ]
+        body = [self._products(function, one) for one in loops(function) if one.trips is None]
         products = [amount for amount in body if amount]
         if not products:
             return counts["longest"]
@@ -359,6 +365,16 @@ class Model:
         channels = self.plan["buffers"][step["outputs"][0]]["width"] // heads
         keys = min(products) * version["threads"] // WARP // (rows * channels)
         return -(-counts["longest"] // max(1, keys))
+
+    def _products(self, function: sass.Function, loop: Loop) -> int:
+        """Return the multiplications and additions in one trip of a loop."""
+        return sum(map(macs, function.instructions[loop.first : loop.last + 1]))
+
+    def _weights(self, step: Mapping) -> tuple[int, int] | None:
+        """Return columns and depth of a step's matrix product, None where it is none."""
+        about = (self.library.packing.get(name) for name in step["args"])
+        found = (a["shape"] for a in about if a and (a["packing"] or {}).get("kind") == "rows")
+        return next(map(tuple, found), None)
 
     def clocks(
         self,

@@ -92,6 +92,8 @@ class Form:
         """
         first = self.data["calls"][0]
         op = OPS[first["op"]]
+        if op.kernel and isinstance(isa, Gpu):
+            return op.cuda_space(first["attrs"]) if op.cuda_space else {}
         if op.kernel:
             return op.space(first["attrs"], isa) if op.space else {}
         return space(self.plain(isa), isa)
