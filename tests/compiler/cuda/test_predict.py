@@ -85,7 +85,7 @@ def library(cubin):
         path="made-up.so",
         metadata={"variants": variants, "max_length": 512, "layers": 12, "hidden": 768},
         plan={"steps": steps, "launches": launches, "buffers": buffers},
-        packing={"w": {"dtype": "int8", "shape": [COLUMNS, DEPTH]}},
+        packing={"w": {"dtype": "int8", "shape": [COLUMNS, DEPTH], "packing": {"kind": "rows"}}},
         section={"cuda/t4.cubin": cubin}.__getitem__,
     )
 
