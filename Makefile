@@ -11,6 +11,8 @@
 #                            cores; DATA=DIR also races 32 sentences of DIR/sst2/dev.tsv
 #   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
 #                            options of tests/race
+#   make bench-gpu           this machine's GPU: our libraries beside PyTorch there: out/bench-gpu;
+#                            DATA=DIR also compares every integer of dev sets with the CPU's
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
 #   make tuning-logs         tune the well-known shapes for Cascade Lake, half an hour; more TRIALS=N
 #   make clean               remove what the targets above made
@@ -29,7 +31,7 @@ TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
-.PHONY: demo test test-all accuracy qat-results bench compile-time tuning-logs install clean
+.PHONY: demo test test-all accuracy qat-results bench bench-gpu compile-time tuning-logs install clean
 
 demo: install
 	$(BIN)/python tests/demo.py
@@ -54,6 +56,9 @@ qat-results:
 bench:
 	$(MAKE) install VENV=.venv-bench EXTRA=bench
 	.venv-bench/bin/python tests/race $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) $(RACE)
+
+bench-gpu: install
+	$(BIN)/python tests/bench_gpu.py $(if $(DATA),--data "$(DATA)")
 
 compile-time: install
 	$(BIN)/python tests/compile_time.py
