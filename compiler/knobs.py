@@ -31,6 +31,16 @@ def cache() -> Path | None:
         return None
 
 
+def cuda_homes() -> list[str]:
+    """CUDA_HOME, CUDA_PATH: where CUDA's toolkit is, as other programs take it."""
+    return [home for home in map(os.environ.get, ("CUDA_HOME", "CUDA_PATH")) if home]
+
+
+def nvcc_host_compiler() -> str | None:
+    """NVCC_CCBIN: nvcc's own flag for the C++ compiler it calls."""
+    return os.environ.get("NVCC_CCBIN")
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if not text:

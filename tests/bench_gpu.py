@@ -6,8 +6,8 @@
 For every shape: random weights, compiled for this GPU and verified on it. Then, for every length
 and batch, our library, PyTorch FP32 (TF32 off), FP16 and FP16 through torch.compile with CUDA
 graphs take turns; a run begins with token ids on the host and ends with logits there. --data also
-compiles MiniLM-L6 for the GPU and for this CPU, and compares every integer of the dev sets it finds, which
-must be the same. Where the GPU's public limits are known, the prediction of
+compiles MiniLM-L6 for the GPU and for this CPU, and compares every integer of the dev sets it
+finds, which must be the same. Where the GPU's public limits are known, the prediction of
 `intformer bench --predict` stands beside the measured time. The GPU is named in every table: its
 times say nothing about another one. Writes out/bench-gpu/report.md and results.json.
 """
@@ -113,7 +113,7 @@ def race_shape(shape: str, target: str, sizes: list, seconds: float, machine: di
             cell["ms"] = {row.name: row.median for row in rows}
             if chip:
                 (guess,) = predict.predict(library, chips.get(chip), [(batch, tokens)]).shapes
-                cell["predicted ms"] = guess.ms
+                cell["predicted ms"] = guess.milliseconds
             cells.append(cell)
     return cells
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from intformer import knobs
 from intformer.errors import CompileError
 from intformer.object_cache import ObjectCache
 
@@ -128,7 +129,7 @@ def find() -> Compiler:
 
 def usable_nvcc() -> str | None:
     """Return the path of nvcc where it has its back end and a gcc."""
-    if not shutil.which("gcc") and not os.environ.get("NVCC_CCBIN"):
+    if not shutil.which("gcc") and not knobs.nvcc_host_compiler():
         return None
     return find_program("nvcc", NVCC_PACKAGES, _complete)
 
@@ -145,7 +146,7 @@ def find_program(
 
 def homes() -> list[str]:
     """Return the folders where a toolkit may be."""
-    return [home for home in map(os.environ.get, ("CUDA_HOME", "CUDA_PATH")) if home] + [*HOMES]
+    return [*knobs.cuda_homes(), *HOMES]
 
 
 def package_files(packages: tuple[str, ...]) -> list[Path]:
