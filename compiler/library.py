@@ -233,8 +233,10 @@ def _limits(plan: Plan, meta: dict) -> dict[str, int]:
     try:
         first = {"column": 0, "padding": (meta.get("pad_token_id") or 0) + 1}[meta["position_rule"]]
         length = int(meta["max_length"])
-        widest = max(buffer.width for buffer in plan.buffers.values())
-        tile = GPU_TILE if plan.launches else BLOCK
+        # kernels count numbers in int32, those for GPUs bytes
+        gpu, buffers = bool(plan.launches), plan.buffers.values()
+        widest = max(b.width * (np.dtype(b.dtype).itemsize if gpu else 1) for b in buffers)
+        tile = GPU_TILE if gpu else BLOCK
         return {
             "vocab_size": int(meta["vocab_size"]),
             "type_vocab_size": int(meta.get("type_vocab_size") or 1),

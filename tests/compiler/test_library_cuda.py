@@ -39,7 +39,9 @@ def test_sections(path):
     for name in ("word", "factor"):
         assert (lib.tensor(name) == toy.tables(0)[name]).all()
         assert lib.tensor(name).ctypes.data % library.GPU_ALIGN == 0
-    assert lib.metadata["limits"]["max_rows"] % library.GPU_TILE == 0
+    rows = lib.metadata["limits"]["max_rows"]
+    assert rows % library.GPU_TILE == 0
+    assert rows * toy.WIDTH * 4 < 2**31 <= (rows + library.GPU_TILE) * toy.WIDTH * 4  # int32 bytes
 
 
 def test_a_zero_follows_the_ptx(tmp_path):
