@@ -42,6 +42,7 @@ HOOKS = {  # weak variables in TVM's objects that compiler/c/pool.c fills
 ALIGN = 64
 GPU_ALIGN = 128  # bytes of a cache line
 GPU_TILE = 128  # rows: GPU_TILE of plan.h
+GPU_GRID = 65535  # blocks of a grid in its second and third dimension
 SHARED_BYTES = 48 << 10  # shared memory that a block has without asking for more
 ZIG_TARGET, ZIG_TARGET_GPU = "x86_64-linux-gnu.2.17", "x86_64-linux-gnu.2.34"  # dlopen is in libc
 CFLAGS = [
@@ -237,13 +238,18 @@ def _limits(plan: Plan, meta: dict) -> dict[str, int]:
         gpu, buffers = bool(plan.launches), plan.buffers.values()
         widest = max(b.width * (np.dtype(b.dtype).itemsize if gpu else 1) for b in buffers)
         tile = GPU_TILE if gpu else BLOCK
+        rows = (2**31 - 1) // widest
+        for *_, last in plan.launches.values():  # the version without a limit
+            for of, divisor, factor in last.grid[1:]:
+                if of in ROWS:
+                    rows = min(rows, GPU_GRID // factor * divisor)
         return {
             "vocab_size": int(meta["vocab_size"]),
             "type_vocab_size": int(meta.get("type_vocab_size") or 1),
             "first_position": first,
             "positions": first + length,
             "max_length": length,
-            "max_rows": (2**31 - 1) // widest // tile * tile,
+            "max_rows": rows // tile * tile,
         }
     except KeyError as error:
         raise CompileError(f"missing or unknown {error}", where="meta of the model") from None

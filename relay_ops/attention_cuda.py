@@ -151,8 +151,11 @@ class _Attention:
 
     def _place(self, row, piece, pieces: int):
         """Return where 16 bytes of a row lie: rows that are read at once differ in banks."""
-        turn = (row // 2) ^ (row // 8) if pieces > 2 else row // 4
-        return row * (pieces * PIECE) + ((piece ^ (turn % min(pieces, 4))) * PIECE)
+        if pieces % 4 == 0:
+            piece = piece ^ (((row // 2) ^ (row // 8)) % 4)
+        else:  # an even number
+            piece = piece ^ (row // 4 % 2)
+        return row * (pieces * PIECE) + piece * PIECE
 
     def _keys(self, first) -> None:
         """Bring the keys from `first` on to shared memory."""
@@ -342,9 +345,9 @@ class _Attention:
                             self.numerics["hi"],
                         )
                         made.append(T.bind(tirx.Cast("int32", y) + self.zero_point))
-                    gpu.write(
-                        self.out, (self.first + here) * self.width + column, made, self.out_type
-                    )
+                    offset = (self.first + here) * self.width + column
+                    offset = offset * gpu.SIZES[self.out_type]
+                    gpu.write(self.out, offset, made, self.out_type)
 
     def _native_results(self, context, totals) -> None:
         tiles = self.dim // 8

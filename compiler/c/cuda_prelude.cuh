@@ -63,7 +63,8 @@ INTFORMER_DEVICE int intformer_leading_zeros(int x) { return __clz(x); }
 INTFORMER_DEVICE void intformer_ldmatrix(unsigned *to, int at, const void *shared, int offset) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[at]), "=r"(to[at + 1]), "=r"(to[at + 2]), "=r"(to[at + 3])
-               : "r"(intformer_shared(shared, offset)));
+               : "r"(intformer_shared(shared, offset))
+               : "memory");
 }
 
 /* c[16 x 8] += a[16 x 32] b[32 x 8]. With g = thread / 4 and t = thread % 4 a thread has

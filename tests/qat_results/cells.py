@@ -34,7 +34,7 @@ BATCH = 32  # sequences scored together
 
 
 # how the tasks are trained, where it is not as `intformer train` does by itself
-plan = partial(training.Settings, lr=1e-4, qat_lr=3e-5, distill=True, patience=6)
+plan = partial(training.Settings, lr=1e-4, qat_lr=3e-5, patience=6)
 PLANS = {
     settings.task: settings
     for settings in (
