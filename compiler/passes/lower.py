@@ -90,7 +90,7 @@ def lower(
                 versions = choose(form)
                 if versions == [(None, {})]:
                     versions = cuda.versions(plain[kernel], isa)
-                made = _launches(kernel, form, isa, schedule, versions)
+                made = gpu_versions(kernel, form, isa, schedule, versions)
                 scheduled |= {launch.function: func for launch, func in made}
                 launches[kernel] = [launch for launch, _ in made]
             else:
@@ -112,7 +112,7 @@ def lower(
     return Lowered(tvm.IRModule(plain), tvm.IRModule(scheduled), plan, forms)
 
 
-def _launches(kernel: str, form: Form, isa, schedule: Callable, versions: Versions) -> list:
+def gpu_versions(kernel: str, form: Form, isa, schedule: Callable, versions: Versions) -> list:
     """Return the versions of a GPU kernel: what to launch, and the function."""
     found = []
     functions = form.each(isa, schedule, versions)

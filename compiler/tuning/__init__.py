@@ -6,5 +6,6 @@ workload  a task as MetaSchedule sees it
 search    which candidate is measured next
 build     candidate -> loadable kernel, in processes that may be killed
 measure   kernel -> seconds, here or on a remote machine; a wrong result has no speed
+gpu       what build and measure are, for a GPU of this machine
 records   databases -> which versions of a kernel are compiled
 """

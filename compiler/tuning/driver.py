@@ -24,12 +24,12 @@ from types import ModuleType
 
 from intformer import targets
 from intformer.cpu_features import cpu_name, host_features
+from intformer.cuda import toolchain
 from intformer.errors import IntformerError
 from intformer.model import IntModel
-from intformer.passes.form import Decisions, Form, Versions
-from intformer.plan import BLOCK
+from intformer.passes.form import Decisions, Form
 from intformer.tuning import records
-from intformer.tuning.records import FAILED, FILES, PROVENANCE, Key
+from intformer.tuning.records import FAILED, FILES, PROVENANCE, Key, version_for
 from intformer.tuning.tasks import Task, model_of, models_of_shape, tasks
 
 BATCH = 8  # candidates of one task that are built and measured together
@@ -95,7 +95,7 @@ def tune(
     """Tune the kernels of a checkpoint or of a well-known shape; go on where a run was ended.
 
     source, shape  Hugging Face directory or IntModel; or a key of frontend.shapes.SHAPES
-    target         a key of TARGETS
+    target         a key of TARGETS; for a GPU there must be one here
     trials         candidates to measure in all, those of earlier runs into `out` included
     out            folder of the logs
     tokens         token counts to tune for
@@ -110,6 +110,7 @@ def tune(
     """
     _check_packages()
     from intformer.tuning import build as building
+    from intformer.tuning import gpu
     from intformer.tuning.measure import Remote
 
     spec = targets.get(target)
@@ -121,7 +122,14 @@ def tune(
         )
     if (source is None) == (shape is None):
         raise IntformerError("tuning needs a model, or a shape", hint="SRC, or --shape NAME")
+    if spec.arch and rpc:
+        raise IntformerError(
+            "kernels for a GPU are not measured through RPC",
+            where="--rpc",
+            hint="run the command on the machine that has the GPU",
+        )
     remote = Remote.parse(rpc, rpc_key) if rpc else None
+    device = gpu.ready(spec) if spec.arch else None
     if remote:
         remote.session(timeout)
     elif missing := sorted(set(spec.features) - host_features()):
@@ -139,10 +147,9 @@ def tune(
     job = _Job(Path(out), target, every, progress)
     jobs = jobs or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="intformer-tune-") as scratch:
-        builder = building.Builder(
-            target, job.measured / "objects", jobs, timeout, build or building.build
-        )
-        runner = _runner(job, Path(scratch), threads, timeout, remote)
+        make = build or (gpu.build if device else building.build)
+        builder = building.Builder(target, job.measured / "objects", jobs, timeout, make)
+        runner = _runner(job, Path(scratch), threads, timeout, remote, bool(device))
         job.search(builder, runner, trials, seed)
         job.race(builder, runner)
     job.write(
@@ -150,6 +157,7 @@ def tune(
             "tvm": _tvm_version(),
             "cpu": f"behind RPC key {remote.key!r}" if remote else cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if not remote else None,
+            **({"gpu": device.name, "cuda": toolchain.find().version} if device else {}),
             "threads": threads,
             "date": datetime.now(UTC).date().isoformat(),
             "command": command,
@@ -218,7 +226,10 @@ class _Job:
                         lambda sch: [sch], sch_rules=[], postprocs=[], mutator_probs={}
                     ),
                     search_strategy=Search(
-                        task.space, self.seconds[task.form.text, task.rows], seed + number
+                        task.space,
+                        task.default,
+                        self.seconds[task.form.text, task.rows],
+                        seed + number,
                     ),
                     task_name=task.identity,
                     rand_state=seed + number + 1,
@@ -302,7 +313,7 @@ class _Job:
 
     def _finalists(self, rows: list[Task]) -> list[Key]:
         """Return the default rule, then the best of every row count, then their second best, ..."""
-        found = dict.fromkeys([tuple(sorted(rows[0].default.items()))])
+        found = dict.fromkeys(tuple(sorted(task.default.items())) for task in rows)
         ranked = []
         for task in rows:
             measured = self.seconds[task.form.text, task.rows]
@@ -362,14 +373,13 @@ class _Job:
         report = Report(str(self.logs.parent), self.target, self.done(), dict(self.failures))
         for form, rows in self.forms().items():
             space, known = rows[0].space, logs.known(form, rows[0].space)
-            chosen = logs.choose(form, space)
-            default = tuple(sorted(rows[0].default.items()))
+            chosen = logs.choose(form, space, rows[0].rule)
             for task in rows:
-                blocks = -(-task.rows // BLOCK)
-                if chosen is None or default not in known[blocks]:
+                default = tuple(sorted(task.default.items()))
+                if chosen is None or default not in known[task.blocks]:
                     continue
-                picked = version_for(chosen, blocks)
-                seconds = known[blocks]
+                picked = version_for(chosen, task.blocks)
+                seconds = known[task.blocks]
                 report.lines.append(
                     Line(
                         form.title,
@@ -383,12 +393,7 @@ class _Job:
         return report
 
 
-def version_for(versions: Versions, blocks: int) -> Decisions:
-    """Return the decisions that a kernel takes at so many row blocks."""
-    return next(d for limit, d in versions if limit is None or blocks <= limit)
-
-
-def _runner(job: _Job, scratch: Path, threads: int, timeout: float, remote):
+def _runner(job: _Job, scratch: Path, threads: int, timeout: float, remote, gpu: bool):
     from intformer.tuning.runner import Runner
 
     def case(identity: str) -> Path:
@@ -398,7 +403,7 @@ def _runner(job: _Job, scratch: Path, threads: int, timeout: float, remote):
             task.kernels.case(task.kernel, task.rows).save(path)
         return path
 
-    return Runner(case, threads, timeout, remote)
+    return Runner(case, threads, timeout, remote, gpu)
 
 
 @contextmanager

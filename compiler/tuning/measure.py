@@ -37,17 +37,20 @@ class Case:
     arguments  in order, results too (filled with a pattern)
     expected   index of a result -> its first rows, [rows, width]
     constants  indices of what another layer has other numbers for
+    counts     int32 [4] for kernels of a GPU: tokens, sequences, positions, tokens of the longest
     """
 
     arguments: list[np.ndarray]
     expected: dict[int, np.ndarray]
     constants: list[int]
+    counts: np.ndarray
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
         arrays = {f"argument.{i}": array for i, array in enumerate(self.arguments)}
         arrays |= {f"expected.{i}": array for i, array in self.expected.items()}
-        np.savez(path, constants=np.array(self.constants, np.int64), **arrays)
+        constants = np.array(self.constants, np.int64)
+        np.savez(path, constants=constants, counts=self.counts, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Case":
@@ -60,7 +63,7 @@ class Case:
                 for name in file.files
                 if name.startswith("expected.")
             }
-            return cls(arguments, expected, file["constants"].tolist())
+            return cls(arguments, expected, file["constants"].tolist(), file["counts"])
 
     def check(self, outputs: dict[int, np.ndarray]) -> None:
         """Raise ValueError unless the results are the expected ones."""
@@ -77,7 +80,8 @@ class Case:
 _loaded: dict[str, Case] = {}  # of the last case, in the measuring process
 
 
-def _case(path: str) -> Case:
+def cached_case(path: str) -> Case:
+    """Return the case of a file, which is read again only after another one."""
     if path not in _loaded:
         _loaded.clear()
         _loaded[path] = Case.load(path)
@@ -87,7 +91,7 @@ def _case(path: str) -> Case:
 def here(library: str, path: str, symbol: str, threads: int) -> list[float]:
     """Check a kernel on this machine and return the seconds of its fastest batches."""
     _prepare(threads)
-    case = _case(path)
+    case = cached_case(path)
     copies = _copies(case)
     kernel, clock = _checked(library, symbol, case, copies[0]), _clock(threads)
     stopwatch = _Stopwatch(kernel, copies, BATCH_SECONDS, clock)
@@ -101,7 +105,7 @@ def in_turns(libraries: list[str], path: str, symbol: str, threads: int) -> list
     for all of them, and the ratios within a turn hold.
     """
     _prepare(threads)
-    case = _case(path)
+    case = cached_case(path)
     copies = _copies(case)
     clock = _clock(threads)
     stopwatches = [
@@ -224,7 +228,7 @@ def there(
     """
     from tvm.runtime import tensor
 
-    case = _case(path)
+    case = cached_case(path)
     session = _session(remote, timeout)
     session.get_function(THREAD_POOL)(1, threads)
     name = Path(library).name

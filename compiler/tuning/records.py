@@ -11,8 +11,9 @@ from itertools import combinations
 from pathlib import Path
 
 from intformer.errors import CompileError
-from intformer.passes.form import Form, Versions
+from intformer.passes.form import Decisions, Form, Versions
 from intformer.plan import BLOCK
+from intformer.schedules import cuda
 
 PACKAGED = "packaged"  # the logs that come with intformer
 NONE = "none"
@@ -48,16 +49,14 @@ class Logs:
     seconds: dict[str, dict[int, dict[Key, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def choose(self, form: Form, space: dict[str, list[int]]) -> Versions | None:
+    def choose(self, form: Form, space: dict[str, list[int]], rule: Versions) -> Versions | None:
         """Return the versions of a kernel, ascending in row blocks; None without a record.
 
         space  what may be decided today
+        rule   what is compiled without records
         """
         known = self.known(form, space)
-        if not known:
-            return None
-        default = tuple(sorted((name, values[0]) for name, values in space.items()))
-        return versions(known, default)
+        return versions(known, rule) if known else None
 
     def known(self, form: Form, space: dict[str, list[int]]) -> dict[int, dict[Key, float]]:
         """Return row blocks -> decisions -> seconds of the candidates measured everywhere."""
@@ -97,7 +96,8 @@ class Choice:
         """Return the versions of a kernel: the default rule without records."""
         if form.text not in self.logs.seconds:
             return [(None, {})]
-        found = self.logs.choose(form, form.space(self.isa, self.chip.space()))
+        space = form.space(self.isa, self.chip.space())
+        found = self.logs.choose(form, space, written_down(form, self.chip))
         if found is None:
             return [(None, {})]
         self.tuned[form] = found
@@ -118,23 +118,39 @@ class Choice:
         }
 
 
-def versions(known: dict[int, dict[Key, float]], default: Key) -> Versions:
+def written_down(form: Form, chip) -> Versions:
+    """Return the default rule for a kernel and a TargetSpec, every decision of it."""
+    isa = chip.isa()
+    first = {name: values[0] for name, values in form.space(isa, chip.space()).items()}
+    rule = cuda.versions(form.plain(isa), isa) if chip.arch else [(None, {})]
+    return [(limit, first | decisions) for limit, decisions in rule]
+
+
+def version_for(versions: Versions, blocks: int) -> Decisions:
+    """Return the decisions that a kernel takes at so many row blocks."""
+    return next(d for limit, d in versions if limit is None or blocks <= limit)
+
+
+def versions(known: dict[int, dict[Key, float]], rule: Versions) -> Versions:
     """Return the fewest versions that no other choice beats by more than WORTH.
 
-    known    row blocks -> decisions -> seconds, the same decisions everywhere
-    default  decisions of the written-down rule, preferred where nothing is gained
+    known  row blocks -> decisions -> seconds, the same decisions everywhere
+    rule   the written-down one, preferred where nothing is gained
     """
     blocks = sorted(known)
-    chosen = [default] * len(blocks)
-    candidates = sorted(known[blocks[0]], key=lambda key: (key != default, key))
-    started = default in candidates
-    for count in range(1, min(MOST_VERSIONS, len(blocks)) + 1):
+    default = [tuple(sorted(version_for(rule, b).items())) for b in blocks]
+    chosen = default
+    candidates = sorted(known[blocks[0]], key=lambda key: (key not in default, key))
+    started = set(default) <= set(candidates)
+    for count in range(1, min(max(MOST_VERSIONS, len(rule)), len(blocks)) + 1):
         best = min(
             (_cheapest(known, blocks, cuts, candidates) for cuts in _cuts(len(blocks), count)),
             key=lambda found: found[0],
         )[1]
-        if not started or _gain(known, blocks, chosen, best) > WORTH:
+        if not started or _better(known, blocks, chosen, best):
             chosen, started = best, True
+    if chosen is default:
+        return rule
     limits = [
         (math.isqrt(blocks[i] * blocks[i + 1]), dict(chosen[i]))
         for i in range(len(blocks) - 1)
@@ -161,9 +177,10 @@ def _cheapest(known, blocks: list[int], cuts, candidates) -> tuple[float, list[K
     return total, chosen
 
 
-def _gain(known, blocks: list[int], before: list[Key], after: list[Key]) -> float:
-    """Return how many times as fast `after` is where it gains most."""
-    return max(known[b][x] / known[b][y] for b, x, y in zip(blocks, before, after, strict=True))
+def _better(known, blocks: list[int], before: list[Key], after: list[Key]) -> bool:
+    """Tell whether `after` is worth leaving `before`: by its best gain, and slower in no sum."""
+    gains = [known[b][x] / known[b][y] for b, x, y in zip(blocks, before, after, strict=True)]
+    return max(gains) > WORTH and math.prod(gains) > 1 - 1e-9  # rounded
 
 
 # ---- files ----

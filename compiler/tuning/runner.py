@@ -14,8 +14,10 @@ from tvm.s_tir.meta_schedule.runner import (
 from tvm.support.popen_pool import PopenPoolExecutor
 
 from intformer.errors import IntformerError
+from intformer.tuning import gpu as on_gpu
+from intformer.tuning import measure as on_cpu
 from intformer.tuning.build import SYMBOL, last_line
-from intformer.tuning.measure import TIMED_OUT, WRONG, Remote, here, in_turns, there
+from intformer.tuning.measure import TIMED_OUT, WRONG, Remote, there
 
 ROUNDS = 3  # of a race on a remote machine
 
@@ -46,15 +48,25 @@ class Runner(PyRunner):
     threads  of the kernels
     timeout  seconds for one candidate
     remote   where to measure; None: here
+    gpu      measure on the GPU
     """
 
     def __init__(
-        self, case: Callable[[str], Path], threads: int, timeout: float, remote: Remote | None
+        self,
+        case: Callable[[str], Path],
+        threads: int,
+        timeout: float,
+        remote: Remote | None,
+        gpu: bool = False,
     ):
         """Start no process yet."""
         super().__init__()
         self.case, self.threads, self.timeout, self.remote = case, threads, timeout, remote
-        self.pool = PopenPoolExecutor(max_workers=1, timeout=timeout)
+        self.way = on_gpu if gpu else on_cpu
+        self._renew()
+
+    def _renew(self) -> None:
+        self.pool = PopenPoolExecutor(max_workers=1, timeout=self.timeout)
 
     def run(self, runner_inputs: list[RunnerInput]) -> list[RunnerFuture]:
         """Measure a batch. It is done on return, so nothing is built meanwhile."""
@@ -69,13 +81,13 @@ class Runner(PyRunner):
         about = library, str(self.case(identity)), SYMBOL, self.threads
         if self.remote:
             return self._outcome(there, *about, self.remote, self.timeout)
-        return self._outcome(here, *about)
+        return self._outcome(self.way.here, *about)
 
     def race(self, libraries: list[str], identity: str) -> list[list[float]] | None:
         """Return the seconds of each library in every turn; None where one of them fails."""
         if not self.remote:
             return self._outcome(
-                in_turns, libraries, str(self.case(identity)), SYMBOL, self.threads
+                self.way.in_turns, libraries, str(self.case(identity)), SYMBOL, self.threads
             )[0]
         rounds = [
             [self.measure(library, identity)[0] for library in libraries] for _ in range(ROUNDS)
@@ -94,4 +106,8 @@ class Runner(PyRunner):
         except Exception as error:  # a crash of the process too is the candidate's failure
             text = last_line(error)
             at = text.find(WRONG)
-            return None, text[at:] if at >= 0 else f"not run: {text}"
+            if at >= 0:
+                return None, text[at:]
+            if self.way is on_gpu:
+                self._renew()  # after a fault of a kernel the driver serves a process no more
+            return None, f"not run: {text}"

@@ -27,6 +27,7 @@ WARM_UP = 48  # results before the cost model is asked
 FEATURE_NAMES = (
     *("tile", "steps", "columns", "order", "chunk", "prefetch"),
     *("unroll", "rows", "keys", "heads"),
+    *("depth", "warps"),
 )
 
 
@@ -40,14 +41,21 @@ class Search(PySearchStrategy):
     """Proposes candidates of one task.
 
     space     what may be decided
+    default   what comes first
     measured  decisions -> seconds of an earlier run
     seed      of the random choices
     """
 
-    def __init__(self, space: dict[str, list[int]], measured: dict[Key, float], seed: int):
+    def __init__(
+        self,
+        space: dict[str, list[int]],
+        default: Decisions,
+        measured: dict[Key, float],
+        seed: int,
+    ):
         """Start from what was measured before."""
         super().__init__()
-        self.space, self.seconds = space, dict(measured)
+        self.space, self.default, self.seconds = space, default, dict(measured)
         self.random = random.Random(seed)
         self.size = math.prod(len(values) for values in space.values())
 
@@ -78,14 +86,14 @@ class Search(PySearchStrategy):
 
     def clone(self):
         """Return a search that starts anew."""
-        return Search(self.space, self.seconds, self.random.random())
+        return Search(self.space, self.default, self.seconds, self.random.random())
 
     def _candidate(self, decisions: Decisions) -> MeasureCandidate:
         return MeasureCandidate(candidate(self.context.mod, self.space, decisions), [])
 
     def _propose(self) -> list[Decisions]:
-        default = {name: values[0] for name, values in self.space.items()}
-        found = {} if key(default) in self.asked else {key(default): default}
+        first = key(self.default)
+        found = {} if first in self.asked else {first: self.default}
         if not self.space or len(self.asked) + len(found) >= self.size:
             return list(found.values())
         pool = self._population(self.asked | set(found))

@@ -14,14 +14,15 @@ import numpy as np
 
 from intformer import packing, ranges
 from intformer.model import INPUTS, IntModel, Node
-from intformer.passes.form import Form
+from intformer.passes.form import Decisions, Form, Versions
 from intformer.passes.fuse import fuse
 from intformer.passes.layout import Layout, plan_layout
 from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
-from intformer.plan import BLOCK, Buffer, Step
+from intformer.plan import BLOCK, COUNTS, Buffer, Step
 from intformer.targets import TargetSpec, weight_packing
 from intformer.tuning.measure import Case
+from intformer.tuning.records import version_for, written_down
 from intformer.tuning.workload import identity
 
 SEQUENCE = 128  # tokens of each sequence where one alone would be too long
@@ -72,6 +73,7 @@ class Kernels:
             "token": len(known["input_ids"]),
             "sequence": len(known["cu_seqlens"]) - 1,
             "position": len(known["positions"]),
+            "longest": int(np.diff(known["cu_seqlens"]).max()),
         }
         given = [name for name in step.args if name in buffers and name not in step.outputs]
         known |= {name: self._value(name, counts[buffers[name].rows], rng) for name in given}
@@ -95,7 +97,8 @@ class Kernels:
             else:
                 constants.append(index)
                 arguments.append(self.constants[name])
-        return Case(arguments, expected, constants)
+        sizes = np.array([counts[name] for name in COUNTS if name in counts], np.int32)
+        return Case(arguments, expected, constants, sizes)
 
     def _inputs(self, kind: str, rows: int, rng) -> dict[str, np.ndarray]:
         """Return program inputs for which a kernel over `kind` has `rows` rows."""
@@ -166,12 +169,16 @@ def row_counts(form: Form, tokens: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One kernel at one row count; `identity` names it."""
+    """One kernel at one row count; `identity` names it.
+
+    rule  the written-down one
+    """
 
     kernels: Kernels
     kernel: Kernel
     rows: int
     space: dict[str, list[int]]
+    rule: Versions
 
     @property
     def form(self) -> Form:
@@ -190,9 +197,14 @@ class Task:
         return f"{self.form.title}, {self.rows} {plural[self.form.rows]}"
 
     @property
-    def default(self) -> dict[str, int]:
+    def default(self) -> Decisions:
         """Return the decisions of the written-down rule."""
-        return {name: values[0] for name, values in self.space.items()}
+        return version_for(self.rule, self.blocks)
+
+    @property
+    def blocks(self) -> int:
+        """Return the number of row blocks."""
+        return -(-self.rows // BLOCK)
 
 
 def tasks(models: Iterable[IntModel], spec: TargetSpec, tokens: Sequence[int]) -> list[Task]:
@@ -202,8 +214,9 @@ def tasks(models: Iterable[IntModel], spec: TargetSpec, tokens: Sequence[int]) -
         kernels = Kernels(model, spec)
         for kernel in kernels.kernels:
             space = kernel.form.space(spec.isa(), spec.space())
+            rule = written_down(kernel.form, spec)
             for rows in row_counts(kernel.form, tokens):
-                found.setdefault((kernel.form, rows), Task(kernels, kernel, rows, space))
+                found.setdefault((kernel.form, rows), Task(kernels, kernel, rows, space, rule))
     return list(found.values())
 
 

@@ -3,7 +3,8 @@
  * What is put on a stream runs when the stream is waited for, as on a slow GPU. A kernel NAME is
  * `void emulate_NAME(const unsigned grid[3], unsigned threads, void **params)` of the library that
  * FAKE_CUDA_KERNELS names when the module is loaded; where that has `const int emulate_NAME_params`,
- * the number of its parameters, they are copied at the launch as the driver does, and checked. A
+ * the number of its parameters, they are copied at the launch as the driver does, and checked.
+ * Without that variable a "cubin" is such a library itself. A
  * call that the driver could not answer (wrong direction of a copy, memory that is not pinned, no
  * current context ...) ends the process.
  *
@@ -177,8 +178,8 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
   const char *gpu = getenv("FAKE_CUDA_GPU");
   int major = 7, minor = 5;
   if (gpu && sscanf(gpu, "%d.%d", &major, &minor) != 2) die("FAKE_CUDA_GPU=%s", gpu);
-  if (device != 70 || (attribute != 75 && attribute != 76)) return INVALID_VALUE;
-  return *value = attribute == 75 ? major : minor, 0;
+  if (device != 70 || (attribute != 75 && attribute != 76 && attribute != 38)) return INVALID_VALUE;
+  return *value = attribute == 75 ? major : attribute == 76 ? minor : 8192, 0;
 }
 
 EXPORT int cuDevicePrimaryCtxRetain(void **context, int device) {
@@ -201,6 +202,24 @@ EXPORT int cuCtxPopCurrent_v2(void **context) {
 
 /* ---- kernels ---- */
 
+/* Opens a shared library that is in memory. */
+static void *open_image(const char *image) {
+  uint16_t machine, size, count;
+  uint64_t sections; /* their table is the end of the file */
+  memcpy(&machine, image + 18, sizeof machine);
+  memcpy(&sections, image + 40, sizeof sections);
+  memcpy(&size, image + 58, sizeof size);
+  memcpy(&count, image + 60, sizeof count);
+  if (machine == 190) die("an image for a GPU, and FAKE_CUDA_KERNELS is not set");
+  char path[] = "/tmp/fake_cuda_XXXXXX";
+  int file = mkstemp(path);
+  size_t bytes = sections + (size_t)size * count;
+  if (file < 0 || write(file, image, bytes) != (ssize_t)bytes || close(file)) die("%s", path);
+  void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  unlink(path);
+  return library;
+}
+
 EXPORT int cuModuleLoadDataEx(void **module, const void *image, unsigned count, int *options,
                               void **values) {
   NEEDS_CONTEXT();
@@ -213,8 +232,8 @@ EXPORT int cuModuleLoadDataEx(void **module, const void *image, unsigned count, 
   if (!cubin && !strstr(image, ".entry")) die("an image that is neither cubin nor PTX");
   note("load %s", cubin ? "cubin" : "ptx");
   const char *path = getenv("FAKE_CUDA_KERNELS");
-  *module = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-  if (!*module) die("FAKE_CUDA_KERNELS: %s", path ? dlerror() : "is not set");
+  *module = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : cubin ? open_image(image) : NULL;
+  if (!*module) die("FAKE_CUDA_KERNELS: %s", path || cubin ? dlerror() : "is not set");
   return 0;
 }
 
@@ -392,6 +411,15 @@ EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) {
   o->staged = malloc(size);
   if (!o->staged) die("no memory");
   memcpy(o->staged, from, size);
+  return 0;
+}
+
+EXPORT int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size) {
+  NEEDS_CONTEXT();
+  MAY_FAIL();
+  if (!within((char *)(uintptr_t)from, size, true)) die("copy from what is no device memory");
+  perform(&null_stream);
+  memcpy(to, (char *)(uintptr_t)from, size);
   return 0;
 }
 

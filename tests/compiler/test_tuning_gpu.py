@@ -1,0 +1,180 @@
+"""Tuning for a GPU, which the driver of fake_cuda.c stands for: it runs the candidates' source."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_compilers
+import fake_cuda
+import gpu
+import pytest
+import random_hf
+
+import intformer
+from intformer.errors import IntformerError
+from intformer.frontend import import_model
+from intformer.targets import TARGETS
+from intformer.tuning import records
+from intformer.tuning.driver import tune
+from intformer.tuning.tasks import tasks
+
+SUPPORT = Path(gpu.__file__).parent
+JOB = """
+import json, sys
+from dataclasses import asdict
+import emulated_builds
+from intformer.tuning.driver import tune
+report = tune(sys.argv[1], target="t4", trials=14, out=sys.argv[2], tokens=(20,), timeout=900,
+              jobs=1, build=emulated_builds.wrong_sums)
+print(json.dumps(asdict(report)))
+"""
+FAULTS = """
+import sys
+from pathlib import Path
+import emulated_builds
+from intformer.targets import TARGETS
+from intformer.tuning.build import Builder
+from intformer.tuning.runner import Runner
+from intformer.tuning.tasks import model_of, tasks
+folder = Path(sys.argv[2])
+task = next(t for t in tasks([model_of(sys.argv[1])], TARGETS["t4"], (8,)) if "layern" in t.title)
+task.kernels.case(task.kernel, task.rows).save(folder / "case.npz")
+runner = Runner(lambda identity: folder / "case.npz", 1, 300, None, gpu=True)
+((right, _),) = Builder("t4", folder, 1, 300, emulated_builds.right).libraries(
+    [(task.form, task.rows, task.default)]
+)
+right = right.partition("#")[0]
+wild, library = folder / "wild.gpu", (folder / "wild.so").read_bytes()
+wild.write_bytes(Path(right).read_bytes().partition(b"\\n")[0] + b"\\n" + library)
+for path in (right, str(wild), right):
+    seconds, error = runner.measure(path, "case")
+    print(error or min(seconds) > 0)
+print(runner.race([right, str(wild)], "case"))
+print([len(times) for times in runner.race([right, right], "case")])
+"""
+WILD = """
+const int emulate_kernel_v0_params = 1;
+void emulate_kernel_v0(const unsigned grid[3], unsigned threads, void **params) {
+  ((char *)*(void **)params[0])[-1] = 1;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    random_hf.save(folder, "bert", "features", hidden=64, ffn=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The environment of a process that has the fake driver, and its child processes."""
+    env = fake_cuda.environment(fake_cuda.build(tmp_path_factory.mktemp("driver")))
+    return {**env, "PYTHONPATH": str(SUPPORT)}
+
+
+@pytest.fixture(scope="module")
+def tuned(source, environment, tmp_path_factory):
+    """Return (folder of the logs, report as JSON) of a small job."""
+    cuda_compilers.any_compiler()
+    out = tmp_path_factory.mktemp("tuned")
+    return out, json.loads(run(JOB, source, out, environment))
+
+
+def run(code, source, folder, environment):
+    command = [sys.executable, "-c", code, str(source), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@gpu.needs_compiler
+def test_right_candidates_are_measured_and_wrong_ones_refused(tuned, source):
+    out, report = tuned
+    found = records.read_database(out / "measured" / "t4")
+    assert len(found) == len(set(found)) == report["trials"] == 14
+    wrong = [r for r in found if r.seconds > records.FAILED]
+    assert report["failures"] == {"wrong result": len(wrong)} and wrong
+    assert all(dict(r.decisions)["tile"] != 3 for r in wrong)
+    kept = records.read_database(out / "t4")
+    assert {r.seconds < 10 for r in kept} == {True}
+    assert not {(r.form, r.decisions) for r in kept} & {(r.form, r.decisions) for r in wrong}
+    assert len(report["lines"]) == len({r.form for r in found})
+    (about,) = json.loads((out / "t4" / "provenance.json").read_text())["runs"]
+    assert about["gpu"] == "Fake 70" and about["cuda"]
+
+
+@gpu.needs_compiler
+def test_the_logs_compile(tuned, source, tmp_path):
+    model = import_model(source, calibrate=random_hf.sequences(seed=1), method="minmax")
+    library = intformer.compile(model, tmp_path / "m.so", target="t4", tuning_logs=tuned[0])
+    about = library.metadata["tuning"]["t4"]
+    assert about["tuned"] == about["kernels"] == len(about["versions"])
+
+
+@gpu.needs_compiler
+def test_a_fault_of_a_candidate_ends_with_it(source, environment, tmp_path):
+    """The driver serves a process no more after one."""
+    (tmp_path / "wild.c").write_text(WILD)
+    command = ["gcc", "-shared", "-fPIC", "wild.c", "-o", "wild.so"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    lines = run(FAULTS, source, tmp_path, environment).splitlines()
+    right, fault, *others = lines
+    assert fault.startswith("not run: ") and fault.endswith("CUDA_ERROR_ILLEGAL_ADDRESS (700)")
+    assert [right, *others] == ["True", "True", "None", "[15, 15]"]
+
+
+def test_the_default_follows_the_rows(source):
+    model = import_model(source, calibrate=random_hf.sequences(seed=1), method="minmax")
+    every = tasks([model], TARGETS["t4"], (8, 4096))
+    tiles = {t.rows: t.default["tile"] for t in every if t.form.title == "dense 64x192"}
+    assert tiles == {8: 3, 4096: 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "tuning for a GPU needs one here: no NVIDIA driver"),
+        ({"gpu": "9.0"}, "Fake 70 is sm_90, which does not run machine code for sm_75"),
+    ],
+)
+def test_without_that_gpu_it_ends_at_once(source, environment, tmp_path, settings, message):
+    cuda_compilers.any_compiler()
+    out, env = tmp_path / "logs", with_settings(environment, settings, tmp_path)
+    command = [sys.executable, "-m", "intformer", "tune", str(source), "--target", "t4"]
+    command += ["--trials", "9", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stdout, out.exists()) == (1, "", False)
+    (line,) = done.stderr.splitlines()
+    assert message in line and " - --target t4 - " in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "no NVIDIA driver ("),
+        ({"fail": "cuInit=100"}, "finds no GPU: cuInit: CUDA_ERROR_NO_DEVICE (100)"),
+        ({"count": 0}, "no GPU is visible"),
+    ],
+)
+def test_what_is_missing_is_said(environment, tmp_path, settings, message):
+    code = "from intformer.cuda.device import Device; Device()"
+    env, command = with_settings(environment, settings, tmp_path), [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert "IntformerError: " in done.stderr and message in done.stderr.splitlines()[-1]
+
+
+def with_settings(environment, settings, folder):
+    """Return the environment with settings of the fake driver; None: no driver."""
+    if settings is None:
+        (folder / "libcuda.so.1").write_text("no library")  # found before a real one
+        return {**environment, "LD_LIBRARY_PATH": str(folder)}
+    return {**environment, **{f"FAKE_CUDA_{k.upper()}": str(v) for k, v in settings.items()}}
+
+
+def test_rpc_is_refused(source, tmp_path):
+    with pytest.raises(IntformerError, match="not measured through RPC - --rpc"):
+        tune(source, target="t4", trials=1, out=tmp_path, rpc="127.0.0.1:9", rpc_key="k")
+    assert list(tmp_path.iterdir()) == []
