@@ -12,6 +12,7 @@ import pytest
 import random_hf
 
 import intformer
+from intformer.cuda.device import Device
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
 from intformer.targets import TARGETS
@@ -172,6 +173,23 @@ def with_settings(environment, settings, folder):
         (folder / "libcuda.so.1").write_text("no library")  # found before a real one
         return {**environment, "LD_LIBRARY_PATH": str(folder)}
     return {**environment, **{f"FAKE_CUDA_{k.upper()}": str(v) for k, v in settings.items()}}
+
+
+@pytest.mark.gpu
+def test_on_a_real_gpu(source, tmp_path):
+    cuda_compilers.any_compiler()
+    try:
+        device = Device()
+    except IntformerError as error:
+        pytest.skip(str(error))
+    target = "cuda:sm_{}{}".format(*device.capability)
+    if target not in TARGETS:
+        pytest.skip(f"{device.name} is no target")
+    report = tune(source, target=target, trials=40, out=tmp_path, tokens=(8, 150), timeout=300)
+    assert report.failures == {} and report.trials >= 40
+    assert all(0 < line.chosen < 0.01 for line in report.lines) and report.lines
+    (about,) = json.loads((tmp_path / target / "provenance.json").read_text())["runs"]
+    assert about["gpu"] == device.name
 
 
 def test_rpc_is_refused(source, tmp_path):
