@@ -491,7 +491,9 @@ def targets_verb(args: argparse.Namespace) -> Result:
             "title": target.title,
             "cpu_features": list(target.features),
             "variants": list(target.variants),
-            "missing_here": [feature for feature in target.features if feature not in have],
+            "missing_here": _missing_gpu(target.arch)
+            if target.arch
+            else [feature for feature in target.features if feature not in have],
         }
         for name, target in TARGETS.items()
     }
@@ -500,6 +502,17 @@ def targets_verb(args: argparse.Namespace) -> Result:
         missing = about["missing_here"]
         rows.append((name, about["title"], f"lacks {' '.join(missing)}" if missing else "runs it"))
     return data, table(["target", "what it is", "this machine"], rows)
+
+
+def _missing_gpu(arch: str) -> list[str]:
+    """Return what this machine lacks to run a library for a GPU: it runs newer ones, too."""
+    from intformer.cuda.device import Device
+    from intformer.plan import capability
+
+    try:
+        return [] if Device().capability >= capability(arch) else [f"a GPU with {arch} or newer"]
+    except IntformerError as error:
+        return [f"a GPU: {error.what}"]
 
 
 def ops_verb(args: argparse.Namespace) -> Result:

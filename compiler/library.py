@@ -242,7 +242,7 @@ def _limits(plan: Plan, meta: dict) -> dict[str, int]:
         for *_, last in plan.launches.values():  # the version without a limit
             for of, divisor, factor in last.grid[1:]:
                 if of in ROWS:
-                    rows = min(rows, GPU_GRID // factor * divisor)
+                    rows = min(rows, max(tile, GPU_GRID // factor * divisor))
         return {
             "vocab_size": int(meta["vocab_size"]),
             "type_vocab_size": int(meta.get("type_vocab_size") or 1),
