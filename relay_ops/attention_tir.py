@@ -120,7 +120,8 @@ def build(attrs: dict, isa, decisions: dict[str, int], numerics) -> "T.PrimFunc"
     group, pair = tiles * lanes, 2 * lanes
     limit = -(-attrs["max_length"] // group) * group
     limit = -(-limit // 32) * 32
-    part = max(1, min(ROWS, isa.context_tiles // spans))  # rows of one context tile
+    # rows of one context tile, a divisor of ROWS
+    part = max(n for n in (1, 2, 4, ROWS) if n == 1 or n * spans <= isa.context_tiles)
     pairs = f"int16x{2 * lanes}"
     flip = T.int32(-0x7F7F7F80)  # 0x80 in every byte
     u8, s8 = f"uint8x{lanes * depth}", f"int8x{lanes * depth}"

@@ -609,7 +609,7 @@ def test_both_layernorms_on_any_rows(target, seed, size):
 
 # -- attention -------------------------------------------------------------------------------------
 
-HEADS = {16: 3, 26: 3, 32: 2, 64: 2, 80: 1}
+HEADS = {16: 3, 26: 3, 32: 2, 48: 1, 64: 2, 80: 1}
 SHAPES = [(op, dim, 512) for op in ("attention", "attention_ibert") for dim in HEADS]
 SHAPES += [("attention", 16, 1), ("attention", 128, 40), ("attention_ibert", 16, 33)]
 

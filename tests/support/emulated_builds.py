@@ -9,7 +9,7 @@ import gpu as on_cpu
 from intformer.cuda.toolchain import Built
 from intformer.tuning import gpu
 
-RIGHT_TILE = 3  # the default of every product of few rows
+RIGHT = {"tile": 3, "depth": 64}  # the default of every product of few rows
 
 
 def compile(source, arch, cache):
@@ -28,7 +28,7 @@ def right(form, target, decisions, objects):
 
 
 def wrong_sums(form, target, decisions, objects):
-    """Clamp at another number wherever a product has another tile than the default."""
-    if decisions.get("tile", RIGHT_TILE) != RIGHT_TILE:
+    """Clamp at another number wherever a product has other decisions than the default."""
+    if decisions.keys() & RIGHT.keys() and {**RIGHT, **decisions} != RIGHT:
         form = form.replace('"lo":-127', '"lo":-100')
     return right(form, target, decisions, objects)
