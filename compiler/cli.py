@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import intformer
@@ -485,13 +485,13 @@ def targets_verb(args: argparse.Namespace) -> Result:
     from intformer.cpu_features import host_features
     from intformer.targets import TARGETS
 
-    have = host_features()
+    have, lacks_gpu = host_features(), _gpu_check()
     data = {
         name: {
             "title": target.title,
             "cpu_features": list(target.features),
             "variants": list(target.variants),
-            "missing_here": _missing_gpu(target.arch)
+            "missing_here": lacks_gpu(target.arch)
             if target.arch
             else [feature for feature in target.features if feature not in have],
         }
@@ -504,15 +504,17 @@ def targets_verb(args: argparse.Namespace) -> Result:
     return data, table(["target", "what it is", "this machine"], rows)
 
 
-def _missing_gpu(arch: str) -> list[str]:
-    """Return what this machine lacks to run a library for a GPU: it runs newer ones, too."""
+def _gpu_check() -> Callable[[str], list[str]]:
+    """Return a function of an arch: what this machine lacks to run it; newer GPUs do, too."""
     from intformer.cuda.device import Device
     from intformer.plan import capability
 
     try:
-        return [] if Device().capability >= capability(arch) else [f"a GPU with {arch} or newer"]
+        have = Device().capability
     except IntformerError as error:
-        return [f"a GPU: {error.what}"]
+        missing = [f"a GPU: {error.what}"]
+        return lambda arch: missing
+    return lambda arch: [] if have >= capability(arch) else [f"a GPU with {arch} or newer"]
 
 
 def ops_verb(args: argparse.Namespace) -> Result:

@@ -6,7 +6,7 @@ ceil(positions / 8). Width is the number of channels padded to a multiple of 16.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +82,12 @@ class Launch:
 
 
 COUNTS = ("token", "sequence", "position", "longest", "one")  # what a grid can follow
+
+
+def grid_size(grid: Sequence[tuple[str, int, int]], counts: Mapping[str, int]) -> list[int]:
+    """Return the blocks of a launch in each direction, see Launch; counts without "one"."""
+    every = {**counts, "one": 1}
+    return [factor * -(-every[count] // divisor) for count, divisor, factor in grid]
 
 
 @dataclass

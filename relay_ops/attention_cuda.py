@@ -42,8 +42,7 @@ def build(attrs: dict, decisions: dict[str, int], numerics: dict) -> tirx.PrimFu
     candidates = space(attrs)["warps"]
     warps = decisions.get("warps")
     warps = warps if warps in candidates else candidates[0]
-    with_builder = _Attention(attrs, warps, numerics)
-    return with_builder.build()
+    return _Attention(attrs, warps, numerics).build()
 
 
 class _Attention:

@@ -64,10 +64,10 @@ def versions(func: tirx.PrimFunc, isa) -> list[tuple[int | None, dict[str, int]]
 def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) -> tirx.PrimFunc:
     """Return the kernel for a GPU."""
     chosen = decide(space(func, isa), decisions)
-    names = [stage.name for stage in stages(func)]
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         kernel = Kernel(func)
+        names = [stage.name for stage in kernel.stages]
         rows = row_kind(func)
         if names[0] == "matmul":
             tile = TILES[chosen["tile"]]

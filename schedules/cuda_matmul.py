@@ -84,12 +84,13 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
             shared_x = T.alloc_buffer((2 * tile.rows * depth,), "uint8", scope="shared")
             shared_w = T.alloc_buffer((2 * tile.columns * depth,), "int8", scope="shared")
             acc = T.alloc_buffer((down * across * wide * 4,), "int32", scope="local")
+            share = tile.threads, thread, pieces, length
             loads = [
-                _Load(x, first_row, tile.rows, shared_x, lambda row: row // (8 // pieces)),
-                _Load(w, first_column, tile.columns, shared_w, lambda row: row // (2 * wide)),
+                _Load(x, first_row, tile.rows, shared_x, lambda row: row // (8 // pieces), *share),
+                _Load(
+                    w, first_column, tile.columns, shared_w, lambda row: row // (2 * wide), *share
+                ),
             ]
-            for load in loads:
-                load.prepare(tile.threads, thread, pieces, length)
             with T.unroll(down * across * wide * 4) as i:
                 T.buffer_store(acc, 0, [i])
 
@@ -170,12 +171,21 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
 class _Load:
     """A tile of one operand on its way to shared memory, in pieces of 16 bytes."""
 
-    def __init__(self, source, first, rows: int, shared, rotate):
+    def __init__(
+        self,
+        source,
+        first,
+        rows: int,
+        shared,
+        rotate,
+        threads: int,
+        thread,
+        pieces: int,
+        length: int,
+    ):
+        """Share the pieces out among the threads."""
         self.source, self.first, self.rows = source, first, rows
         self.shared, self.rotate = shared, rotate
-
-    def prepare(self, threads: int, thread, pieces: int, length: int) -> None:
-        """Share the pieces out among the threads."""
         self.threads, self.thread, self.pieces, self.length = threads, thread, pieces, length
         self.turns = -(-self.rows * pieces // threads)
         self.even = self.rows * pieces % threads == 0

@@ -105,10 +105,10 @@ class Kernel:
         """Declare the arguments; call it inside I.prim_func()."""
         self.func = func
         self.stages = stages(func)
-        self.buffers = {}
-        for number, param in enumerate(func.params):
-            old = param
-            self.buffers[old] = argument(number, old.shape, str(old.dtype))
+        self.buffers = {
+            old: argument(number, old.shape, str(old.dtype))
+            for number, old in enumerate(func.params)
+        }
         self.counts = argument(len(func.params), (len(COUNTS),), "int32")
         self.producers = {s: stage for stage in self.stages for s, _ in stage.stores}
         self.outputs = [buffer for buffer in self.buffers if buffer in self.producers]

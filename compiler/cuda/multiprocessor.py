@@ -144,25 +144,25 @@ def clocks(warps: Sequence[Sequence[Instruction]], blocks: Sequence[int], chip: 
     blocks  the block of each: those of one block wait for each other at barriers
     memory  global loads come from memory, not from the second-level cache
     """
-    todo = [[work(i, chip, memory) for i in warp] for warp in warps]
-    at = [0] * len(todo)
+    needs = [[work(i, chip, memory) for i in warp] for warp in warps]
+    at = [0] * len(needs)
     free: dict[str, float] = {}  # pipe -> when it is
-    ready: list[dict[str, float]] = [{} for _ in todo]  # register -> when its value is there
-    start = [0.0] * len(todo)  # no warp issues before
+    ready: list[dict[str, float]] = [{} for _ in needs]  # register -> when its value is there
+    start = [0.0] * len(needs)  # no warp issues before
     issue, end = 0.0, 0.0
     waiting: dict[int, list[int]] = {}
-    alive = set(range(len(todo)))
+    alive = set(range(len(needs)))
     held: set[int] = set()
     while alive:
         best, when = -1, math.inf
         for warp in alive - held:
-            need = todo[warp][at[warp]]
+            need = needs[warp][at[warp]]
             time = max(start[warp], issue, free.get(need.pipe, 0.0))
             for register in need.reads:
                 time = max(time, ready[warp].get(register, 0.0))
             if time < when or (time == when and start[warp] < start[best]):
                 best, when = warp, time  # of several, the one that waits longest
-        need = todo[best][at[best]]
+        need = needs[best][at[best]]
         issue = when + 1
         start[best] = when + 1
         free[need.pipe] = when + need.busy
@@ -170,7 +170,7 @@ def clocks(warps: Sequence[Sequence[Instruction]], blocks: Sequence[int], chip: 
             ready[best][register] = when + max(need.latency, need.busy)
         end = max(end, when + need.busy)
         at[best] += 1
-        if at[best] == len(todo[best]):
+        if at[best] == len(needs[best]):
             alive.discard(best)
             end = max(end, issue)
         if need.barrier:

@@ -19,7 +19,7 @@ from intformer.cuda.chips import Chip
 from intformer.cuda.multiprocessor import GLOBAL, PARTS, WARP, clocks, macs, moved
 from intformer.cuda.trace import Loop, loops, unroll
 from intformer.errors import IntformerError
-from intformer.plan import capability
+from intformer.plan import capability, grid_size
 from intformer.runtime import Library
 
 GRID = tuple((batch, tokens) for tokens in (128, 256) for batch in (1, 2, 4, 8))
@@ -275,7 +275,7 @@ class Model:
     def run(self, batch: int, tokens: int) -> list[Launched]:
         """Return the launches of a run of `batch` sequences of `tokens` tokens each."""
         counts = {"token": batch * tokens, "sequence": batch, "position": 0}
-        counts |= {"longest": tokens, "one": 1}
+        counts |= {"longest": tokens}
         steps = [self.launch(step, counts) for step in self.plan["steps"]]
         return [step for step in steps if step.blocks]
 
@@ -284,8 +284,7 @@ class Model:
         versions = self.plan["launches"][step["kernel"]]
         version = next(v for v in versions if v["limit"] is None or counts[v["rows"]] <= v["limit"])
         function = self.functions[version["function"]]
-        sides = [factor * -(-counts[of] // divisor) for of, divisor, factor in version["grid"]]
-        blocks, threads = math.prod(sides), version["threads"]
+        blocks, threads = math.prod(grid_size(version["grid"], counts)), version["threads"]
         resident = self.resident(function, threads)
         if not blocks:
             return Launched(step["kernel"], function.name, 0, resident, 0, 0, 0, 0, 0)

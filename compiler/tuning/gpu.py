@@ -7,7 +7,6 @@ do, so no time of Python is in the figures.
 import ctypes
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -22,10 +21,11 @@ from intformer.cuda import codegen, toolchain
 from intformer.cuda.device import Device, DeviceError
 from intformer.cuda.sass_check import NO_SPILLS
 from intformer.errors import CompileError, IntformerError
+from intformer.library import GPU_TILE
 from intformer.object_cache import ObjectCache
 from intformer.passes.form import Decisions, Form
 from intformer.passes.lower import gpu_versions
-from intformer.plan import BLOCK, COUNTS, Launch, capability
+from intformer.plan import BLOCK, COUNTS, Launch, capability, grid_size
 from intformer.tuning.measure import (
     BATCH_SECONDS,
     BATCHES,
@@ -37,7 +37,7 @@ from intformer.tuning.measure import (
 )
 
 SYMBOL = "kernel"
-TILE = 16  # buffers have a multiple of so many row blocks, for whole tiles
+TILE = GPU_TILE // BLOCK  # buffers have a multiple of so many row blocks
 MOST_COPIES = 64  # of constants
 
 
@@ -181,7 +181,8 @@ class _Kernel:
         module = self.device.load(cubin)
         stack.callback(self.device.call, "cuModuleUnload", module)
         self.function = self.device.function(module, launch.function)
-        self.grid, self.threads = grid(launch, arguments.case.counts), launch.threads
+        counts = dict(zip(COUNTS[:-1], arguments.case.counts.tolist(), strict=True))
+        self.grid, self.threads = grid_size(launch.grid, counts), launch.threads
 
     def check(self) -> None:
         """Run it once and compare."""
@@ -216,9 +217,3 @@ class _Kernel:
         for number in range(launches):
             pointers = copies[number % len(copies)]
             self.device.launch(self.function, self.grid, self.threads, pointers)
-
-
-def grid(launch: Launch, counts: np.ndarray) -> list[int]:
-    """Return how many blocks of threads a launch has in a run with these counts, int32 [4]."""
-    every = dict(zip(COUNTS, (*counts.tolist(), 1), strict=True))
-    return [factor * math.ceil(every[count] / divisor) for count, divisor, factor in launch.grid]

@@ -13,10 +13,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from intformer.cuda import codegen, kernel
-from intformer.plan import BLOCK, Launch
+from intformer.library import GPU_TILE
+from intformer.plan import BLOCK, Launch, grid_size
 
 HERE = Path(__file__).parent
-ROWS = 128  # buffers have a multiple of this many rows on a GPU
 GUARD = 4096  # bytes before and after every tensor
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to run CUDA C with")
 
@@ -56,8 +56,7 @@ class Kernels:
         arguments  buffers [blocks, 8, W] are given room for whole tiles of rows, as on a GPU
         """
         launch = next(one for one in launches if one.limit is None or counts[one.rows] <= one.limit)
-        every = {**counts, "one": 1}
-        grid = [factor * -(-every[count] // divisor) for count, divisor, factor in launch.grid]
+        grid = grid_size(launch.grid, counts)
         memory = [_Memory(array) for array in arguments]
         order = ("token", "sequence", "position", "longest")
         memory.append(_Memory(np.array([counts[name] for name in order], np.int32)))
@@ -76,7 +75,13 @@ class _Memory:
     def __init__(self, array: np.ndarray):
         size = array.nbytes
         if array.ndim == 3 and array.shape[1] == BLOCK:
-            size = -(-array.shape[0] * BLOCK // ROWS) * ROWS * array.nbytes // array.shape[0] // 8
+            size = (
+                -(-array.shape[0] * BLOCK // GPU_TILE)
+                * GPU_TILE
+                * array.nbytes
+                // array.shape[0]
+                // 8
+            )
         self.bytes = np.full(GUARD + size + GUARD + 16, 0x5A, np.uint8)
         start = GUARD + -(self.bytes.ctypes.data + GUARD) % 16
         self.address = self.bytes.ctypes.data + start
