@@ -28,4 +28,9 @@ class CompileError(IntformerError):
 
 
 class LibraryError(IntformerError):
-    """A compiled library that cannot be loaded or refuses its input."""
+    """A compiled library that cannot be loaded or refuses its input.
+
+    code  of a run that failed, as in intformer.h: 4 is no memory, 6 no usable GPU; 0 elsewhere
+    """
+
+    code = 0

@@ -268,9 +268,11 @@ class Library:
         if failed:
             raise failed[0]
         if code:
-            raise LibraryError(
+            fault = LibraryError(
                 error.value.decode(), where=str(self.path), hint=_CODE_HINTS.get(code, "")
             )
+            fault.code = code
+            raise fault
         return out
 
 

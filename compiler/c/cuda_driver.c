@@ -51,7 +51,8 @@ int if_cuda_fail(message err, const char *what, cu_result result) {
   const char *name = NULL, *text = NULL;
   if (if_cuda.error_name(result, &name)) name = "unknown error";
   if (if_cuda.error_text(result, &text)) text = "newer than this library";
-  bool kernel = result >= CU_FIRST_KERNEL_FAULT && result <= CU_LAST_KERNEL_FAULT;
+  bool kernel = result >= CU_FIRST_KERNEL_FAULT && result <= CU_LAST_KERNEL_FAULT &&
+                result != CU_CONTEXT_IS_DESTROYED;
   int code = result == CU_OUT_OF_MEMORY ? INTFORMER_MEMORY
              : kernel                   ? INTFORMER_KERNEL
                                         : INTFORMER_GPU;

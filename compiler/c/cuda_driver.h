@@ -17,6 +17,7 @@ typedef struct cu_graph_exec *cu_graph_exec;
 
 enum { CU_SUCCESS = 0, CU_OUT_OF_MEMORY = 2 };
 enum { CU_FIRST_KERNEL_FAULT = 700, CU_LAST_KERNEL_FAULT = 719 }; /* bad addresses, launches */
+enum { CU_CONTEXT_IS_DESTROYED = 709 }; /* among them, but no kernel's doing */
 enum { CU_MAJOR = 75, CU_MINOR = 76 };                   /* CUdevice_attribute */
 enum { CU_JIT_ERROR_LOG = 5, CU_JIT_ERROR_LOG_SIZE = 6 }; /* CUjit_option */
 enum { CU_STREAM_NON_BLOCKING = 1, CU_CAPTURE_THREAD_LOCAL = 1 };

@@ -17,18 +17,24 @@ typedef struct {
 } kernels;
 
 static kernels *loaded; /* [plan->num_variants] */
-static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER; /* of loaded */
+static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER; /* of all these but opened_in */
 static _Atomic pid_t opened_in; /* the process that opened the driver */
 static int gpu_code; /* why there is no GPU */
 static char gpu_reason[REASON];
 
-void if_set_up(void) {
+static void open_gpu(void) {
+  message why = {gpu_reason, sizeof gpu_reason};
   opened_in = getpid();
-  gpu_code = if_cuda_open((message){gpu_reason, sizeof gpu_reason});
+  gpu_code = if_cuda_open(why);
   if (gpu_code) opened_in = 0; /* nothing that a child could spoil */
-  loaded = calloc((size_t)plan->num_variants, sizeof *loaded);
-  if (!gpu_code && !loaded)
-    gpu_code = if_fail((message){gpu_reason, sizeof gpu_reason}, INTFORMER_MEMORY, "no memory");
+  if (!loaded) loaded = calloc((size_t)plan->num_variants, sizeof *loaded);
+  if (!gpu_code && !loaded) gpu_code = if_fail(why, INTFORMER_MEMORY, "no memory");
+}
+
+void if_set_up(void) {
+  pthread_mutex_lock(&load_lock);
+  open_gpu();
+  pthread_mutex_unlock(&load_lock);
 }
 
 int if_check_process(message why) {
@@ -78,8 +84,9 @@ static int load(message why, const plan_variant *variant, kernels *k) {
   return INTFORMER_OK;
 }
 
-int if_usable(message why, const plan_variant *variant) {
+static int usable(message why, const plan_variant *variant) {
   const cuda_gpu *gpu = &if_gpu;
+  if (gpu_code == INTFORMER_MEMORY) open_gpu(); /* others may have left some since */
   if (gpu_code) return if_fail(why, gpu_code, "%s", gpu_reason);
   bool newer = gpu->major > variant->major;
   bool same = gpu->major == variant->major && gpu->minor >= variant->minor;
@@ -89,14 +96,18 @@ int if_usable(message why, const plan_variant *variant) {
                    "target",
                    variant->name, variant->major, variant->minor, variant->ptx ? " or newer" : "",
                    gpu->name, gpu->major, gpu->minor);
-  pthread_mutex_lock(&load_lock);
   kernels *k = &loaded[variant - plan->variants];
-  int code = INTFORMER_OK;
-  if (!k->functions) {
-    cu_result result = if_cuda.push(gpu->context);
-    code = result ? if_cuda_fail(why, "using the GPU", result) : load(why, variant, k);
-    if (!result) if_cuda.pop(&(cu_context){NULL});
-  }
+  if (k->functions) return INTFORMER_OK;
+  cu_result result = if_cuda.push(gpu->context);
+  if (result) return if_cuda_fail(why, "using the GPU", result);
+  int code = load(why, variant, k);
+  if_cuda.pop(&(cu_context){NULL});
+  return code;
+}
+
+int if_usable(message why, const plan_variant *variant) {
+  pthread_mutex_lock(&load_lock);
+  int code = usable(why, variant);
   pthread_mutex_unlock(&load_lock);
   return code;
 }

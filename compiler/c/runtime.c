@@ -119,6 +119,8 @@ int if_run(const intformer_input *in, int32_t *out, size_t out_len, char *text, 
   if (text && size) text[0] = 0;
   int code = ready(err);
   if (code) return code;
+  if (!variant_in_use && refusal_code == INTFORMER_MEMORY) /* there may be some by now */
+    if ((code = choose(err, NULL))) return code;
   const plan_variant *variant = variant_in_use;
   if (!variant) return if_fail(err, refusal_code, "%s", refusal);
   if (in) {

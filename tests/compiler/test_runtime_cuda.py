@@ -33,11 +33,12 @@ BEGIN = f"""
             lib.run(ids, offsets, **inputs), toy.expected(seed, ids, offsets)
         )
 
-    def message(call, *args):
+    def message(call, *args, code=None):
         try:
             call(*args)
         except LibraryError as error:
             assert "\\n" not in str(error)
+            assert code in (None, error.code)
             return error.what
         raise AssertionError("no error")
 """
@@ -276,6 +277,22 @@ def test_no_memory_for_the_weights(path, gpu):
         check(lib, (3,))
         """,
         memory=100,
+    )
+
+
+@pytest.mark.parametrize("fail", ["cuDevicePrimaryCtxRetain=2", "cubin=2,ptx=2"])
+def test_a_full_gpu_is_asked_again(path, gpu, fail):
+    gpu(
+        f"""
+        lib = intformer.load({str(path)!r}, run=False)
+        fault = message(lib.run, *toy.batch(0, (3,)), code=4)
+        assert "CUDA_ERROR_OUT_OF_MEMORY" in fault, fault
+        assert message(intformer.load, {str(path)!r}) == fault
+        del os.environ["FAKE_CUDA_FAIL"]
+        check(lib, (3,))
+        check(intformer.load({str(path)!r}), (3,))
+        """,
+        fail=fail,
     )
 
 
@@ -612,6 +629,7 @@ def test_a_driver_of_another_age(path, tmp_path, kernels):
         ("cuStreamSynchronize=719@2", 5, "the run on the GPU failed: CUDA_ERROR_LAUNCH_FAILED"),
         ("cuMemcpyHtoDAsync_v2=700@1", 5, "copying the input to the GPU failed: CUDA_ERROR_ILLEG"),
         ("cuMemcpyDtoHAsync_v2=700@1", 5, "copying the output from the GPU failed: CUDA_ERROR_I"),
+        ("cuStreamSynchronize=709@2", 6, "the run on the GPU failed: CUDA_ERROR_CONTEXT_IS_DE"),
         ("cuMemcpyHtoD_v2=700@1", 5, "copying the weights to the GPU failed: CUDA_ERROR_ILLEGAL"),
         ("cuStreamCreate=2@1", 4, "no memory for a run"),
     ],
@@ -621,7 +639,7 @@ def test_faults(path, gpu, fail, code, fault):
     gpu(
         f"""
         lib = intformer.load({str(path)!r})
-        fault = message(lib.run, *toy.batch(0, (3,)))
+        fault = message(lib.run, *toy.batch(0, (3,)), code={code})
         assert fault.startswith({fault!r}), fault
         check(lib, (3,))
         check(lib, (3, 5))

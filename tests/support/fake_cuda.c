@@ -133,6 +133,7 @@ EXPORT int cuGetErrorName(int code, const char **name) {
   } names[] = {{1, "CUDA_ERROR_INVALID_VALUE"}, {2, "CUDA_ERROR_OUT_OF_MEMORY"},       {100, "CUDA_ERROR_NO_DEVICE"},
                {222, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"}, {500, "CUDA_ERROR_NOT_FOUND"},
                {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"}, {700, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+               {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED"},
                {719, "CUDA_ERROR_LAUNCH_FAILED"},     {803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"}};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (names[i].code == code) return *name = names[i].name, 0;
