@@ -378,6 +378,19 @@ def tune_verb(args: argparse.Namespace) -> Result:
     return asdict(report), lines
 
 
+def rpc_server_verb(args: argparse.Namespace) -> Result:
+    """Measuring for others."""
+    from intformer.tuning.remote import serve
+
+    server = serve(args.tracker, args.key, args.host, args.port)
+    print(f"serving {args.key} on port {server.port}; end with Ctrl-C", file=sys.stderr, flush=True)
+    try:
+        server.proc.join()
+    finally:
+        server.terminate()
+    raise IntformerError("the server ended by itself", hint="its last lines say why")
+
+
 def verify_verb(args: argparse.Namespace) -> Result:
     """Proof that a library is integer-only and exact."""
     from intformer.compare import verify
@@ -876,6 +889,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--jobs", type=positive, help="processes that build (default: one per CPU)")
     sub.add_argument("--threads", type=positive, default=1, help="of the kernels (default: 1)")
     sub.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
+
+    sub = verb("rpc-server", rpc_server_verb, "offer this machine, its GPU too, to `tune --rpc`")
+    sub.add_argument("--tracker", required=True, metavar="HOST:PORT", help="a TVM RPC tracker")
+    sub.add_argument("--key", required=True, help="what machines of this kind are asked for by")
+    sub.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all)")
+    sub.add_argument("--port", type=positive, default=9091, help="the first to try (default: 9091)")
 
     sub = verb("verify", verify_verb, "prove that a library is integer-only and exact")
     sub.add_argument("library")

@@ -95,7 +95,7 @@ def tune(
     """Tune the kernels of a checkpoint or of a well-known shape; go on where a run was ended.
 
     source, shape  Hugging Face directory or IntModel; or a key of frontend.shapes.SHAPES
-    target         a key of TARGETS; for a GPU there must be one here
+    target         a key of TARGETS; for a GPU there must be one here, or behind RPC
     trials         candidates to measure in all, those of earlier runs into `out` included
     out            folder of the logs
     tokens         token counts to tune for
@@ -111,7 +111,7 @@ def tune(
     _check_packages()
     from intformer.tuning import build as building
     from intformer.tuning import gpu
-    from intformer.tuning.measure import Remote
+    from intformer.tuning.remote import Remote
 
     spec = targets.get(target)
     if spec.variants:
@@ -122,16 +122,10 @@ def tune(
         )
     if (source is None) == (shape is None):
         raise IntformerError("tuning needs a model, or a shape", hint="SRC, or --shape NAME")
-    if spec.arch and rpc:
-        raise IntformerError(
-            "kernels for a GPU are not measured through RPC",
-            where="--rpc",
-            hint="run the command on the machine that has the GPU",
-        )
     remote = Remote.parse(rpc, rpc_key) if rpc else None
-    device = gpu.ready(spec) if spec.arch else None
-    if remote:
-        remote.session(timeout)
+    gpu_name = gpu.ready(spec, remote, timeout) if spec.arch else None
+    if remote and not gpu_name:
+        remote.open(timeout)
     elif missing := sorted(set(spec.features) - host_features()):
         raise IntformerError(
             f"this CPU lacks {missing[0]}, which target {target} needs",
@@ -147,9 +141,9 @@ def tune(
     job = _Job(Path(out), target, every, progress)
     jobs = jobs or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="intformer-tune-") as scratch:
-        make = build or (gpu.build if device else building.build)
+        make = build or (gpu.build if gpu_name else building.build)
         builder = building.Builder(target, job.measured / "objects", jobs, timeout, make)
-        runner = _runner(job, Path(scratch), threads, timeout, remote, bool(device))
+        runner = _runner(job, Path(scratch), threads, timeout, remote, bool(gpu_name))
         job.search(builder, runner, trials, seed)
         job.race(builder, runner)
     job.write(
@@ -157,7 +151,7 @@ def tune(
             "tvm": _tvm_version(),
             "cpu": f"behind RPC key {remote.key!r}" if remote else cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if not remote else None,
-            **({"gpu": device.name, "cuda": toolchain.find().version} if device else {}),
+            **({"gpu": gpu_name, "cuda": toolchain.find().version} if gpu_name else {}),
             "threads": threads,
             "date": datetime.now(UTC).date().isoformat(),
             "command": command,

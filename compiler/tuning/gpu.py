@@ -1,4 +1,4 @@
-"""Candidates for a GPU: form -> machine code, and its seconds on the GPU of this machine.
+"""Candidates for a GPU: form -> machine code, and its seconds on a GPU, here or behind RPC.
 
 What `build` and `measure` are for CPUs. Launches are recorded and run as one, as compiled libraries
 do, so no time of Python is in the figures.
@@ -35,32 +35,41 @@ from intformer.tuning.measure import (
     Case,
     cached_case,
 )
+from intformer.tuning.remote import Remote
 
 SYMBOL = "kernel"
 TILE = GPU_TILE // BLOCK  # buffers have a multiple of so many row blocks
 MOST_COPIES = 64  # of constants
 
 
-def ready(spec: targets.TargetSpec) -> Device:
-    """Return the GPU to tune on; IntformerError where there is none that runs a target's code."""
+def ready(spec: targets.TargetSpec, remote: Remote | None, timeout: float) -> str:
+    """Return the name of the GPU to tune on; IntformerError where there is none that fits."""
+    toolchain.find()
+    where = f"--target {spec.name}"
+    told = json.loads(remote.gpu("about", remote.open(timeout))() if remote else about())
+    if "missing" in told:
+        raise IntformerError(
+            f"tuning for a GPU needs one: {told['missing']}",
+            where=where,
+            hint="run the same command on a machine with that GPU, or reach one with --rpc",
+        )
+    major, minor = told["capability"]
+    if major != capability(spec.arch)[0] or minor < capability(spec.arch)[1]:
+        raise IntformerError(
+            f"{told['name']} is sm_{major}{minor}, which does not run machine code for {spec.arch}",
+            where=where,
+            hint="tune on a GPU of that kind, or for the target of this one",
+        )
+    return told["name"]
+
+
+def about() -> str:
+    """Return JSON: name and capability of the GPU here, or what is missing."""
     try:
         device = Device()
     except IntformerError as error:
-        raise IntformerError(
-            f"tuning for a GPU needs one here: {error.what}",
-            where=f"--target {spec.name}",
-            hint="run the same command on a machine with that GPU",
-        ) from None
-    toolchain.find()
-    major, minor = capability(spec.arch)
-    if device.capability[0] != major or device.capability[1] < minor:
-        raise IntformerError(
-            f"{device.name} is sm_{''.join(map(str, device.capability))}, which does not run "
-            f"machine code for {spec.arch}",
-            where=f"--target {spec.name}",
-            hint="tune on a GPU of that kind, or for the target of this one",
-        )
-    return device
+        return json.dumps({"missing": error.what})
+    return json.dumps({"name": device.name, "capability": device.capability})
 
 
 def build(
@@ -100,6 +109,31 @@ def here(library: str, path: str, symbol: str, threads: int) -> list[float]:
         kernel.check()
         kernel.record(BATCH_SECONDS)
         return sorted(kernel.batch() for _ in range(BATCHES))[:KEPT]
+
+
+def there(
+    library: str, path: str, symbol: str, threads: int, remote: Remote, timeout: float
+) -> list[float]:
+    """Check a kernel on the GPU of a remote machine and return the seconds as `here` does."""
+    session = remote.session(timeout)
+    name, case = Path(library).name, Path(path).name
+    if not remote.gpu("holds", session)(case):
+        session.upload(path, case)
+    session.upload(library, name)
+    try:
+        return json.loads(remote.gpu("measured", session)(name, case))
+    finally:
+        session.remove(name)
+
+
+def holds(name: str) -> bool:
+    """Say whether a file is in the folder of this session."""
+    return Path(name).is_file()
+
+
+def measured(library: str, case: str) -> str:
+    """Return what `here` does as JSON."""
+    return json.dumps(here(library, case, SYMBOL, 1))
 
 
 def in_turns(libraries: list[str], path: str, symbol: str, threads: int) -> list[list[float]]:

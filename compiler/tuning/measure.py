@@ -1,4 +1,4 @@
-"""Kernel -> seconds, in a process that may be killed, here or on a remote machine.
+"""Kernel -> seconds, in a process that may be killed, here or on a machine behind RPC.
 
 The outputs are compared with the references first: a wrong result has no speed. Constants are taken
 in turn from copies that exceed the second-level cache, since a model's next layer has others. On
@@ -8,7 +8,6 @@ one thread, time is that thread's own: what it waits for other processes does no
 import ctypes
 import os
 import platform
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.errors import IntformerError
+from intformer.tuning.remote import Remote
 
 WRONG = "wrong result"
 TIMED_OUT = "timed out"
@@ -181,44 +180,6 @@ def _ask_for_tiles() -> None:
         ctypes.CDLL(None).syscall(*REQUEST_TILES)
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A machine behind a TVM RPC tracker."""
-
-    host: str
-    port: int
-    key: str
-
-    @classmethod
-    def parse(cls, address: str, key: str | None) -> "Remote":
-        """Read HOST:PORT and a key."""
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal():
-            raise IntformerError(f"{address!r} is not HOST:PORT", where="--rpc")
-        if not key:
-            raise IntformerError("no key of the remote machines", where="--rpc-key")
-        return cls(host, int(port), key)
-
-    def session(self, timeout: float):
-        """Ask the tracker for a machine; IntformerError where it has none of them."""
-        from tvm import rpc
-
-        try:
-            socket.create_connection((self.host, self.port), timeout=5).close()
-            tracker = rpc.connect_tracker(self.host, self.port)
-            servers = {about["key"] for about in tracker.summary()["server_info"]}
-            if f"server:{self.key}" not in servers:  # a request would wait for one to come
-                raise RuntimeError("the tracker knows none")
-            return tracker.request(self.key, session_timeout=int(timeout))
-        except Exception as error:  # OSError, TVMError, RuntimeError
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            raise IntformerError(
-                f"no machine with key {self.key!r}: {text[-1]}",
-                where=f"--rpc {self.host}:{self.port}",
-                hint="python -m tvm.exec.query_rpc_tracker shows what there is",
-            ) from error
-
-
 def there(
     library: str, path: str, symbol: str, threads: int, remote: Remote, timeout: float
 ) -> list[float]:
@@ -229,7 +190,7 @@ def there(
     from tvm.runtime import tensor
 
     case = cached_case(path)
-    session = _session(remote, timeout)
+    session = remote.session(timeout)
     session.get_function(THREAD_POOL)(1, threads)
     name = Path(library).name
     session.upload(library, name)
@@ -245,19 +206,3 @@ def there(
         return sorted(timed(*arrays).results)[:KEPT]
     finally:
         session.remove(name)
-
-
-_sessions: dict[Remote, tuple[float, object]] = {}  # in the measuring process: when it began, it
-
-
-def _session(remote: Remote, timeout: float):
-    """Return a session that lives long enough for one candidate: opening one takes seconds.
-
-    The remote machine ends it after that time, a hanging candidate included.
-    """
-    began, session = _sessions.get(remote, (0.0, None))
-    if session is None or time.monotonic() - began > timeout:
-        _sessions.pop(remote, None)
-        session = None  # closes it; a machine serves one at a time
-        _sessions[remote] = (time.monotonic(), remote.session(2 * timeout))
-    return _sessions[remote][1]

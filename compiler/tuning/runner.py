@@ -17,7 +17,8 @@ from intformer.errors import IntformerError
 from intformer.tuning import gpu as on_gpu
 from intformer.tuning import measure as on_cpu
 from intformer.tuning.build import SYMBOL, last_line
-from intformer.tuning.measure import TIMED_OUT, WRONG, Remote, there
+from intformer.tuning.measure import TIMED_OUT, WRONG
+from intformer.tuning.remote import Remote
 
 ROUNDS = 3  # of a race on a remote machine
 
@@ -63,10 +64,10 @@ class Runner(PyRunner):
         super().__init__()
         self.case, self.threads, self.timeout, self.remote = case, threads, timeout, remote
         self.way = on_gpu if gpu else on_cpu
-        self._renew()
+        self.pool = self._new_pool()
 
-    def _renew(self) -> None:
-        self.pool = PopenPoolExecutor(max_workers=1, timeout=self.timeout)
+    def _new_pool(self) -> PopenPoolExecutor:
+        return PopenPoolExecutor(max_workers=1, timeout=self.timeout)
 
     def run(self, runner_inputs: list[RunnerInput]) -> list[RunnerFuture]:
         """Measure a batch. It is done on return, so nothing is built meanwhile."""
@@ -80,7 +81,7 @@ class Runner(PyRunner):
         """Return (seconds, None) or (None, error)."""
         about = library, str(self.case(identity)), SYMBOL, self.threads
         if self.remote:
-            return self._outcome(there, *about, self.remote, self.timeout)
+            return self._outcome(self.way.there, *about, self.remote, self.timeout)
         return self._outcome(self.way.here, *about)
 
     def race(self, libraries: list[str], identity: str) -> list[list[float]] | None:
@@ -109,5 +110,7 @@ class Runner(PyRunner):
             if at >= 0:
                 return None, text[at:]
             if self.way is on_gpu:
-                self._renew()  # after a fault of a kernel the driver serves a process no more
+                # after a fault of a kernel the driver serves a process no more, here or behind RPC
+                self.pool.shutdown()
+                self.pool = self._new_pool()
             return None, f"not run: {text}"

@@ -12,6 +12,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import random_hf
+import rpc
 from kernels import MISSING
 
 import intformer
@@ -23,7 +24,8 @@ from intformer.targets import TARGETS
 from intformer.tuning import records
 from intformer.tuning.build import Builder
 from intformer.tuning.driver import tune, version_for
-from intformer.tuning.measure import Case, Remote
+from intformer.tuning.measure import Case
+from intformer.tuning.remote import Remote
 from intformer.tuning.runner import Runner
 from intformer.tuning.tasks import Kernels, row_counts, tasks
 
@@ -233,26 +235,10 @@ def test_wrong_use_is_named(model, tmp_path):
 
 @pytest.fixture
 def tracker():
-    """A TVM RPC tracker with one server, on loopback; yields its port."""
+    """A TVM RPC tracker with one server; its address."""
     pytest.importorskip("tornado", reason="TVM's RPC needs tornado, which is not installed")
-    from tvm.rpc.server import Server
-    from tvm.rpc.tracker import Tracker
-
-    host = "127.0.0.1"
-    tracker = Tracker(host, port=9190, port_end=9290, silent=True)
-    address = (host, tracker.port)
-    server = Server(host, port=9290, port_end=9390, key="loop", tracker_addr=address, silent=True)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            Remote(host, tracker.port, "loop").session(10)
-            break
-        except IntformerError:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    yield tracker.port
-    server.terminate()
-    tracker.terminate()
+    with rpc.tracker(9190) as address, rpc.server(address, "loop", 9290):
+        yield address
 
 
 def test_measuring_on_a_remote_machine(model, tracker, tmp_path):
@@ -263,14 +249,14 @@ def test_measuring_on_a_remote_machine(model, tracker, tmp_path):
         out=tmp_path,
         tokens=(20,),
         timeout=900,
-        rpc=f"127.0.0.1:{tracker}",
+        rpc=tracker,
         rpc_key="loop",
     )
     assert report.trials >= 12 and report.failures == {} and report.lines
     (run,) = json.loads((tmp_path / TARGET / "provenance.json").read_text())["runs"]
     assert run["cpu"] == "behind RPC key 'loop'"
     with pytest.raises(IntformerError, match="no machine with key 'other'"):
-        Remote("127.0.0.1", tracker, "other").session(10)
+        Remote.parse(tracker, "other").open(10)
 
 
 @pytest.mark.skipif(TARGET != "cascadelake", reason="this CPU lacks avx512vnni")
@@ -281,7 +267,7 @@ def test_a_wrong_kernel_is_refused_on_a_remote_machine(model, tracker, tmp_path)
     case = tmp_path / "case.npz"
     task.kernels.case(task.kernel, task.rows).save(case)
     builder = Builder(TARGET, tmp_path, 1, 120, bad_builds.wrong_sums)
-    runner = Runner(lambda identity: case, 1, 60, Remote("127.0.0.1", tracker, "loop"))
+    runner = Runner(lambda identity: case, 1, 60, Remote.parse(tracker, "loop"))
     decisions = [task.default, {**task.default, "tile": 81}]
     (right, _), (wrong, _) = builder.libraries([(task.form, task.rows, d) for d in decisions])
     seconds, error = runner.measure(right.partition("#")[0], task.identity)

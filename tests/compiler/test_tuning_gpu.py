@@ -1,6 +1,8 @@
 """Tuning for a GPU, which the driver of fake_cuda.c stands for: it runs the candidates' source."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import fake_cuda
 import gpu
 import pytest
 import random_hf
+import rpc
 
 import intformer
 from intformer.cuda.device import Device
@@ -22,13 +25,15 @@ from intformer.tuning.driver import tune
 from intformer.tuning.tasks import tasks
 
 SUPPORT = Path(gpu.__file__).parent
+SERVER = [sys.executable, "-m", "intformer", "rpc-server", "--tracker"]
 JOB = """
 import json, sys
 from dataclasses import asdict
 import emulated_builds
 from intformer.tuning.driver import tune
 report = tune(sys.argv[1], target="t4", trials=14, out=sys.argv[2], tokens=(20,), timeout=900,
-              jobs=1, build=emulated_builds.wrong_sums)
+              jobs=1, build=emulated_builds.wrong_sums,
+              **dict(zip(("rpc", "rpc_key"), sys.argv[3:])))
 print(json.dumps(asdict(report)))
 """
 FAULTS = """
@@ -37,12 +42,14 @@ from pathlib import Path
 import emulated_builds
 from intformer.targets import TARGETS
 from intformer.tuning.build import Builder
+from intformer.tuning.remote import Remote
 from intformer.tuning.runner import Runner
 from intformer.tuning.tasks import model_of, tasks
 folder = Path(sys.argv[2])
 task = next(t for t in tasks([model_of(sys.argv[1])], TARGETS["t4"], (8,)) if "layern" in t.title)
 task.kernels.case(task.kernel, task.rows).save(folder / "case.npz")
-runner = Runner(lambda identity: folder / "case.npz", 1, 300, None, gpu=True)
+remote = Remote.parse(*sys.argv[3:]) if sys.argv[3:] else None
+runner = Runner(lambda identity: folder / "case.npz", 1, 300, remote, gpu=True)
 ((right, _),) = Builder("t4", folder, 1, 300, emulated_builds.right).libraries(
     [(task.form, task.rows, task.default)]
 )
@@ -85,8 +92,23 @@ def tuned(source, environment, tmp_path_factory):
     return out, json.loads(run(JOB, source, out, environment))
 
 
-def run(code, source, folder, environment):
-    command = [sys.executable, "-c", code, str(source), str(folder)]
+@pytest.fixture(scope="module")
+def behind_rpc(environment, tmp_path_factory):
+    """The arguments that reach a machine with the fake driver; this process has none."""
+    pytest.importorskip("tornado", reason="TVM's RPC needs tornado, which is not installed")
+    log = tmp_path_factory.mktemp("server") / "log"
+    with rpc.tracker(9390) as address, log.open("w") as file:
+        command = [*SERVER, address, "--key", "fake", "--host", rpc.HOST, "--port", "9490"]
+        server = subprocess.Popen(command, env=environment, stderr=file)
+        rpc.wait_for(address, "fake")
+        yield address, "fake"
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 130
+    assert "serving fake on port" in log.read_text()
+
+
+def run(code, source, folder, environment, *rpc):
+    command = [sys.executable, "-c", code, str(source), str(folder), *rpc]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -119,13 +141,57 @@ def test_the_logs_compile(tuned, source, tmp_path):
 @gpu.needs_compiler
 def test_a_fault_of_a_candidate_ends_with_it(source, environment, tmp_path):
     """The driver serves a process no more after one."""
-    (tmp_path / "wild.c").write_text(WILD)
-    command = ["gcc", "-shared", "-fPIC", "wild.c", "-o", "wild.so"]
-    subprocess.run(command, check=True, cwd=tmp_path)
-    lines = run(FAULTS, source, tmp_path, environment).splitlines()
-    right, fault, *others = lines
+    right, fault, *others = faults(source, tmp_path, environment)
     assert fault.startswith("not run: ") and fault.endswith("CUDA_ERROR_ILLEGAL_ADDRESS (700)")
     assert [right, *others] == ["True", "True", "None", "[15, 15]"]
+
+
+def faults(source, folder, environment, *rpc):
+    (folder / "wild.c").write_text(WILD)
+    command = ["gcc", "-shared", "-fPIC", "wild.c", "-o", "wild.so"]
+    subprocess.run(command, check=True, cwd=folder)
+    return run(FAULTS, source, folder, environment, *rpc).splitlines()
+
+
+def here():
+    """The environment of a process that has no GPU."""
+    return {**os.environ, "PYTHONPATH": str(SUPPORT)}
+
+
+@gpu.needs_compiler
+def test_candidates_are_measured_through_rpc(source, behind_rpc, tmp_path):
+    report = json.loads(run(JOB, source, tmp_path, here(), *behind_rpc))
+    assert report["trials"] == 14 and report["lines"]
+    assert report["failures"].keys() == {"wrong result"}
+    (about,) = json.loads((tmp_path / "t4" / "provenance.json").read_text())["runs"]
+    assert (about["gpu"], about["cpu"]) == ("Fake 70", "behind RPC key 'fake'")
+
+
+@gpu.needs_compiler
+def test_a_fault_ends_a_session_of_rpc_and_not_the_server(source, behind_rpc, tmp_path):
+    right, fault, *others = faults(source, tmp_path, here(), *behind_rpc)
+    assert fault.startswith("not run: ") and "CUDA_ERROR_ILLEGAL_ADDRESS (700)" in fault
+    assert [right, *others] == ["True", "True", "None", "[3, 3]"]
+
+
+@gpu.needs_compiler
+def test_a_server_of_tvm_alone_is_refused(source, tmp_path):
+    pytest.importorskip("tornado", reason="TVM's RPC needs tornado, which is not installed")
+    with rpc.tracker(9590) as address, rpc.server(address, "plain", 9690):
+        with pytest.raises(IntformerError, match=r"'plain' does not measure on GPUs.*rpc-server"):
+            tune(source, target="t4", trials=1, out=tmp_path, rpc=address, rpc_key="plain")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("nowhere", "'nowhere' is not HOST:PORT"), ("127.0.0.1:9", "no tracker answers: ")],
+)
+def test_a_server_needs_a_tracker(address, message):
+    command = [*SERVER, address, "--key", "k"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and message in line and " - --tracker" in line
 
 
 def test_the_default_follows_the_rows(source):
@@ -138,7 +204,7 @@ def test_the_default_follows_the_rows(source):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (None, "tuning for a GPU needs one here: no NVIDIA driver"),
+        (None, "tuning for a GPU needs one: no NVIDIA driver"),
         ({"gpu": "9.0"}, "Fake 70 is sm_90, which does not run machine code for sm_75"),
     ],
 )
@@ -191,9 +257,3 @@ def test_on_a_real_gpu(source, tmp_path):
     assert all(0 < line.chosen < 0.01 for line in report.lines) and report.lines
     (about,) = json.loads((tmp_path / target / "provenance.json").read_text())["runs"]
     assert about["gpu"] == device.name
-
-
-def test_rpc_is_refused(source, tmp_path):
-    with pytest.raises(IntformerError, match="not measured through RPC - --rpc"):
-        tune(source, target="t4", trials=1, out=tmp_path, rpc="127.0.0.1:9", rpc_key="k")
-    assert list(tmp_path.iterdir()) == []
