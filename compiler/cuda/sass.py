@@ -15,6 +15,8 @@ PACKAGES = ("nvidia-cuda-nvdisasm",)
 INSTALL = "pip install 'intformer[cuda]', or put CUDA's nvdisasm on PATH"
 REGISTER_COUNT, FRAME_SIZE = 0x2F, 0x11  # attributes of .nv.info: symbol, number
 SYSTEM_SHARED = 1024  # bytes of a block's shared memory that are the system's, from sm_90 on
+ABI_VERSION, FLAGS = 8, 48  # offsets in the header of an ELF file
+CUDA_13 = 8  # its ABI version; the chip's number has another place in the flags since then
 SIZED = 4  # format of an attribute that is followed by its size
 
 _INSTRUCTION = re.compile(
@@ -83,7 +85,8 @@ def disassemble(cubin: bytes) -> Cubin:
             said = (run.stderr + run.stdout).replace(f"{folder}/", "").strip().splitlines()
             raise CompileError(said[0] if said else "it fails without a word", where=program)
         read = read_text(run.stdout)
-        for name, facts in resources(path).items():
+        read.arch, taken = header(path)
+        for name, facts in taken.items():
             if here := read.functions.get(name):
                 here.registers, here.shared, here.stack = facts
     return read
@@ -95,8 +98,6 @@ def read_text(text: str) -> Cubin:
     here: Function | None = None
     for line in text.splitlines():
         line = line.strip()
-        if target := re.match(r"\.target\s+(\w+)", line):
-            found.arch = target[1]
         if section := re.match(r'\.section\s+"?([^",\s]+)', line):
             name = section[1].removeprefix(".text.")
             here = found.functions.setdefault(name, Function(name)) if name != section[1] else None
@@ -113,11 +114,16 @@ def read_text(text: str) -> Cubin:
     return found
 
 
-def resources(path: Path) -> dict[str, tuple[int, int, int]]:
-    """Return (registers, static shared bytes, stack bytes) of every kernel of a cubin."""
+def header(path: Path) -> tuple[str, dict[str, tuple[int, int, int]]]:
+    """Return what the ELF file of a cubin says.
+
+    result  its chip, "sm_75"; (registers, static shared bytes, stack bytes) of every kernel
+    """
     try:
         elf = Elf(path)
-        return _resources(elf)
+        (flags,) = struct.unpack_from("<I", elf.data, FLAGS)
+        number = flags >> (8 if elf.data[ABI_VERSION] >= CUDA_13 else 0) & 0xFF
+        return f"sm_{number}", _resources(elf)
     except (struct.error, IndexError, ValueError, IntformerError) as error:
         raise CompileError(f"is no cubin: {error}", where=path.name) from None
 

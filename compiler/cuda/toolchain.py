@@ -1,7 +1,7 @@
 """CUDA C -> cubin and PTX, by nvcc where there is one, by the NVRTC library otherwise.
 
 Both hold the same compiler. nvcc is a program that also wants gcc for its preprocessor; NVRTC is
-one library of 150 MB that a package brings. Compiling needs no GPU and no driver.
+one library of 100 MB that a package brings. Compiling needs no GPU and no driver.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ OPTIONS = ("-std=c++17",)
 PTXAS_OPTIONS = ("-O3", "-v")
 INSTALL = "pip install 'intformer[cuda]', or put nvcc and gcc on PATH"
 NVCC_PACKAGES = ("nvidia-cuda-nvcc",)
-NVRTC_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+NVRTC_PACKAGES = ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc")
 HOMES = ("/usr/local/cuda",)  # where toolkits are when CUDA_HOME and CUDA_PATH do not say
 SOURCE = "kernels.cu"  # what diagnostics call the source
 # NVRTC knows the widths of its types, but brings no C headers

@@ -23,5 +23,5 @@ def compiler(kind):
         return toolchain.nvcc(program)
     library = toolchain.nvrtc_library()
     if not library:
-        pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc")
+        pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
     return toolchain.nvrtc(library)
