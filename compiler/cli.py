@@ -13,7 +13,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import intformer
 from intformer import knobs
@@ -378,17 +380,11 @@ def tune_verb(args: argparse.Namespace) -> Result:
     return asdict(report), lines
 
 
-def rpc_server_verb(args: argparse.Namespace) -> Result:
+def rpc_server_verb(args: argparse.Namespace) -> NoReturn:
     """Measuring for others."""
     from intformer.tuning.remote import serve
 
-    server = serve(args.tracker, args.key, args.host, args.port)
-    print(f"serving {args.key} on port {server.port}; end with Ctrl-C", file=sys.stderr, flush=True)
-    try:
-        server.proc.join()
-    finally:
-        server.terminate()
-    raise IntformerError("the server ended by itself", hint="its last lines say why")
+    serve(args.tracker, args.key, args.host, args.port, partial(print, file=sys.stderr, flush=True))
 
 
 def verify_verb(args: argparse.Namespace) -> Result:

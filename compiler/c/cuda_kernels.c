@@ -26,7 +26,7 @@ static void open_gpu(void) {
   message why = {gpu_reason, sizeof gpu_reason};
   opened_in = getpid();
   gpu_code = if_cuda_open(why);
-  if (gpu_code) opened_in = 0; /* nothing that a child could spoil */
+  if (gpu_code && gpu_code != INTFORMER_MEMORY) opened_in = 0; /* nothing a child could spoil */
   if (!loaded) loaded = calloc((size_t)plan->num_variants, sizeof *loaded);
   if (!gpu_code && !loaded) gpu_code = if_fail(why, INTFORMER_MEMORY, "no memory");
 }

@@ -124,7 +124,7 @@ def header(path: Path) -> tuple[str, dict[str, tuple[int, int, int]]]:
         (flags,) = struct.unpack_from("<I", elf.data, FLAGS)
         number = flags >> (8 if elf.data[ABI_VERSION] >= CUDA_13 else 0) & 0xFF
         return f"sm_{number}", _resources(elf)
-    except (struct.error, IndexError, ValueError, IntformerError) as error:
+    except (struct.error, LookupError, ValueError, IntformerError) as error:
         raise CompileError(f"is no cubin: {error}", where=path.name) from None
 
 

@@ -123,6 +123,8 @@ def tune(
     if (source is None) == (shape is None):
         raise IntformerError("tuning needs a model, or a shape", hint="SRC, or --shape NAME")
     remote = Remote.parse(rpc, rpc_key) if rpc else None
+    if remote:
+        progress(f"asking {rpc} for a machine with key {rpc_key!r}")
     gpu_name = gpu.ready(spec, remote, timeout) if spec.arch else None
     if remote and not gpu_name:
         remote.open(timeout)
@@ -144,8 +146,13 @@ def tune(
         make = build or (gpu.build if gpu_name else building.build)
         builder = building.Builder(target, job.measured / "objects", jobs, timeout, make)
         runner = _runner(job, Path(scratch), threads, timeout, remote, bool(gpu_name))
-        job.search(builder, runner, trials, seed)
-        job.race(builder, runner)
+        try:
+            job.search(builder, runner, trials, seed)
+            job.race(builder, runner)
+        except Exception:
+            if runner.fault:
+                raise runner.fault from None
+            raise
     job.write(
         {
             "tvm": _tvm_version(),

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import tvm
 
+import intformer
 from intformer import targets
 from intformer.cuda import codegen, toolchain
 from intformer.cuda.device import Device, DeviceError
@@ -35,7 +36,7 @@ from intformer.tuning.measure import (
     Case,
     cached_case,
 )
-from intformer.tuning.remote import Remote
+from intformer.tuning.remote import NAMES, Remote
 
 SYMBOL = "kernel"
 TILE = GPU_TILE // BLOCK  # buffers have a multiple of so many row blocks
@@ -46,7 +47,7 @@ def ready(spec: targets.TargetSpec, remote: Remote | None, timeout: float) -> st
     """Return the name of the GPU to tune on; IntformerError where there is none that fits."""
     toolchain.find()
     where = f"--target {spec.name}"
-    told = json.loads(remote.gpu("about", remote.open(timeout))() if remote else about())
+    told = json.loads(_about(remote, timeout) if remote else about())
     if "missing" in told:
         raise IntformerError(
             f"tuning for a GPU needs one: {told['missing']}",
@@ -64,12 +65,31 @@ def ready(spec: targets.TargetSpec, remote: Remote | None, timeout: float) -> st
 
 
 def about() -> str:
-    """Return JSON: name and capability of the GPU here, or what is missing."""
+    """Return JSON: name and capability of the GPU here, or what is missing; our version."""
     try:
         device = Device()
     except IntformerError as error:
-        return json.dumps({"missing": error.what})
-    return json.dumps({"name": device.name, "capability": device.capability})
+        return json.dumps({"missing": error.what, "version": intformer.__version__})
+    told = {"name": device.name, "capability": device.capability}
+    return json.dumps({**told, "version": intformer.__version__})
+
+
+def _about(remote: Remote, timeout: float) -> str:
+    """Return what a machine says about itself; IntformerError where it is not like this one."""
+    session, told = remote.open(timeout), "{}"
+    try:
+        told = session.get_function(NAMES + "about")()
+    except AttributeError:  # a server of TVM alone
+        pass
+    theirs = json.loads(told).get("version")
+    if theirs != intformer.__version__:
+        raise IntformerError(
+            f"the machine with key {remote.key!r} has intformer {theirs or 'nowhere'}; here is "
+            f"{intformer.__version__}",
+            where=f"--rpc {remote.host}:{remote.port}",
+            hint="install this version there, and start `intformer rpc-server`",
+        )
+    return told
 
 
 def build(
@@ -117,11 +137,11 @@ def there(
     """Check a kernel on the GPU of a remote machine and return the seconds as `here` does."""
     session = remote.session(timeout)
     name, case = Path(library).name, Path(path).name
-    if not remote.gpu("holds", session)(case):
+    if not session.get_function(NAMES + "holds")(case):
         session.upload(path, case)
     session.upload(library, name)
     try:
-        return json.loads(remote.gpu("measured", session)(name, case))
+        return json.loads(session.get_function(NAMES + "measured")(name, case))
     finally:
         session.remove(name)
 

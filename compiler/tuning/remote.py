@@ -3,15 +3,23 @@
 A machine offers itself to a tracker (`intformer rpc-server`); who tunes asks the tracker for one.
 """
 
+import ctypes
 import multiprocessing
+import os
+import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn
 
 from intformer.errors import IntformerError
 
 HINT = "python -m tvm.exec.query_rpc_tracker shows what there is"
 NAMES = "intformer.tuning.gpu."  # of the functions that a server has beside TVM's own
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -60,19 +68,21 @@ class Remote:
             _sessions[self] = (time.monotonic(), self.open(2 * timeout))
         return _sessions[self][1]
 
-    def gpu(self, name: str, session):
-        """Return a function of a server that has a GPU, see `serve`."""
-        try:
-            return session.get_function(NAMES + name)
-        except Exception as error:  # AttributeError, TVMError
-            raise IntformerError(
-                f"the machine with key {self.key!r} does not measure on GPUs",
-                where=f"--rpc {self.host}:{self.port}",
-                hint="start `intformer rpc-server` there, from the version that is here",
-            ) from error
-
 
 _sessions: dict[Remote, tuple[float, object]] = {}  # in the measuring process: when it began, it
+
+
+def connect(remote: Remote, timeout: float) -> None:
+    """Have a session, see Remote.session; a machine that was lost has `timeout` to come back."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            remote.session(timeout)
+            return
+        except IntformerError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def host_and_port(address: str, argument: str) -> tuple[str, int]:
@@ -83,41 +93,90 @@ def host_and_port(address: str, argument: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def serve(tracker: str, key: str, host: str, port: int):
-    """Offer this machine, its GPU included, to a tracker; return the server, a process of its own.
+def serve(tracker: str, key: str, host: str, port: int, say: Callable[[str], None]) -> NoReturn:
+    """Offer this machine, its GPU included, to a tracker, until the process is interrupted.
 
     tracker     HOST:PORT
     host, port  to listen on; the next free port is taken
+    say         called with a line where something changes
 
     TVM's RPC runs whatever it is sent: for networks where everyone is trusted.
     """
     address = host_and_port(tracker, "--tracker")
     try:
         socket.create_connection(address, timeout=5).close()
-    except OSError as error:  # the server would try again for minutes
+    except (OSError, UnicodeError) as error:  # TVM would try again for a minute
         raise IntformerError(
             f"no tracker answers: {error}",
             where=f"--tracker {tracker}",
             hint="start one: python -m tvm.exec.rpc_tracker",
         ) from None
-    from tvm.rpc.server import Server
-
-    return Server(
-        host,
-        port=port,
-        port_end=port + 100,
-        key=key,
-        tracker_addr=address,
-        server_init_callback=_offer_gpu,
+    server = _start(address, key, host, port)
+    try:
+        say(f"serving {key} on port {server.port}; end with Ctrl-C")
+        server.proc.join()
+    finally:
+        server.terminate()
+    raise IntformerError(
+        "the server ended", where=f"--tracker {tracker}", hint="its last line says why"
     )
 
 
-def _offer_gpu() -> None:
+def _start(tracker: tuple[str, int], key: str, host: str, port: int):
+    """Start TVM's server, a process of its own."""
+    from tvm.rpc.server import Server
+
+    from intformer.tuning.build import last_line
+
+    try:
+        return Server(
+            host,
+            port=port,
+            port_end=min(port + 100, 1 << 16),
+            key=key,
+            tracker_addr=tracker,
+            server_init_callback=_prepare_server,
+        )
+    except (OSError, ValueError, OverflowError) as error:
+        raise IntformerError(
+            f"cannot listen: {last_line(error)}",
+            where=f"--host {host} --port {port}",
+            hint="an address of this machine, and a free port below 65536",
+        ) from None
+
+
+def _prepare_server() -> None:
     """Register what sessions may call. Each is a process, forked from the one this runs in."""
     import tvm_ffi
+    from tvm.rpc import server
 
     from intformer.tuning import gpu
 
+    _end_with_parent()
+    os.register_at_fork(after_in_child=_end_with_parent)
+    threading.excepthook = _end_of_thread
+    server._serving = partial(_outlive, server._serving)
     multiprocessing.set_start_method("fork", force=True)
     for function in (gpu.about, gpu.holds, gpu.measured):
         tvm_ffi.register_global_func(NAMES + function.__name__, function, override=True)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _outlive(serving: Callable, connection: socket.socket, *arguments) -> None:
+    """Serve a session; TVM's server would end with one whose process crashed."""
+    folder = os.getcwd()
+    try:
+        serving(connection, *arguments)
+    except RuntimeError as error:
+        print(error, flush=True)
+        os.chdir(folder)
+        connection.close()
+
+
+def _end_of_thread(about) -> None:
+    """End the process with its listening thread: without that it would serve nobody, for ever."""
+    print(f"{about.exc_type.__name__}: {about.exc_value}", flush=True)
+    os._exit(1)

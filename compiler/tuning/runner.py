@@ -11,15 +11,16 @@ from tvm.s_tir.meta_schedule.runner import (
     RunnerInput,
     RunnerResult,
 )
-from tvm.support.popen_pool import PopenPoolExecutor
+from tvm.support.popen_pool import PopenWorker
 
 from intformer.errors import IntformerError
 from intformer.tuning import gpu as on_gpu
 from intformer.tuning import measure as on_cpu
 from intformer.tuning.build import SYMBOL, last_line
 from intformer.tuning.measure import TIMED_OUT, WRONG
-from intformer.tuning.remote import Remote
+from intformer.tuning.remote import Remote, connect
 
+NOT_RUN = "not run"
 ROUNDS = 3  # of a race on a remote machine
 
 
@@ -50,6 +51,7 @@ class Runner(PyRunner):
     timeout  seconds for one candidate
     remote   where to measure; None: here
     gpu      measure on the GPU
+    fault    what ended the job: an error that goes through TVM loses its type
     """
 
     def __init__(
@@ -64,10 +66,8 @@ class Runner(PyRunner):
         super().__init__()
         self.case, self.threads, self.timeout, self.remote = case, threads, timeout, remote
         self.way = on_gpu if gpu else on_cpu
-        self.pool = self._new_pool()
-
-    def _new_pool(self) -> PopenPoolExecutor:
-        return PopenPoolExecutor(max_workers=1, timeout=self.timeout)
+        self.worker = PopenWorker()  # starts anew after it was killed
+        self.fault: IntformerError | None = None
 
     def run(self, runner_inputs: list[RunnerInput]) -> list[RunnerFuture]:
         """Measure a batch. It is done on return, so nothing is built meanwhile."""
@@ -80,9 +80,26 @@ class Runner(PyRunner):
     def measure(self, library: str, identity: str) -> tuple[list[float] | None, str | None]:
         """Return (seconds, None) or (None, error)."""
         about = library, str(self.case(identity)), SYMBOL, self.threads
-        if self.remote:
-            return self._outcome(self.way.there, *about, self.remote, self.timeout)
-        return self._outcome(self.way.here, *about)
+        if not self.remote:
+            return self._outcome(self.way.here, *about)
+        seconds, error = self._there(*about)
+        if error and error.startswith(NOT_RUN):  # a lost connection is no fault of the candidate
+            seconds, error = self._there(*about)
+        return seconds, error
+
+    def _there(self, *about) -> tuple[list[float] | None, str | None]:
+        self._connect()
+        return self._outcome(self.way.there, *about, self.remote, self.timeout)
+
+    def _connect(self) -> None:
+        """Have a session: waiting for a machine that others use is not the candidate's time."""
+        others = 4 * self.timeout + 60  # two sessions, and what is around them
+        try:
+            self._call(connect, self.remote, self.timeout, limit=others)
+        except TimeoutError:
+            self._end(f"the machine with key {self.remote.key!r} was not free in {others:g} s")
+        except Exception as error:
+            self._end(last_line(error))
 
     def race(self, libraries: list[str], identity: str) -> list[list[float]] | None:
         """Return the seconds of each library in every turn; None where one of them fails."""
@@ -99,18 +116,28 @@ class Runner(PyRunner):
 
     def _outcome(self, function: Callable, *arguments):
         try:
-            return self.pool.submit(function, *arguments).result(), None
+            return self._call(function, *arguments, limit=self.timeout), None
         except TimeoutError:
             return None, f"{TIMED_OUT}: not measured within {self.timeout:g} s"
-        except IntformerError:
-            raise
+        except IntformerError as error:
+            self._end(last_line(error))
         except Exception as error:  # a crash of the process too is the candidate's failure
             text = last_line(error)
             at = text.find(WRONG)
             if at >= 0:
                 return None, text[at:]
-            if self.way is on_gpu:
-                # after a fault of a kernel the driver serves a process no more, here or behind RPC
-                self.pool.shutdown()
-                self.pool = self._new_pool()
-            return None, f"not run: {text}"
+            # a session that was lost, or after a fault of a kernel: the driver of a GPU serves its
+            # process no more
+            self.worker.kill()
+            return None, f"{NOT_RUN}: {text}"
+
+    def _call(self, function: Callable, *arguments, limit: float):
+        self.worker.send(function, arguments, timeout=limit)
+        return self.worker.recv()
+
+    def _end(self, line: str) -> None:
+        """End the job with the last line of what a process said."""
+        self.fault = IntformerError(
+            line.removeprefix(f"{IntformerError.__module__}.IntformerError: ")
+        )
+        raise self.fault

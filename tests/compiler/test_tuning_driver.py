@@ -259,6 +259,21 @@ def test_measuring_on_a_remote_machine(model, tracker, tmp_path):
         Remote.parse(tracker, "other").open(10)
 
 
+def test_a_machine_that_goes_away_ends_the_job_in_one_line(model, tmp_path):
+    pytest.importorskip("tornado", reason="TVM's RPC needs tornado, which is not installed")
+    about = {"target": TARGET, "trials": 99, "out": tmp_path, "tokens": (20,), "timeout": 15}
+    with rpc.tracker(9190) as address, rpc.server(address, "loop", 9290) as go_away:
+
+        def progress(line):
+            if "min left" in line:
+                go_away()
+
+        with pytest.raises(IntformerError, match=r"no machine with key 'loop'.*--rpc") as caught:
+            tune(model, **about, rpc=address, rpc_key="loop", progress=progress)
+    assert "\n" not in str(caught.value)
+    assert records.read_database(tmp_path / "measured" / TARGET)  # what was measured is kept
+
+
 @pytest.mark.skipif(TARGET != "cascadelake", reason="this CPU lacks avx512vnni")
 def test_a_wrong_kernel_is_refused_on_a_remote_machine(model, tracker, tmp_path):
     (task,) = (

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import cuda_compilers
@@ -54,12 +56,15 @@ runner = Runner(lambda identity: folder / "case.npz", 1, 300, remote, gpu=True)
     [(task.form, task.rows, task.default)]
 )
 right = right.partition("#")[0]
-wild, library = folder / "wild.gpu", (folder / "wild.so").read_bytes()
-wild.write_bytes(Path(right).read_bytes().partition(b"\\n")[0] + b"\\n" + library)
-for path in (right, str(wild), right):
-    seconds, error = runner.measure(path, "case")
+bad = []
+for name in ("wild", "crash"):
+    bad.append(folder / f"{name}.gpu")
+    library = (folder / f"{name}.so").read_bytes()
+    bad[-1].write_bytes(Path(right).read_bytes().partition(b"\\n")[0] + b"\\n" + library)
+for path in (right, bad[0], right, bad[1], right):
+    seconds, error = runner.measure(str(path), "case")
     print(error or min(seconds) > 0)
-print(runner.race([right, str(wild)], "case"))
+print(runner.race([right, str(bad[0])], "case"))
 print([len(times) for times in runner.race([right, right], "case")])
 """
 WILD = """
@@ -67,6 +72,11 @@ const int emulate_kernel_v0_params = 1;
 void emulate_kernel_v0(const unsigned grid[3], unsigned threads, void **params) {
   ((char *)*(void **)params[0])[-1] = 1;
 }
+"""
+CRASH = """
+#include <stdlib.h>
+const int emulate_kernel_v0_params = 1;
+void emulate_kernel_v0(const unsigned grid[3], unsigned threads, void **params) { abort(); }
 """
 
 
@@ -96,15 +106,16 @@ def tuned(source, environment, tmp_path_factory):
 def behind_rpc(environment, tmp_path_factory):
     """The arguments that reach a machine with the fake driver; this process has none."""
     pytest.importorskip("tornado", reason="TVM's RPC needs tornado, which is not installed")
-    log = tmp_path_factory.mktemp("server") / "log"
-    with rpc.tracker(9390) as address, log.open("w") as file:
+    with rpc.tracker(9390) as address:
         command = [*SERVER, address, "--key", "fake", "--host", rpc.HOST, "--port", "9490"]
-        server = subprocess.Popen(command, env=environment, stderr=file)
-        rpc.wait_for(address, "fake")
-        yield address, "fake"
-        server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 130
-    assert "serving fake on port" in log.read_text()
+        server = subprocess.Popen(command, env=environment)
+        try:
+            rpc.wait_for(address, "fake")
+            yield address, "fake"
+        finally:
+            server.kill()  # its own processes end with it
+            server.wait()
+        rpc.wait_for(address, "fake", there=False)
 
 
 def run(code, source, folder, environment, *rpc):
@@ -141,15 +152,17 @@ def test_the_logs_compile(tuned, source, tmp_path):
 @gpu.needs_compiler
 def test_a_fault_of_a_candidate_ends_with_it(source, environment, tmp_path):
     """The driver serves a process no more after one."""
-    right, fault, *others = faults(source, tmp_path, environment)
+    right, fault, after, crash, *others = faults(source, tmp_path, environment)
     assert fault.startswith("not run: ") and fault.endswith("CUDA_ERROR_ILLEGAL_ADDRESS (700)")
-    assert [right, *others] == ["True", "True", "None", "[15, 15]"]
+    assert crash == "not run: Subprocess terminated"
+    assert [right, after, *others] == ["True", "True", "True", "None", "[15, 15]"]
 
 
 def faults(source, folder, environment, *rpc):
-    (folder / "wild.c").write_text(WILD)
-    command = ["gcc", "-shared", "-fPIC", "wild.c", "-o", "wild.so"]
-    subprocess.run(command, check=True, cwd=folder)
+    for name, code in (("wild", WILD), ("crash", CRASH)):
+        (folder / f"{name}.c").write_text(code)
+        command = ["gcc", "-shared", "-fPIC", f"{name}.c", "-o", f"{name}.so"]
+        subprocess.run(command, check=True, cwd=folder)
     return run(FAULTS, source, folder, environment, *rpc).splitlines()
 
 
@@ -160,6 +173,7 @@ def here():
 
 @gpu.needs_compiler
 def test_candidates_are_measured_through_rpc(source, behind_rpc, tmp_path):
+    cuda_compilers.any_compiler()
     report = json.loads(run(JOB, source, tmp_path, here(), *behind_rpc))
     assert report["trials"] == 14 and report["lines"]
     assert report["failures"].keys() == {"wrong result"}
@@ -168,30 +182,59 @@ def test_candidates_are_measured_through_rpc(source, behind_rpc, tmp_path):
 
 
 @gpu.needs_compiler
-def test_a_fault_ends_a_session_of_rpc_and_not_the_server(source, behind_rpc, tmp_path):
-    right, fault, *others = faults(source, tmp_path, here(), *behind_rpc)
+def test_a_server_outlives_faults_and_crashes(source, behind_rpc, tmp_path):
+    right, fault, after, crash, *others = faults(source, tmp_path, here(), *behind_rpc)
     assert fault.startswith("not run: ") and "CUDA_ERROR_ILLEGAL_ADDRESS (700)" in fault
-    assert [right, *others] == ["True", "True", "None", "[3, 3]"]
+    assert crash.startswith("not run: ")
+    assert [right, after, *others] == ["True", "True", "True", "None", "[3, 3]"]
 
 
 @gpu.needs_compiler
 def test_a_server_of_tvm_alone_is_refused(source, tmp_path):
+    cuda_compilers.any_compiler()
     pytest.importorskip("tornado", reason="TVM's RPC needs tornado, which is not installed")
     with rpc.tracker(9590) as address, rpc.server(address, "plain", 9690):
-        with pytest.raises(IntformerError, match=r"'plain' does not measure on GPUs.*rpc-server"):
+        with pytest.raises(IntformerError, match=r"'plain' has intformer nowhere; .*rpc-server"):
             tune(source, target="t4", trials=1, out=tmp_path, rpc=address, rpc_key="plain")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [("nowhere", "'nowhere' is not HOST:PORT"), ("127.0.0.1:9", "no tracker answers: ")],
-)
-def test_a_server_needs_a_tracker(address, message):
-    command = [*SERVER, address, "--key", "k"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and message in line and " - --tracker" in line
+def test_a_server_that_cannot_serve_says_why():
+    with rpc.tracker(9590) as address, socket.create_server((rpc.HOST, 0)) as silent:
+        elsewhere = f"{rpc.HOST}:{silent.getsockname()[1]}"
+        for at, options, message in (
+            ("nowhere", [], "'nowhere' is not HOST:PORT - --tracker"),
+            ("127.0.0.1:9", [], "no tracker answers: "),
+            ("a..b:9190", [], "no tracker answers: "),
+            (address, ["--port", "70000"], "cannot listen: "),
+            (address, ["--host", "192.0.2.1"], "cannot listen: "),
+            (elsewhere, [], "the server ended - --tracker"),
+        ):
+            command = [*SERVER, at, "--key", "k", *options]
+            thread = threading.Thread(target=hang_up, args=(silent,), daemon=True)
+            thread.start()
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+            assert done.returncode == 1 and message in done.stderr.splitlines()[-1], done.stderr
+            assert "Traceback" not in done.stderr
+
+
+def test_a_server_ends_with_ctrl_c():
+    with rpc.tracker(9590) as address:
+        command = [*SERVER, address, "--key", "k", "--host", rpc.HOST, "--port", "9690"]
+        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        rpc.wait_for(address, "k")
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
+        assert "serving k on port 9" in server.stderr.read()
+        rpc.wait_for(address, "k", there=False)
+
+
+def hang_up(listening):
+    """Accept and say what no tracker says."""
+    while True:
+        connection, _ = listening.accept()
+        connection.sendall(b"HTTP/1.1 400")
+        connection.close()
 
 
 def test_the_default_follows_the_rows(source):
