@@ -5,6 +5,7 @@ The library calls the driver of fake_cuda.c, which runs the CUDA source that the
 verify reads.
 """
 
+import ctypes
 import lzma
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import sys
 import fake_cuda
 import gpu
 import make_ibert
+import numpy as np
 import pytest
 import random_hf
 
@@ -71,3 +73,28 @@ def test_ibert_library_equals_the_composed_reference(tmp_path, driver, mode):
     make_ibert.random_model().save_pretrained(tmp_path / "model")
     model = import_model(tmp_path / "model", mode=mode)
     verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
+
+
+@gpu.needs_compiler
+@pytest.mark.parametrize("offset", [1, 63])
+@pytest.mark.parametrize(("barrier", "wrong"), [("", {1, 63}), ("__syncthreads();", {0})])
+def test_a_forgotten_barrier_gives_wrong_numbers(offset, barrier, wrong, tmp_path):
+    """Threads that read what lower or higher ones write: the emulator has both orders."""
+    source = f"""
+    extern "C" __global__ void __launch_bounds__(64) f(int *x) {{
+      __shared__ int s[64];
+      s[threadIdx.x] = threadIdx.x + 1;
+      {barrier}
+      x[threadIdx.x] = s[(threadIdx.x + {offset}) % 64];
+      __syncthreads();
+      s[threadIdx.x] = 0;
+    }}
+    """
+    library, found = ctypes.CDLL(str(gpu.emulate(source, tmp_path))), set()
+    for _ in range(2):
+        x = np.zeros(64, np.int32)
+        pointer = ctypes.c_void_p(x.ctypes.data)
+        params = (ctypes.c_void_p * 1)(ctypes.addressof(pointer))
+        library.emulate_f((ctypes.c_uint * 3)(1, 1, 1), ctypes.c_uint(64), params)
+        found.add(int(np.sum(x != (np.arange(64) + offset) % 64 + 1)))
+    assert found == wrong

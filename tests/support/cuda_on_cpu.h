@@ -2,9 +2,10 @@
  *
  * Compile the generated source as C++ with -DINTFORMER_ON_CPU -include cuda_on_cpu.h; it leaves out
  * its own prelude and finds the same functions here. Every CUDA thread is a fiber: it runs until
- * it waits for others (a barrier, or a warp that works together), then the next one does, so that
- * a forgotten barrier gives wrong numbers. The fragments of tensor cores are laid out as the PTX
- * manual says (mma.m16n8k32 and ldmatrix), which is the meaning that generated kernels rely on.
+ * it waits for others (a barrier, or a warp that works together), then the next one does: upwards in
+ * one block, downwards in the next, so that a forgotten barrier gives wrong numbers. The fragments
+ * of tensor cores are laid out as the PTX manual says (mma.m16n8k32 and ldmatrix), which is the
+ * meaning that generated kernels rely on.
  *
  * EMULATE(name) exports emulate_name(grid, threads, params), params as for cuLaunchKernel, and
  * emulate_name_params, how many there are: what fake_cuda.c calls kernels by. */
@@ -50,6 +51,7 @@ static struct {
   std::vector<intformer_group> warps;
   intformer_group block;
   int current, alive, waited; /* waited: switches without progress */
+  int step; /* to the next thread: 1 or -1 */
   void *scheduler;
   void (*call)(void *);
   void *argument;
@@ -80,7 +82,7 @@ intformer_switch:
 static void intformer_next() {
   auto &e = intformer_emulator;
   int from = e.current, count = (int)e.fibers.size();
-  do e.current = (e.current + 1) % count;
+  do e.current = (e.current + e.step + count) % count;
   while (e.fibers[e.current].done && e.alive);
   if (!e.alive) {
     void *unused;
@@ -133,15 +135,17 @@ static void intformer_block(int threads, void (*call)(void *), void *argument) {
   while ((int)e.fibers.size() > threads) free(e.fibers.back().stack), e.fibers.pop_back();
   e.warps.assign((threads + WARP - 1) / WARP, {});
   e.block = {};
-  e.call = call, e.argument = argument, e.alive = threads, e.current = 0, e.waited = 0;
+  e.step = e.step == 1 ? -1 : 1;
+  e.call = call, e.argument = argument, e.alive = threads, e.waited = 0;
+  e.current = e.step == 1 ? 0 : threads - 1;
   for (auto &fiber : e.fibers) {
     void **top = (void **)(fiber.stack + STACK) - 1; /* aligned as after a call */
     *--top = (void *)intformer_start;
     for (int i = 0; i < 6; i++) *--top = nullptr;
     fiber.stack_pointer = top, fiber.done = false;
   }
-  threadIdx = {0, 0, 0};
-  intformer_switch(&e.scheduler, e.fibers[0].stack_pointer);
+  threadIdx = {e.current, 0, 0};
+  intformer_switch(&e.scheduler, e.fibers[e.current].stack_pointer);
 }
 
 template <class... Args, size_t... I>
