@@ -41,7 +41,7 @@ PLANS = {
         plan("sst2", rows=4000),
         plan("cola", rows=4000),
         plan("mrpc", rows=1500),
-        plan("stsb", rows=2000, epochs=2),
+        plan("stsb", rows=3000, lr=5e-5),
         plan("rte", rows=1500),
         plan("qnli", rows=2000, epochs=2),
         plan(tasks.TOKENS, rows=1000, epochs=2),
