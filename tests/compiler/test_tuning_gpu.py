@@ -222,10 +222,11 @@ def test_a_server_ends_with_ctrl_c():
     with rpc.tracker(9590) as address:
         command = [*SERVER, address, "--key", "k", "--host", rpc.HOST, "--port", "9690"]
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        lines = iter(server.stderr.readline, "")
+        assert any(line.startswith("serving k on port 9") for line in lines)
         rpc.wait_for(address, "k")
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 130
-        assert "serving k on port 9" in server.stderr.read()
         rpc.wait_for(address, "k", there=False)
 
 
