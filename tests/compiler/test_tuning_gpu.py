@@ -181,6 +181,7 @@ def test_candidates_are_measured_through_rpc(source, behind_rpc, tmp_path):
     assert (about["gpu"], about["cpu"]) == ("Fake 70", "behind RPC key 'fake'")
 
 
+@pytest.mark.slow  # ten processes that import TVM
 @gpu.needs_compiler
 def test_a_server_outlives_faults_and_crashes(source, behind_rpc, tmp_path):
     right, fault, after, crash, *others = faults(source, tmp_path, here(), *behind_rpc)
