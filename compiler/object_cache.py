@@ -2,16 +2,20 @@
 
 An entry is a file named after its key; it holds the SHA-256 of the object, then the object. An
 entry that was cut or altered counts as absent. Files appear by renaming, so two processes may write
-the same one. The entries used longest ago go when the folder grows beyond its limit.
+the same one. The entries used longest ago go when the folder grows beyond its limit; a file under
+its temporary name goes once it is too old to be written still.
 """
 
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 
 LIMIT_BYTES = 512 << 20
 DIGEST = hashlib.sha256().digest_size
+UNFINISHED = ".new-"
+ABANDONED_SECONDS = 3600  # an unfinished file of this age was left by a process that was killed
 
 
 class ObjectCache:
@@ -44,7 +48,7 @@ class ObjectCache:
     def put(self, key: str, data: bytes) -> None:
         """Keep an object; OSError where the folder cannot be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".new-")
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(hashlib.sha256(data).digest() + data)
@@ -56,11 +60,14 @@ class ObjectCache:
     def trim(self) -> None:
         """Drop the files used longest ago until the rest is within the limit."""
         files = []
+        abandoned = time.time() - ABANDONED_SECONDS
         for entry in os.scandir(self.folder):
             try:
                 about = entry.stat()
             except FileNotFoundError:  # another process trims too
                 continue
+            if entry.name.startswith(UNFINISHED) and about.st_mtime > abandoned:
+                continue  # another process writes it
             files.append((about.st_mtime_ns, about.st_size, entry.path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -55,6 +56,21 @@ def test_the_entries_used_longest_ago_go_first(tmp_path):
     assert cache.get("a") == bytes(100)  # used now
     cache.trim()
     assert sorted(os.listdir(tmp_path)) == ["a", "c", "d"]
+
+
+def test_a_file_that_is_being_written_stays(cache, monkeypatch):
+    """Another process trims just before the file gets its name; its writer was slow."""
+    rename = os.replace
+
+    def replace(source, target):
+        os.utime(source, (time.time() - 60,) * 2)
+        ObjectCache(cache.folder, limit=0).trim()
+        rename(source, target)
+
+    cache.put("old", bytes(100))
+    monkeypatch.setattr(os, "replace", replace)
+    cache.put("a", b"object")
+    assert cache.get("a") == b"object" and os.listdir(cache.folder) == ["a"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
