@@ -274,8 +274,7 @@ class Model:
 
     def run(self, batch: int, tokens: int) -> list[Launched]:
         """Return the launches of a run of `batch` sequences of `tokens` tokens each."""
-        counts = {"token": batch * tokens, "sequence": batch, "position": 0}
-        counts |= {"longest": tokens}
+        counts = {"token": batch * tokens, "sequence": batch, "position": 0, "longest": tokens}
         steps = [self.launch(step, counts) for step in self.plan["steps"]]
         return [step for step in steps if step.blocks]
 

@@ -54,8 +54,8 @@ def ready(spec: targets.TargetSpec, remote: Remote | None, timeout: float) -> st
             where=where,
             hint="run the same command on a machine with that GPU, or reach one with --rpc",
         )
-    major, minor = told["capability"]
-    if major != capability(spec.arch)[0] or minor < capability(spec.arch)[1]:
+    (major, minor), wanted = told["capability"], capability(spec.arch)
+    if major != wanted[0] or minor < wanted[1]:
         raise IntformerError(
             f"{told['name']} is sm_{major}{minor}, which does not run machine code for {spec.arch}",
             where=where,
@@ -68,9 +68,9 @@ def about() -> str:
     """Return JSON: name and capability of the GPU here, or what is missing; our version."""
     try:
         device = Device()
+        told = {"name": device.name, "capability": device.capability}
     except IntformerError as error:
-        return json.dumps({"missing": error.what, "version": intformer.__version__})
-    told = {"name": device.name, "capability": device.capability}
+        told = {"missing": error.what}
     return json.dumps({**told, "version": intformer.__version__})
 
 

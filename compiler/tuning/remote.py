@@ -98,7 +98,7 @@ def serve(tracker: str, key: str, host: str, port: int, say: Callable[[str], Non
 
     tracker     HOST:PORT
     host, port  to listen on; the next free port is taken
-    say         called with a line where something changes
+    say         called with a line once it serves
 
     TVM's RPC runs whatever it is sent: for networks where everyone is trusted.
     """

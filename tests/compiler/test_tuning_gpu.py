@@ -203,6 +203,7 @@ def test_a_server_of_tvm_alone_is_refused(source, tmp_path):
 def test_a_server_that_cannot_serve_says_why():
     with rpc.tracker(9590) as address, socket.create_server((rpc.HOST, 0)) as silent:
         elsewhere = f"{rpc.HOST}:{silent.getsockname()[1]}"
+        threading.Thread(target=hang_up, args=(silent,), daemon=True).start()
         for at, options, message in (
             ("nowhere", [], "'nowhere' is not HOST:PORT - --tracker"),
             ("127.0.0.1:9", [], "no tracker answers: "),
@@ -212,8 +213,6 @@ def test_a_server_that_cannot_serve_says_why():
             (elsewhere, [], "the server ended - --tracker"),
         ):
             command = [*SERVER, at, "--key", "k", *options]
-            thread = threading.Thread(target=hang_up, args=(silent,), daemon=True)
-            thread.start()
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
             assert done.returncode == 1 and message in done.stderr.splitlines()[-1], done.stderr
             assert "Traceback" not in done.stderr

@@ -75,13 +75,7 @@ class _Memory:
     def __init__(self, array: np.ndarray):
         size = array.nbytes
         if array.ndim == 3 and array.shape[1] == BLOCK:
-            size = (
-                -(-array.shape[0] * BLOCK // GPU_TILE)
-                * GPU_TILE
-                * array.nbytes
-                // array.shape[0]
-                // 8
-            )
+            size = -(-len(array) * BLOCK // GPU_TILE) * GPU_TILE * array[0, 0].nbytes
         self.bytes = np.full(GUARD + size + GUARD + 16, 0x5A, np.uint8)
         start = GUARD + -(self.bytes.ctypes.data + GUARD) % 16
         self.address = self.bytes.ctypes.data + start
