@@ -1,8 +1,9 @@
 """What training simulates, as autograd functions: the value of the integers, a float's gradient.
 
 Every rounding is a straight-through estimator as in Q8BERT: its gradient is 1, also where it
-clips. All of it is float32; under autocast only the matrix products are not, whose integer operands
-bfloat16 and float16 hold exactly.
+clips. All of it is float32; under autocast to bfloat16 only the matrix products are not, whose
+integer operands it holds exactly. float16 holds those too, but not the sums of their products
+(above 65504 from 5 terms on): autocast to it changes nothing.
 """
 
 import numpy as np
@@ -51,7 +52,7 @@ class QuantLinear(Function):
     def forward(ctx, x, weight, bias, scale, factors, grain, parts, half):
         """Multiply integers.
 
-        grain  "channel" or "tensor"; parts  tensors the rows are; half  dtype of autocast or None
+        grain  "channel" or "tensor"; parts  tensors the rows are; half  bfloat16 or None
         """
         q = (x / scale).round_().clamp_(-INT8_MAX, INT8_MAX)
         rows = weight * factors

@@ -196,6 +196,7 @@ class PreparedNative(Prepared):
         tokens = pack(self.meta, **batch)
         device = tokens.ids.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        half = half if half is torch.bfloat16 else None  # float16 overflows, see fake_quant
         tables = {"erf": self.gelu_erf, "tanh": self.gelu_tanh}
         with torch.autocast(device, enabled=False):
             live = LiveCheckpoint(self.checkpoint, self.model)

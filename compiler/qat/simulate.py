@@ -46,7 +46,7 @@ class Simulation:
     tables   kind of GELU -> fake_quant.gelu_tables
     grain    "channel" or "tensor": what has one weight scale
     integers false: GELU, softmax and tanh stay float (plain Q8BERT)
-    half     dtype of the matrix products under autocast, None: float32
+    half     bfloat16: dtype of the matrix products under autocast to it; None: float32
     """
 
     def __init__(self, encoder, ranges, tables, grain, integers, half, training, dropout):

@@ -310,6 +310,20 @@ def test_autocast_rounds_no_operand(source):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_autocast_to_float16_changes_nothing(source):
+    """Sums of its products would be infinite: 5 * 127^2 > 65504."""
+    inputs, labels = qat_batch.batch(), torch.arange(6) % 3
+    found = []
+    for enabled in (False, True):
+        model = prepared(source()).train()
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        found.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for plain, half in zip(*found, strict=True):
+        assert plain.isfinite().all() and torch.equal(plain, half)
+
+
 def test_losses_are_transformers(source):
     """The loss of given logits; integers decide the logits."""
     inputs = qat_batch.batch()
