@@ -54,11 +54,15 @@ def inline(svg: str) -> str:
     return svg.replace("<svg", '<svg role="img"', 1).replace(INK, "currentColor")
 
 
+def height(db: float | None) -> float:
+    """Return where the chart along the network draws an SNR; None is no error at all."""
+    return TOP_DB if db is None else min(db, TOP_DB)
+
+
 def network(found: Analysis) -> str:
     """SNR along the network: all errors so far, and what each step makes by itself."""
     rows = [row for row in found.rows if row.kind == "activation"]
-    total = [min(row.total_db or TOP_DB, TOP_DB) for row in rows]
-    made = [min(row.made_db or TOP_DB, TOP_DB) for row in rows]
+    total, made = [height(row.total_db) for row in rows], [height(row.made_db) for row in rows]
     starts = {}
     for i, row in enumerate(rows):
         starts.setdefault(row.name.partition(".")[0], i)
@@ -70,7 +74,7 @@ def network(found: Analysis) -> str:
             axes.axvline(at - 0.5, color=GREY, lw=0.5, alpha=0.5)
         axes.set_xticks(list(starts.values()), list(starts), rotation=60, ha="left")
         axes.set_ylabel("SNR against FP32, dB")
-        axes.set_ylim(0, TOP_DB)
+        axes.set_ylim(min(0.0, *total, *made), TOP_DB)
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
     return figure("network", 8, 3.6, draw)

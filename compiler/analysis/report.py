@@ -82,15 +82,25 @@ def check(path: Path) -> None:
 
     if not path.resolve().parent.is_dir():
         raise IntformerError("no such folder", where=str(path.resolve().parent), hint="make it")
+    handle, name = part_of(path)
+    os.close(handle)
+    os.unlink(name)
+
+
+def part_of(path: Path) -> tuple[int, str]:
+    """Return an open file beside `path` for what is not whole yet: descriptor, name."""
+    try:
+        return tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.resolve().parent)
+    except OSError as error:
+        raise IntformerError(
+            f"cannot write: {error.strerror}", where=str(path), hint="give -o another place"
+        ) from error
 
 
 def write(found: Analysis, path: Path) -> None:
     """Write the report; a reader of `path` sees the old file or the whole new one."""
     text = page(found)
-    try:
-        handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise IntformerError(f"cannot write: {error.strerror}", where=str(path)) from error
+    handle, name = part_of(path)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

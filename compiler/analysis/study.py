@@ -20,7 +20,7 @@ from intformer.frontend.families import read_encoder
 from intformer.frontend.ibert import MODES, import_ibert
 from intformer.frontend.progress import progress as bar
 from intformer.frontend.scales import METHODS
-from intformer.frontend.trained import import_trained, is_trained
+from intformer.frontend.trained import import_trained, is_integer, is_trained
 from intformer.model import IntModel
 
 BATCH_TOKENS = 512  # run at a time: every value of the model is kept for one batch
@@ -173,12 +173,12 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
         remedies.append(remedy(title, options, seen.meta, inputs, wanted, model))
         if equalised:
             models[name] = model, remedies[-1]
-    if is_trained(checkpoint):
+    if is_trained(checkpoint) and is_integer(checkpoint):
         model = import_trained(checkpoint, head=head)
         title = "ranges learned in training"
         remedies.append(remedy(title, LEARNED, seen.meta, inputs, wanted, model))
         models[None] = model, remedies[-1]  # what `compile` takes unless told to calibrate
-    elif method is None:
+    elif method is None:  # learned ranges of float functions are no integer program's
         method = max(models, key=lambda name: models[name][1].snr_db)
     model, chosen = models[method]
     chosen.chosen = True

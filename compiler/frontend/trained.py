@@ -42,7 +42,7 @@ def import_trained(
                 hint="leave it out: its ranges were learned",
             )
     weights = settings(checkpoint).get("weights", "channel")
-    if settings(checkpoint).get("nonlinear", "integer") != "integer":
+    if not is_integer(checkpoint):
         raise CheckpointError(
             f"config key '{CONFIG_KEY}.nonlinear' says float: no integer program computes it",
             where=str(checkpoint.path / "config.json"),
@@ -60,6 +60,11 @@ def import_trained(
 def is_trained(checkpoint: Checkpoint) -> bool:
     """Whether config.json says that ranges for recipe native were learned."""
     return settings(checkpoint).get("recipe") == "native"
+
+
+def is_integer(checkpoint: Checkpoint) -> bool:
+    """Whether it was trained as an integer program computes it."""
+    return settings(checkpoint).get("nonlinear", "integer") == "integer"
 
 
 def settings(checkpoint: Checkpoint) -> dict:

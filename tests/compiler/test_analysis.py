@@ -13,7 +13,7 @@ import small_tokenizer
 import torch
 
 from intformer import cli
-from intformer.analysis import report, study
+from intformer.analysis import plots, report, study
 from intformer.analysis.rows import OUTLIER
 from intformer.analysis.tensors import BINS, REACH
 from intformer.analysis.watched import watched
@@ -262,6 +262,17 @@ def test_a_trained_directory_is_compared_with_the_ranges_it_learned(tmp_path):
     assert calibrated_anew.choice == "minmax, channels equalised"
 
 
+def test_a_directory_trained_with_float_functions_is_calibrated(tmp_path):
+    """Its learned ranges make no integer program; `compile --calibrate` is what there is."""
+    source, trained = tmp_path / "source", tmp_path / "trained"
+    random_hf.save(source, "bert", "sequence-classification")
+    prepare(source, calibrate=IDS, nonlinear="float").save_pretrained(trained)
+    found = study.study(trained, IDS)
+    assert len(found.remedies) == 8
+    assert found.snr_db == max(r.snr_db for r in found.remedies if r.options)
+    assert study.study(trained, IDS, method="mse").choice == "mse, channels equalised"
+
+
 def test_remedies_are_judged_on_text_that_sets_no_range(tmp_path, monkeypatch):
     """Calibration sees 7 of 8 rows; every figure comes from the eighth."""
     random_hf.save(tmp_path, "bert", "features")
@@ -348,6 +359,13 @@ def test_a_remedy_that_helps_is_said(plain):
     assert "No remedy tried" in report.advice(found)
 
 
+def test_no_error_is_drawn_at_the_top_and_much_of_it_below(plain):
+    found, _ = analysis(plain)
+    assert [plots.height(db) for db in (None, 0.0, -3.0, 200.0)] == [80, 0, -3, 80]
+    found.rows[-1].total_db = -30.0
+    assert "−20" in plots.network(found)  # the axis reaches there
+
+
 def test_a_report_is_replaced_whole_or_not_at_all(plain, tmp_path, monkeypatch):
     found, _ = analysis(plain)
     file = tmp_path / "report.html"
@@ -377,7 +395,7 @@ def test_the_verb(tmp_path, capsys):
     assert cli.main([*arguments, "--rows", "40", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["report"] == str(file)
-    assert data["sequences"], data["held_sequences"] == (35, 5)
+    assert (data["sequences"], data["held_sequences"]) == (35, 5)
     shares = [line["share"] for line in data["rows"]]
     assert shares == sorted(shares, reverse=True)
     assert str(source) in file.read_text()
@@ -397,6 +415,17 @@ def test_errors(tmp_path, capsys, monkeypatch):
         study.study(tmp_path, IDS, mode="fixed")
     with pytest.raises(IntformerError, match=r"no such folder - .*absent"):
         report.check(tmp_path / "absent" / "report.html")
+    file = tmp_path / "report.html"
+    report.check(file)
+    assert not list(tmp_path.glob("*report*"))
+
+    def refuse(**arguments):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report.tempfile, "mkstemp", refuse)
+        with pytest.raises(IntformerError, match=r"cannot write: Permission denied .*report\.html"):
+            report.check(file)
     text = tmp_path / "text.txt"
     text.write_text("one\n" * 9)
     arguments = ["analyze", str(tmp_path), "--calibrate", str(text), "-o", str(tmp_path / "r.html")]
