@@ -42,6 +42,10 @@ class Prepared(nn.Module, ABC):
     times their scale.
     """
 
+    # `forward` takes any keyword, but a loss is the mean over its batch: transformers.Trainer shall
+    # divide it by the steps it accumulates, instead of passing num_items_in_batch
+    accepts_loss_kwargs = False
+
     def __init__(self, checkpoint: Checkpoint, model: nn.Module, meta: dict):
         """Hold the model; the recipe's subclass adds the rest."""
         super().__init__()
