@@ -221,7 +221,8 @@ def test_a_server_that_cannot_serve_says_why():
 def test_a_server_ends_with_ctrl_c():
     with rpc.tracker(9590) as address:
         command = [*SERVER, address, "--key", "k", "--host", rpc.HOST, "--port", "9690"]
-        command = ["env", "--default-signal=INT", *command]  # ignored where a shell runs this behind
+        # a shell that runs the suite behind has children ignore it
+        command = ["env", "--default-signal=INT", *command]
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         lines = iter(server.stderr.readline, "")
         assert any(line.startswith("serving k on port 9") for line in lines)
