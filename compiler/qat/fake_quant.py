@@ -83,7 +83,7 @@ class QuantLinear(Function):
 def gelu_tables(form: str) -> torch.Tensor:
     """Return i-GELU of every int16 with every number of fraction bits, real, float32 [k * 2^16].
 
-    form  "erf" | "tanh"; place (k - 9) 2^16 + 2^15 + x
+    form  "erf" | "tanh"; place (k - 9) 2^16 + 2^15 + x; NaN at x = -2^15, which no integer is
     """
     x = np.arange(-HALF, HALF)
     x[0] = -i_gelu.LIMIT
@@ -91,6 +91,7 @@ def gelu_tables(form: str) -> torch.Tensor:
     for k in range(i_gelu.FRACTION_BITS[0], i_gelu.FRACTION_BITS[1] + 1):
         y = i_gelu.reference(x.astype(np.int16)[:, None], i_gelu.point(k), form=form)
         rows.append(y[:, 0] * np.float32(2.0**-k))
+        rows[-1][0] = np.nan
     return torch.from_numpy(np.concatenate(rows).astype(np.float32))
 
 
@@ -109,6 +110,7 @@ class IntGelu(Function):
         ctx.save_for_backward(x)
         ctx.kind = kind
         place = (x * torch.exp2(bits)).round_().clamp_(-i_gelu.LIMIT, i_gelu.LIMIT)
+        place.nan_to_num_(-HALF)  # else it is no place, and the GPU ends the process
         place += HALF + (bits - i_gelu.FRACTION_BITS[0]) * 2 * HALF
         return table.index_select(0, place.to(torch.int32).view(-1)).view(x.shape)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from intformer.errors import IntformerError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.ibert import import_ibert
 from intformer.frontend.trained import CONFIG_KEY
@@ -48,7 +49,13 @@ class PreparedIBert(Prepared):
         elif labels is not None:
             batch = batch | {"labels": labels}
         with torch.autocast(batch["input_ids"].device.type, enabled=False):
-            return self.model(**batch)
+            try:
+                return self.model(**batch)
+            except AssertionError as error:  # theirs, of QuantAct
+                raise IntformerError(
+                    f"transformers' I-BERT stopped: {error}",
+                    hint="is the learning rate too high? are the weights finite?",
+                ) from error
 
     def numpy_checkpoint(self) -> Checkpoint:
         """Return the present parameters and ranges under the IBert configuration."""

@@ -9,7 +9,7 @@ import random_hf
 import torch
 
 import intformer
-from intformer.errors import CheckpointError
+from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import prepare
 from intformer.qat.to_ibert import ibert_module, tame
@@ -111,6 +111,16 @@ def test_layernorms_stay_within_their_integers(source):
     assert norm.weight[3].item() == pytest.approx(-2 * 2.0 / 60**0.5)
     assert tame(model.model) == 0
     model.eval()(**qat_batch.batch())
+
+
+def test_what_is_no_number_says_so(source):
+    model = prepared(source()[0])
+    with torch.no_grad():
+        model.model.ibert.encoder.layer[0].intermediate.dense.bias[3] = torch.nan
+    with pytest.raises(IntformerError, match=r"NaN detected .* learning rate"):
+        model.train()(**qat_batch.batch())
+    with pytest.raises(IntformerError, match=r"holds .* NaN"):
+        model.eval()(**qat_batch.batch())
 
 
 def test_what_cannot_be_prepared_says_so(source):

@@ -267,6 +267,25 @@ def test_gelu_is_the_integer_function(kind, form, top):
     torch.testing.assert_close(x.grad, twin.grad)
 
 
+@pytest.mark.parametrize("wrong", ["ffn1", "word row", "pooler"])
+def test_what_is_no_number_reaches_the_loss(source, wrong):
+    """NaN in, NaN out: no lookup fails, and no range keeps it."""
+    model = prepared(source()).train()
+    bert = model.model.bert
+    with torch.no_grad():
+        {
+            "ffn1": bert.encoder.layer[0].intermediate.dense.bias,
+            "word row": bert.embeddings.word_embeddings.weight,
+            "pooler": bert.pooler.dense.bias,
+        }[wrong].fill_(torch.nan)
+    out = model(**qat_batch.batch(), labels=torch.zeros(6, dtype=torch.int64))
+    assert out.loss.isnan() and out.logits.isnan().all()
+    out.loss.backward()
+    assert all(buffer.isfinite().all() for buffer in model.ranges.buffers())
+    with pytest.raises(IntformerError, match=r"holds .* NaN"):
+        model.eval()(**qat_batch.batch())
+
+
 def test_attention_has_softmax_gradients():
     """Equal lengths and ragged ones, against transformers' way of masking."""
     from intformer.qat.packing import pack
