@@ -13,11 +13,16 @@ from intformer.frontend.families import pick_head, read_encoder
 from intformer.frontend.native import GRAINS, equalisation
 from intformer.frontend.scales import ema
 from intformer.frontend.trained import check_ranges, read_ranges, settings, tap_sizes
-from intformer.qat.prepared import Prepared, PreparedNative
+from intformer.qat.prepared import (
+    Prepared,
+    PreparedNative,
+    PreparedNativeForQuestionAnswering,
+)
 from intformer.qat.ranges import Ranges
 
 RECIPES = ("native", "ibert")
 NONLINEAR = ("integer", "float")
+ANSWERS = "question-answering"
 
 
 def prepare(
@@ -75,20 +80,20 @@ def prepare(
     elif trained.get("recipe") == "native":
         seen, factors = check_ranges(encoder, read_ranges(checkpoint), str(checkpoint.path))
         ranges.start({tap: one.peaks[0] for tap, one in seen.items()}, factors)
-    return PreparedNative(
-        checkpoint, float_module(checkpoint, meta["head"]), meta["head"], nonlinear, weights, ranges
-    )
+    kind = PreparedNativeForQuestionAnswering if name == ANSWERS else PreparedNative
+    return kind(checkpoint, float_module(checkpoint, name), name, nonlinear, weights, ranges)
 
 
 def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
     """Return an IBert module with the weights of the directory."""
-    from intformer.qat.prepared_ibert import PreparedIBert
+    from intformer.qat.prepared_ibert import PreparedIBert, PreparedIBertForQuestionAnswering
     from intformer.qat.prepared_ibert import calibrate as run
     from intformer.qat.to_ibert import ibert_module
 
     ours = checkpoint.setting("model_type", str) == "ibert"
     model = None if ours else float_module(checkpoint, head)
-    prepared = PreparedIBert(checkpoint, ibert_module(checkpoint, model, head), head)
+    kind = PreparedIBertForQuestionAnswering if head == ANSWERS else PreparedIBert
+    prepared = kind(checkpoint, ibert_module(checkpoint, model, head), head)
     if calibrate is not None:
         limit = prepared.meta["position_count"] - 1 - prepared.meta["pad_token_id"]
         meta = {**prepared.meta, "max_length": limit, "truncate_length": limit}

@@ -237,3 +237,26 @@ class PreparedNative(Prepared):
         self.model.save_pretrained(directory)
         arrays = {k: np.ascontiguousarray(v) for k, v in self.ranges.arrays().items()}
         save_file(arrays, directory / RANGES_FILE)
+
+
+class Answering:
+    """Question answering: transformers.Trainer finds labels by a class's name and its forward."""
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        start_positions=None,
+        end_positions=None,
+        **_ignored,
+    ):
+        """See Prepared."""
+        batch = input_ids, attention_mask, token_type_ids, position_ids
+        positions = {"start_positions": start_positions, "end_positions": end_positions}
+        return super().forward(*batch, **positions)
+
+
+class PreparedNativeForQuestionAnswering(Answering, PreparedNative):
+    """Recipe native."""

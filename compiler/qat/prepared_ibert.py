@@ -17,7 +17,7 @@ from intformer.frontend.ibert import import_ibert
 from intformer.frontend.trained import CONFIG_KEY
 from intformer.model import IntModel
 from intformer.qat.packing import padded
-from intformer.qat.prepared import Prepared
+from intformer.qat.prepared import Answering, Prepared
 from intformer.qat.to_ibert import tame
 
 TOKENS = ("input_ids", "token_type_ids")  # of a packed batch
@@ -72,6 +72,10 @@ class PreparedIBert(Prepared):
         """Write config, weights and transformers' own range buffers."""
         setattr(self.config, CONFIG_KEY, {"recipe": "ibert"})
         self.model.save_pretrained(directory)
+
+
+class PreparedIBertForQuestionAnswering(Answering, PreparedIBert):
+    """Recipe ibert."""
 
 
 @torch.no_grad()

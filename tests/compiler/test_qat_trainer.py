@@ -77,3 +77,21 @@ def test_accumulated_steps_are_one_step(random_model, tmp_path, recipe):
         moves.append(parameters_to_vector(model.parameters()).detach() - before)
     # sums in another order may round a value to the other side
     assert torch.dist(*moves) < 0.02 * moves[0].norm()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("head", "targets"),
+    [
+        ("sequence-classification", ("labels",)),
+        ("question-answering", ("start_positions", "end_positions")),
+    ],
+)
+def test_evaluation_has_a_loss(random_model, tmp_path, recipe, head, targets):
+    """Without label_names; and it is that of the whole as one batch."""
+    model = prepared(random_model, recipe, head).eval()
+    examples = rows(**{name: [i % 3 for i in range(16)] for name in targets})
+    found = trainer(model, examples, tmp_path).evaluate()
+    with torch.no_grad():
+        batch = transformers.default_data_collator(examples)
+        assert found["eval_loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
