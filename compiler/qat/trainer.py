@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from intformer.qat.losses import HIDDEN_LOGIT
 from intformer.qat.packing import IGNORED, padded
@@ -17,6 +18,27 @@ from intformer.qat.tasks import ANSWERS, TOKENS, Encoded
 
 TEMPERATURE = 2.0  # of distillation
 TEACHER = 0.5  # weight of the teacher's loss; the rest is the labels'
+
+
+class Order(LengthGroupedSampler):
+    """Rows of like length together; seed and epoch alone decide the order.
+
+    A run that goes on within an epoch draws the order of that epoch again, whatever the state of
+    the global generator is by then.
+    """
+
+    def __init__(self, trainer: transformers.Trainer):
+        """Order the trainer's training rows."""
+        super().__init__(trainer.args.train_batch_size, trainer.train_dataset)
+        self.trainer = trainer
+
+    def __iter__(self):
+        """Return the order of the trainer's present epoch."""
+        steps = -(-len(self) // self.batch_size)
+        epoch = self.trainer.state.global_step // steps
+        mixed = np.random.SeedSequence((self.trainer.args.seed, epoch)).generate_state(1)
+        self.generator = torch.Generator().manual_seed(int(mixed[0]))
+        return super().__iter__()
 
 
 class Tuner(transformers.Trainer):
@@ -35,6 +57,9 @@ class Tuner(transformers.Trainer):
     def collate(self, features: list[dict]) -> dict[str, torch.Tensor]:
         """Return a padded batch."""
         return padded(features, self.held_out.pad, self.takes)
+
+    def _get_train_sampler(self, train_dataset=None) -> Order:
+        return Order(self)
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """Score the held-out rows, each metric under its name."""

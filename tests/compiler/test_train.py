@@ -14,7 +14,7 @@ from train_files import answers, table, words
 
 from intformer import cli
 from intformer.errors import IntformerError
-from intformer.qat import tasks, training
+from intformer.qat import tasks, trainer, training
 from intformer.qat.training import Settings, train
 
 SMALL = {
@@ -135,6 +135,43 @@ def test_it_goes_on_after_a_kill(source, data, tmp_path):
     assert scores[0][:-1] == scores[1][:-1]  # the last entry has the seconds
     weights = [(p / "fp32" / "model.safetensors").read_bytes() for p in (whole, killed)]
     assert weights[0] == weights[1]
+
+
+def ended(monkeypatch, method, after, *asked):
+    """Train until a method of Tuner is called for the time `after`, which ends the run."""
+    was, calls = getattr(trainer.Tuner, method), []
+
+    def ends(self, *args, **kwargs):
+        calls.append(0)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return was(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Tuner, method, ends)
+        with pytest.raises(KeyboardInterrupt):
+            train(*asked)
+
+
+def same_run(first, second, stage="fp32"):
+    """Losses, norms of gradients and scores of every step, and the weights, are the same."""
+    histories = [
+        json.loads((p / "metrics.json").read_text())["stages"][stage]["history"][:-1]  # has seconds
+        for p in (first, second)
+    ]
+    weights = [(p / stage / "model.safetensors").read_bytes() for p in (first, second)]
+    return histories[0] == histories[1] and weights[0] == weights[1]
+
+
+def test_it_goes_on_within_an_epoch(source, data, tmp_path, monkeypatch):
+    whole, end = tmp_path / "whole", tmp_path / "end"
+    settings = Settings("sst2", **SMALL)
+    train(source, data, data, whole, settings)
+    ended(monkeypatch, "compute_loss", 11, source, data, data, end, settings)
+    last = training.last_checkpoint(end / "checkpoints" / "fp32")
+    assert last.name == "checkpoint-9"  # an epoch has 6 steps
+    train(source, data, data, end, settings)
+    assert same_run(whole, end)
 
 
 @pytest.mark.parametrize(
