@@ -41,6 +41,19 @@ class Order(LengthGroupedSampler):
         return super().__iter__()
 
 
+class Patience(transformers.EarlyStoppingCallback):
+    """Ends a stage; one that it had ended when the run was killed does not go on."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """See where the checkpoint was: the Trainer forgets that it had stopped."""
+        super().on_train_begin(args, state, control, **kwargs)
+        control.should_training_stop = (
+            self.early_stopping_patience_counter >= self.early_stopping_patience
+        )
+        if state.best_global_step:  # the checkpoint may have named another working directory's
+            state.best_model_checkpoint = f"{args.output_dir}/checkpoint-{state.best_global_step}"
+
+
 class Tuner(transformers.Trainer):
     """A Trainer that evaluates on `held_out` and, with a teacher, learns from its outputs too."""
 
@@ -57,6 +70,10 @@ class Tuner(transformers.Trainer):
     def collate(self, features: list[dict]) -> dict[str, torch.Tensor]:
         """Return a padded batch."""
         return padded(features, self.held_out.pad, self.takes)
+
+    def _run_epoch(self, **options) -> None:
+        if not self.control.should_training_stop:
+            super()._run_epoch(**options)
 
     def _get_train_sampler(self, train_dataset=None) -> Order:
         return Order(self)

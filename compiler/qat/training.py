@@ -346,7 +346,7 @@ class Run:
         import torch
         import transformers
 
-        from intformer.qat.trainer import Bar, Tuner
+        from intformer.qat.trainer import Bar, Patience, Tuner
 
         s = self.settings
         steps = -(-len(self.fit.features) // s.batch)
@@ -367,7 +367,7 @@ class Run:
             eval_steps=often,
             save_strategy="steps",
             save_steps=often,
-            save_total_limit=1,
+            save_total_limit=2,  # of 1, the Trainer would delete the last before dev is scored
             restore_callback_states_from_checkpoint=True,
             logging_strategy="steps",
             logging_steps=often,
@@ -394,10 +394,7 @@ class Run:
             train_dataset=self.fit.features,
             held_out=self.held,
             teacher=teacher,
-            callbacks=[
-                transformers.EarlyStoppingCallback(s.patience),
-                bar,
-            ],
+            callbacks=[Patience(s.patience), bar],
         )
         tuner.remove_callback(transformers.PrinterCallback)
         last = last_checkpoint(folder)

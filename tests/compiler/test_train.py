@@ -174,6 +174,43 @@ def test_it_goes_on_within_an_epoch(source, data, tmp_path, monkeypatch):
     assert same_run(whole, end)
 
 
+def test_it_goes_on_where_dev_was_scored(source, data, tmp_path, monkeypatch):
+    """From another working directory, and without training again."""
+
+    def dies(what):
+        if what == "fp32: scoring dev":
+            raise KeyboardInterrupt
+
+    whole, end = tmp_path / "whole", tmp_path / "end"
+    settings = Settings("sst2", **SMALL)
+    train(source, data, data, whole, settings)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(source, data, data, "end", settings, dies)
+    monkeypatch.chdir(source)
+    monkeypatch.setattr(trainer.Tuner, "compute_loss", None)
+    train(source, data, data, end, settings)
+    assert same_run(whole, end)
+
+
+def test_what_patience_ended_stays_ended(source, data, tmp_path, monkeypatch):
+    """Killed between the last checkpoint and the end of the stage: later steps would be better."""
+
+    def evaluate(self, *args, **kwargs):
+        score = {3: 0.5, 6: 0.4}.get(self.state.global_step, 0.9)
+        self.held_out.score = lambda rows: ({"accuracy": score}, [])
+        return was(self, *args, **kwargs)
+
+    was = trainer.Tuner.evaluate
+    monkeypatch.setattr(trainer.Tuner, "evaluate", evaluate)
+    whole, end = tmp_path / "whole", tmp_path / "end"
+    settings = Settings("sst2", **SMALL, patience=1)
+    assert train(source, data, data, whole, settings)["stages"]["fp32"]["steps"] == 6
+    ended(monkeypatch, "_finalize_training", 1, source, data, data, end, settings)
+    assert train(source, data, data, end, settings)["stages"]["fp32"]["steps"] == 6
+    assert same_run(whole, end)
+
+
 @pytest.mark.parametrize(
     ("task", "make", "metrics"),
     [
