@@ -4,6 +4,7 @@ Nothing here is needed to train a prepared model: it is a plain module for any T
 """
 
 import inspect
+import math
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ import transformers
 from torch.nn import functional
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from intformer.errors import IntformerError
 from intformer.qat.losses import HIDDEN_LOGIT
 from intformer.qat.packing import IGNORED, padded
 from intformer.qat.tasks import ANSWERS, TOKENS, Encoded
@@ -57,9 +59,9 @@ class Patience(transformers.EarlyStoppingCallback):
 class Tuner(transformers.Trainer):
     """A Trainer that evaluates on `held_out` and, with a teacher, learns from its outputs too."""
 
-    def __init__(self, model, *, held_out: Encoded, teacher=None, **options):
-        """Take a Trainer's arguments, and what to evaluate on."""
-        self.held_out, self.teacher = held_out, teacher
+    def __init__(self, model, *, stage: str, held_out: Encoded, teacher=None, **options):
+        """Take a Trainer's arguments, the name of the stage, and what to evaluate on."""
+        self.stage, self.held_out, self.teacher = stage, held_out, teacher
         self.takes = inspect.signature(model.forward).parameters
         super().__init__(
             model=model, data_collator=self.collate, eval_dataset=held_out.features, **options
@@ -77,6 +79,22 @@ class Tuner(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Order:
         return Order(self)
+
+    def _clip_grad_norm(self, model) -> torch.Tensor:
+        """Raise where training has left the numbers, before a weight does.
+
+        A loss that is no number has such a gradient; this waits for the device once a step, as the
+        Trainer's own filter does.
+        """
+        norm = super()._clip_grad_norm(model)
+        if not math.isfinite(norm):
+            raise IntformerError(
+                f"training diverged: the gradient is {float(norm)} at step "
+                f"{self.state.global_step + 1}",
+                where=f"stage {self.stage}",
+                hint="a smaller " + ("--lr" if self.stage == "fp32" else "--qat-lr"),
+            )
+        return norm
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """Score the held-out rows, each metric under its name."""

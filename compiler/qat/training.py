@@ -341,19 +341,16 @@ class Run:
         about = self.checkpoint.read_json("tokenizer_config.json") or {}
         write_json(folder / "tokenizer_config.json", {**about, "model_max_length": self.length})
 
-    def tune(self, name: str, model) -> list[dict]:
-        """Train a model in place until its best held-out score; return the Trainer's history."""
+    def arguments(self, name: str):
+        """Return the Trainer's arguments for a stage."""
         import torch
         import transformers
-
-        from intformer.qat.trainer import Bar, Patience, Tuner
 
         s = self.settings
         steps = -(-len(self.fit.features) // s.batch)
         often = max(1, steps // EVALUATIONS)
-        folder = self.work / name
-        arguments = transformers.TrainingArguments(
-            output_dir=str(folder),
+        made = transformers.TrainingArguments(
+            output_dir=str(self.work / name),
             num_train_epochs=self.epochs(name),
             learning_rate=s.lr if name == "fp32" else s.qat_lr,
             per_device_train_batch_size=s.batch,
@@ -371,6 +368,7 @@ class Run:
             restore_callback_states_from_checkpoint=True,
             logging_strategy="steps",
             logging_steps=often,
+            logging_nan_inf_filter=False,  # Tuner stops at the first
             load_best_model_at_end=True,
             metric_for_best_model=self.rows.metrics[0],
             greater_is_better=True,
@@ -383,6 +381,18 @@ class Run:
             disable_tqdm=True,
             push_to_hub=False,
         )
+        if made.n_gpu > 1:  # DataParallel would multiply the batch; a replica has no parameters
+            made._n_gpu = 1
+        return made
+
+    def tune(self, name: str, model) -> list[dict]:
+        """Train a model in place until its best held-out score; return the Trainer's history."""
+        import transformers
+
+        from intformer.qat.trainer import Bar, Patience, Tuner
+
+        s = self.settings
+        folder = self.work / name
         teacher = None
         if name == "qat" and s.distill:
             teacher = self.float_model(self.float_source()).eval()
@@ -390,7 +400,8 @@ class Run:
         transformers.set_seed(s.seed)
         tuner = Tuner(
             model=model,
-            args=arguments,
+            args=self.arguments(name),
+            stage=name,
             train_dataset=self.fit.features,
             held_out=self.held,
             teacher=teacher,

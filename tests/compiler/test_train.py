@@ -1,6 +1,7 @@
 """`intformer train` on tiny random models and tables: files, resuming, seeds, errors."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -10,10 +11,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from train_files import answers, table, words
 
 from intformer import cli
 from intformer.errors import IntformerError
+from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import tasks, trainer, training
 from intformer.qat.training import Settings, train
 
@@ -74,7 +77,6 @@ def test_the_same_seed_gives_the_same_model(source, data, tmp_path):
 
 def test_the_saved_model_scores_what_was_said(source, data, tmp_path):
     """FP32 by transformers alone, from the saved directory."""
-    import torch
     from tokenizers import Tokenizer
     from transformers import AutoModelForSequenceClassification
 
@@ -209,6 +211,31 @@ def test_what_patience_ended_stays_ended(source, data, tmp_path, monkeypatch):
     ended(monkeypatch, "_finalize_training", 1, source, data, data, end, settings)
     assert train(source, data, data, end, settings)["stages"]["fp32"]["steps"] == 6
     assert same_run(whole, end)
+
+
+def test_one_of_two_gpus_trains(source, data, tmp_path, monkeypatch):
+    rows = tasks.read(data, "sst2")
+    settings = Settings("sst2", **SMALL)
+    run = training.Run(Checkpoint(source), tmp_path, settings, rows, rows, None, print)
+    for name, value in (("is_available", True), ("device_count", 2), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    arguments = run.arguments("fp32")
+    assert (arguments.device, arguments.n_gpu) == (torch.device("cuda:0"), 1)
+    assert arguments.train_batch_size == SMALL["batch"]
+
+
+@pytest.mark.parametrize(("stage", "option"), [("fp32", "--lr"), ("qat", "--qat-lr")])
+def test_divergence_is_one_line(source, data, tmp_path, monkeypatch, capsys, stage, option):
+    def diverges(self, *args, **kwargs):
+        nan = self.stage == stage and self.state.global_step == 1
+        return loss(self, *args, **kwargs) * (math.nan if nan else 1)
+
+    loss = trainer.Tuner.compute_loss
+    monkeypatch.setattr(trainer.Tuner, "compute_loss", diverges)
+    assert cli.main(command(source, data, tmp_path / "out", "--epochs=1", "--qat-epochs=1")) == 1
+    said = capsys.readouterr().err
+    what = "error: training diverged: the gradient is nan at step 2"
+    assert said == f"{what} - stage {stage} - a smaller {option}\n"
 
 
 @pytest.mark.parametrize(
