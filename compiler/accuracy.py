@@ -4,6 +4,7 @@ Files are UTF-8 TSV with a header: `idx label sentence` or `idx label sentence1 
 quoting (GLUE as TSV).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -144,6 +145,8 @@ def read_rows(path: str | Path, task: Task, limit: int | None = None):
             raise IntformerError(
                 "not a labelled row", where=f"{path}, line {number}", hint="columns need one tab"
             ) from None
+        if not math.isfinite(labels[-1]):
+            raise IntformerError(f"label {labels[-1]} is no score", where=f"{path}, line {number}")
         if task.labels and not 0 <= labels[-1] < task.labels:
             raise IntformerError(
                 f"label {labels[-1]} of {task.labels} labels", where=f"{path}, line {number}"

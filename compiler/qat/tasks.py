@@ -127,7 +127,10 @@ def read(path: str | Path, task: str, labels: tuple[str, ...] | None = None) -> 
     if task == CLASSIFICATION:
         return _read_classes(path, labels)
     texts, targets = accuracy.read_rows(path, accuracy.TASKS[task])
-    return Rows(task, texts, targets.tolist(), LABELS.get(task, ()))
+    known = LABELS.get(task, ())
+    if labels is None and known:
+        _found([known[target] for target in targets], path)
+    return Rows(task, texts, targets.tolist(), known)
 
 
 def _lines(path: str | Path) -> list[str]:

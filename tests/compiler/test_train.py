@@ -276,6 +276,9 @@ def test_no_held_out_context_is_trained_on(tmp_path):
     ("task", "content", "message"),
     [
         ("sst2", "idx\tlabel\tsentence\n0\t1\tgood\n1\t7\tbad\n", "label 7 of 2 labels.*line 3"),
+        ("sst2", "label\tsentence\n1\tgood\n1\tfine\n", "every label is 'positive'"),
+        ("stsb", "label\tsentence1\tsentence2\n1\ta\tb\nnan\ta\tb\n", "label nan.*line 3"),
+        ("stsb", "label\tsentence1\tsentence2\n-inf\ta\tb\n", "label -inf.*line 2"),
         ("classification", "label\ttext\na\tb\n", "no column 'sentence'"),
         ("classification", "label\tsentence\na\tb\na\tc\n", "every label is 'a'"),
         ("classification", "label\tsentence\na\tb\nb\n", "line 3"),
