@@ -283,9 +283,10 @@ def train_verb(args: argparse.Namespace) -> Result:
         ", ".join(f"{name} {count} rows" for name, count in result["rows"].items()),
         *(table(["dev", *stages], rows) if args.dev else []),
         f"{made}, {args.output / 'metrics.json'}, {args.output / 'curve.png'}",
-        f"next: intformer compile {made} -o {args.task}.so"
-        + ("" if "qat" in stages else f" --calibrate {args.train}"),
     ]
+    if args.nonlinear == "integer" or "qat" not in stages:  # no integer program is plain Q8BERT
+        ranges = "" if "qat" in stages else f" --calibrate {args.train}"
+        lines.append(f"next: intformer compile {made} -o {args.task}.so{ranges}")
     return result, lines
 
 

@@ -42,7 +42,8 @@ class Settings:
     seed                 of rows, order, dropout and the fresh head
     distill              half of the second stage's loss comes from the FP32 model
     patience             evaluations without a better score before a stage ends
-    precision            "auto" (bf16 where the hardware has it), "fp32" or "bf16"; FP32 stage alone
+    precision            of matrix products in training: "auto" (bf16 where the hardware has it),
+                         "fp32" or "bf16"; recipe ibert trains its second stage in float32
     """
 
     task: str

@@ -73,6 +73,18 @@ def test_the_command_ends_in_a_library(source, tmp_path, capsys):
     assert intformer.load(library).metadata["labels"] == ["bad", "fair", "good"]
 
 
+def test_plain_q8bert_is_not_said_to_compile(source, tmp_path, capsys):
+    data, out = table(tmp_path / "train.tsv"), tmp_path / "out"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    asked = ["train", str(source), "--task", "sst2", "--train", str(data), "-o", str(out)]
+    assert cli.main([*asked, *options, "--nonlinear", "float"]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith(str(out / "qat"))
+    assert "next:" not in said
+    assert cli.main(["compile", str(out / "qat"), "-o", str(tmp_path / "a.so")]) == 1
+    assert "no integer program" in capsys.readouterr().err
+
+
 def test_a_plain_trainer(source, tmp_path):
     """No class of ours but the model: transformers' Trainer and collator."""
     data = tasks.read(table(tmp_path / "train.tsv"), "sst2")
