@@ -6,13 +6,13 @@
 
 enum { GRAPHS = 8 };
 
-/* A run of the same size as one before, as one launch. */
+/* A run of the same size as one before: its kernels as one launch. */
 typedef struct {
   const plan_variant *variant;
   int32_t counts[LONGEST + 1];
   uint64_t used; /* number of the run that used it last; 0: never */
-  cu_graph_exec graph; /* recorded at the second run */
-  bool plain; /* it cannot be recorded */
+  cu_graph_exec graph; /* of its kernels, built at the second run */
+  bool plain; /* the driver makes no graph of them */
 } replay;
 
 /* What one run needs; kept for the next run. */
@@ -35,7 +35,7 @@ cu_function if_cuda_function(const plan_variant *variant, const plan_launch *lau
 
 /* cuda_memory.c; all of them with the GPU's context current */
 int if_cuda_weights(message err); /* copies the constants to the device, once in a process */
-context *if_cuda_take_context(void); /* after the weights; NULL: no memory */
+int if_cuda_take_context(message err, context **c); /* after the weights */
 void if_cuda_return_context(context *c);
 size_t if_cuda_bytes(const plan_tensor *buffer, const intformer_input *in);
 /* Copies the checked input to pinned memory and finds a place for everything on the device. */

@@ -47,6 +47,18 @@ int if_cuda_open(message why) {
   return code ? code : take_gpu(why);
 }
 
+cu_result if_cuda_enter(int *mode) {
+  cu_result result = if_cuda.push(if_gpu.context);
+  *mode = CU_CAPTURE_MODE_RELAXED;
+  if (!result) if_cuda.capture_mode(mode);
+  return result;
+}
+
+void if_cuda_leave(int mode) {
+  if_cuda.capture_mode(&mode);
+  if_cuda.pop(&(cu_context){NULL});
+}
+
 int if_cuda_fail(message err, const char *what, cu_result result) {
   const char *name = NULL, *text = NULL;
   if (if_cuda.error_name(result, &name)) name = "unknown error";

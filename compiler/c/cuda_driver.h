@@ -14,13 +14,19 @@ typedef struct cu_function *cu_function;
 typedef struct cu_stream *cu_stream;
 typedef struct cu_graph *cu_graph;
 typedef struct cu_graph_exec *cu_graph_exec;
+typedef struct cu_node *cu_node;
+typedef struct { /* CUDA_KERNEL_NODE_PARAMS_v1 */
+  cu_function function;
+  unsigned grid[3], threads[3], shared;
+  void **params, **extra;
+} cu_kernel;
 
 enum { CU_SUCCESS = 0, CU_OUT_OF_MEMORY = 2 };
 enum { CU_FIRST_KERNEL_FAULT = 700, CU_LAST_KERNEL_FAULT = 719 }; /* bad addresses, launches */
 enum { CU_CONTEXT_IS_DESTROYED = 709 }; /* among them, but no kernel's doing */
 enum { CU_MAJOR = 75, CU_MINOR = 76 };                   /* CUdevice_attribute */
 enum { CU_JIT_ERROR_LOG = 5, CU_JIT_ERROR_LOG_SIZE = 6 }; /* CUjit_option */
-enum { CU_STREAM_NON_BLOCKING = 1, CU_CAPTURE_THREAD_LOCAL = 1 };
+enum { CU_STREAM_NON_BLOCKING = 1, CU_CAPTURE_MODE_RELAXED = 2 };
 
 /* X(member, symbol, parameters): all of them are in every driver since CUDA 11.4 (470) */
 #define CUDA_FUNCTIONS(X)                                                                         \
@@ -51,8 +57,10 @@ enum { CU_STREAM_NON_BLOCKING = 1, CU_CAPTURE_THREAD_LOCAL = 1 };
   X(launch, cuLaunchKernel,                                                                       \
     (cu_function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,           \
      cu_stream, void **, void **))                                                                \
-  X(capture, cuStreamBeginCapture_v2, (cu_stream, int))                                           \
-  X(end_capture, cuStreamEndCapture, (cu_stream, cu_graph *))                                     \
+  X(capture_mode, cuThreadExchangeStreamCaptureMode, (int *))                                     \
+  X(graph, cuGraphCreate, (cu_graph *, unsigned))                                                 \
+  X(add_kernel, cuGraphAddKernelNode,                                                             \
+    (cu_node *, cu_graph, const cu_node *, size_t, const cu_kernel *))                            \
   X(instantiate, cuGraphInstantiateWithFlags, (cu_graph_exec *, cu_graph, unsigned long long))    \
   X(launch_graph, cuGraphLaunch, (cu_graph_exec, cu_stream))                                      \
   X(drop_graph, cuGraphDestroy, (cu_graph))                                                       \
@@ -78,6 +86,10 @@ extern cuda_gpu if_gpu;
 
 /* Loads the driver and takes the GPU; a code and the reason where there is none. */
 int if_cuda_open(message why);
+/* Makes the GPU's context current for this thread, and lets its calls be while another thread
+ * records a stream, until if_cuda_leave() gets what this put into `mode`. */
+cu_result if_cuda_enter(int *mode);
+void if_cuda_leave(int mode);
 /* `what` failed with this result; INTFORMER_MEMORY, INTFORMER_KERNEL or INTFORMER_GPU. */
 int if_cuda_fail(message err, const char *what, cu_result result);
 

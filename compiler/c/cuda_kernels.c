@@ -98,10 +98,11 @@ static int usable(message why, const plan_variant *variant) {
                    gpu->name, gpu->major, gpu->minor);
   kernels *k = &loaded[variant - plan->variants];
   if (k->functions) return INTFORMER_OK;
-  cu_result result = if_cuda.push(gpu->context);
+  int mode;
+  cu_result result = if_cuda_enter(&mode);
   if (result) return if_cuda_fail(why, "using the GPU", result);
   int code = load(why, variant, k);
-  if_cuda.pop(&(cu_context){NULL});
+  if_cuda_leave(mode);
   return code;
 }
 

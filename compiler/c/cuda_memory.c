@@ -14,15 +14,12 @@ static pthread_mutex_t weights_lock = PTHREAD_MUTEX_INITIALIZER;
 static cu_pointer weights;
 static uint64_t first_weight; /* in the blob */
 
-static void drop_graphs(context *c) {
+/* With the graphs, which hold its addresses. */
+static void drop_arena(context *c) {
   for (int i = 0; i < GRAPHS; i++) {
     if (c->replays[i].graph) if_cuda.drop_graph_exec(c->replays[i].graph);
     c->replays[i] = (replay){0};
   }
-}
-
-static void drop_arena(context *c) {
-  drop_graphs(c); /* they hold addresses */
   if (c->arena) if_cuda.free(c->arena);
   c->arena = 0, c->arena_size = 0;
 }
@@ -75,14 +72,17 @@ static void free_context(context *c) {
   free(c);
 }
 
-static context *new_context(void) {
+static int new_context(message err, context **made) {
   context *c = calloc(1, sizeof *c);
-  if (!c) return NULL;
+  if (!c) return if_fail(err, INTFORMER_MEMORY, "no memory for a run");
   c->address = calloc((size_t)plan->num_tensors + 1, sizeof *c->address); /* the last: counts */
   c->params = calloc((size_t)(plan->num_args + plan->num_steps), sizeof *c->params);
-  if (!c->address || !c->params || if_cuda.stream(&c->stream, CU_STREAM_NON_BLOCKING)) {
+  bool room = c->address && c->params;
+  cu_result result = room ? if_cuda.stream(&c->stream, CU_STREAM_NON_BLOCKING) : CU_SUCCESS;
+  if (!room || result) {
     free_context(c);
-    return NULL;
+    return room ? if_cuda_fail(err, "making a stream", result)
+                : if_fail(err, INTFORMER_MEMORY, "no memory for a run");
   }
   for (int32_t i = 0; i < plan->num_tensors; i++)
     if (plan->tensors[i].kind == CONSTANT)
@@ -94,15 +94,15 @@ static context *new_context(void) {
       *param++ = &c->address[plan->args[s->first_arg + k]];
     *param++ = &c->address[plan->num_tensors];
   }
-  return c;
+  *made = c;
+  return INTFORMER_OK;
 }
 
-context *if_cuda_take_context(void) {
+int if_cuda_take_context(message err, context **c) {
   pthread_mutex_lock(&idle_lock);
-  context *c = idle;
-  if (c) idle = c->next;
+  if ((*c = idle)) idle = idle->next;
   pthread_mutex_unlock(&idle_lock);
-  return c ? c : new_context();
+  return *c ? INTFORMER_OK : new_context(err, c);
 }
 
 void if_cuda_return_context(context *c) {
@@ -131,24 +131,28 @@ static size_t result_bytes(const intformer_input *in) {
   return most;
 }
 
-static bool grow_host(context *c, size_t size) {
+static cu_result grow_host(context *c, size_t size) {
   void *memory = NULL;
-  if (size <= c->host_size) return true;
-  drop_graphs(c);
+  if (size <= c->host_size) return CU_SUCCESS;
   if (c->host) if_cuda.free_host(c->host);
   c->host = NULL, c->host_size = 0;
-  if (if_cuda.alloc_host(&memory, size)) return false;
-  c->host = memory, c->host_size = size;
-  return true;
+  cu_result result = if_cuda.alloc_host(&memory, size);
+  if (!result) c->host = memory, c->host_size = size;
+  return result;
 }
 
-static bool grow_arena(context *c, size_t size) {
+static cu_result grow_arena(context *c, size_t size) {
   cu_pointer memory = 0;
-  if (size <= c->arena_size) return true;
+  if (size <= c->arena_size) return CU_SUCCESS;
   drop_arena(c);
-  if (device_memory(&memory, size)) return false;
-  c->arena = memory, c->arena_size = size;
-  return true;
+  cu_result result = device_memory(&memory, size);
+  if (!result) c->arena = memory, c->arena_size = size;
+  return result;
+}
+
+static int no_room(message err, const intformer_input *in, const char *where, cu_result result) {
+  return result == CU_OUT_OF_MEMORY ? if_no_memory(err, in, where)
+                                    : if_cuda_fail(err, "taking memory", result);
 }
 
 /* Places counts, inputs and slots for whole tiles of rows.
@@ -171,9 +175,10 @@ static int lay_out(message err, context *c, const intformer_input *in, int32_t *
     slot_at[i] = end;
     end += aligned(most);
   }
-  if (!grow_host(c, c->upload + result_bytes(in)))
-    return if_no_memory(err, in, " that the GPU can read");
-  if (!grow_arena(c, end)) return if_no_memory(err, in, " on the GPU");
+  cu_result result = grow_host(c, c->upload + result_bytes(in));
+  if (result) return no_room(err, in, " that the GPU can read", result);
+  result = grow_arena(c, end);
+  if (result) return no_room(err, in, " on the GPU", result);
   c->address[plan->num_tensors] = c->arena;
   for (int32_t i = 0; i < plan->num_tensors; i++) {
     const plan_tensor *p = &plan->tensors[i];

@@ -333,7 +333,7 @@ def test_a_size_that_comes_again_is_one_launch(path, gpu):
     """)
     assert log.count("graph") == 1
     assert log.count("launch graph") == 4
-    assert log.count("launch relu 1,1,1 32 0") == 2  # the first run, and for the graph
+    assert log.count("launch relu 1,1,1 32 0") == 2  # the first run, and into the graph
 
 
 def test_graphs_go_when_memory_moves(path, gpu):
@@ -364,17 +364,31 @@ def test_the_graphs_of_eight_sizes_are_kept(path, gpu):
 
 
 def test_without_graphs(path, gpu):
-    """A driver that refuses to record: the kernels are launched one by one."""
-    for fail in ("cuStreamBeginCapture_v2=801", "cuGraphInstantiateWithFlags=801"):
+    """A driver that makes none: the kernels are launched one by one."""
+    for call in ("cuGraphCreate", "cuGraphAddKernelNode", "cuGraphInstantiateWithFlags"):
         log = gpu(
             f"""
             lib = intformer.load({str(path)!r})
             for _ in range(4):
                 check(lib, (3, 5))
             """,
-            fail=fail,
+            fail=f"{call}=801",
         )
         assert "launch graph" not in log
+
+
+def test_while_another_thread_records(path, gpu):
+    """As torch.cuda.graph does: what could spoil its graph is refused in a thread that is not told
+    to go on."""
+    log = gpu(
+        f"""
+        lib = intformer.load({str(path)!r})
+        for _ in range(3):
+            check(lib, (3, 5))
+        """,
+        recording=1,
+    )
+    assert log.count("launch graph") == 2
 
 
 # ---- threads, processes, neighbours ----
@@ -631,7 +645,10 @@ def test_a_driver_of_another_age(path, tmp_path, kernels):
         ("cuMemcpyDtoHAsync_v2=700@1", 5, "copying the output from the GPU failed: CUDA_ERROR_I"),
         ("cuStreamSynchronize=709@2", 6, "the run on the GPU failed: CUDA_ERROR_CONTEXT_IS_DE"),
         ("cuMemcpyHtoD_v2=700@1", 5, "copying the weights to the GPU failed: CUDA_ERROR_ILLEGAL"),
-        ("cuStreamCreate=2@1", 4, "no memory for a run"),
+        ("cuStreamCreate=2@1", 4, "making a stream failed: CUDA_ERROR_OUT_OF_MEMORY"),
+        ("cuStreamCreate=700@1", 5, "making a stream failed: CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuMemAllocHost_v2=700@1", 5, "taking memory failed: CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuMemAlloc_v2=700@2", 5, "taking memory failed: CUDA_ERROR_ILLEGAL_ADDRESS"),
     ],
 )
 def test_faults(path, gpu, fail, code, fault):
