@@ -34,6 +34,7 @@ from intformer.runtime import Library, load
 LENGTHS = (1, 2, 3, 5)  # every random batch starts with these, and ends with the longest
 DEFAULTED = ("token_type_ids", "position_ids")  # inputs that a library can make itself
 REAL_BATCH = 16  # texts in one batch of real inputs
+UNOBSERVED = 3  # runs without an observer: a GPU launches a graph from the second on
 RANDOM_LENGTH = 64  # other random sequences are up to this long
 MEANING = (  # the meta that decides what goes in and what integers out mean
     *("family", "recipe", "mode", "head", "labels", "problem_type", "pooling", "output_scale"),
@@ -361,8 +362,11 @@ def first_difference(
             shown[name] = library.logical(name, data).copy()
 
     taken = {name: a for name, a in given(library, batch).items() if name not in left_out}
-    result = library.run(**taken, observer=observer)
-    shown[model.output] = result
+    results = [library.run(**taken, observer=observer)]
+    results += [library.run(**taken) for _ in range(UNOBSERVED)]
+    want = reference[model.output]
+    wrong = (r for r in results if r.shape != want.shape or np.any(r != want))
+    shown[model.output] = next(wrong, results[0])
     compared = 0
     for node in model.nodes:
         for name in node.outputs:

@@ -210,6 +210,22 @@ def test_a_result_that_depends_on_threads_is_caught(library, model, monkeypatch)
     assert library.threads == before
 
 
+@pytest.mark.parametrize("wrong_run", [1, 3])
+def test_a_later_run_without_an_observer_is_caught(library, model, monkeypatch, wrong_run):
+    """On a GPU the second run of a size builds a graph, and the third finds it."""
+    run, alone = library.run, []
+
+    def wrong(**inputs):
+        if "observer" not in inputs:
+            alone.append(1)
+        return run(**inputs) + ("observer" not in inputs and len(alone) == wrong_run)
+
+    monkeypatch.setattr(library, "run", wrong)
+    batch = compare.random_batches(library.metadata, 1, seed=0)[0]
+    finding, _ = compare.first_difference(library, model, batch, model.run(batch))
+    assert finding and model.output in finding.where
+
+
 def test_one_wrong_weight_is_caught(model, tmp_path, monkeypatch):
     """A weight that changes between the hash and the file."""
     build = pipeline.library.build
