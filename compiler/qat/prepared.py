@@ -40,6 +40,10 @@ class Prepared(nn.Module, ABC):
     In train() the forward pass simulates the integers at the present ranges and lets the ranges
     learn. In eval() it computes the integers themselves, those of `int_model()`, and returns them
     times their scale.
+
+    Several GPUs take a process each: DistributedDataParallel, where the ranges are those of the
+    first process (recipe ibert needs find_unused_parameters=True, which a Trainer sets). Neither
+    DataParallel nor gradient checkpointing works.
     """
 
     # `forward` takes any keyword, but a loss is the mean over its batch: transformers.Trainer shall
@@ -152,6 +156,15 @@ class Prepared(nn.Module, ABC):
         if mode:
             self._integer = None
         return super().train(mode)
+
+    def activation_checkpointing_enable(self, **_options):
+        """Refuse: a pass that is run again would take its values into the ranges again."""
+        raise IntformerError(
+            "a prepared model has no gradient checkpointing",
+            hint="leave gradient_checkpointing out; gradient_accumulation_steps saves memory too",
+        )
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
 
     # -- saving -----------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import transformers
 from torch.nn.utils import parameters_to_vector
 from transformers.models.ibert.quant_modules import QuantAct
 
+from intformer.errors import IntformerError
 from intformer.qat import prepare
 from intformer.qat.ranges import Ranges
 from intformer.qat.simulate import Dropout
@@ -95,3 +96,10 @@ def test_evaluation_has_a_loss(random_model, tmp_path, recipe, head, targets):
     with torch.no_grad():
         batch = transformers.default_data_collator(examples)
         assert found["eval_loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+
+
+def test_gradient_checkpointing_is_refused(random_model, tmp_path):
+    model = prepared(random_model, "native")
+    asked = trainer(model, rows(labels=[0] * 16), tmp_path, gradient_checkpointing=True)
+    with pytest.raises(IntformerError, match="leave gradient_checkpointing out"):
+        asked.train()
