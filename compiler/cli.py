@@ -786,7 +786,7 @@ def parser() -> argparse.ArgumentParser:
         "--nonlinear",
         choices=("integer", "float"),
         default="integer",
-        help="softmax, GELU, LayerNorm (float: plain Q8BERT)",
+        help="softmax, GELU, LayerNorm (float, with --weights tensor: Q8BERT)",
     )
     sub.add_argument("--weights", choices=("channel", "tensor"), default="channel", help="scales")
     for option, kind, default, text in (

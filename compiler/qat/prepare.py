@@ -39,13 +39,17 @@ def prepare(
     source     Hugging Face directory of a float model, fine-tuned for its task; or one that
                Prepared.save_pretrained wrote, whose ranges it then starts from
     recipe     "native" or "ibert"
-    nonlinear  "integer"; or "float": GELU, softmax and LayerNorm stay float, as in Q8BERT, for
-               comparison: such a model cannot be lowered. None: the directory's, else "integer"
-    weights    "channel": a scale per output channel and word row; "tensor": one per tensor, as in
-               Q8BERT, and no channel factors. None: the directory's, else "channel"
+    nonlinear  "integer"; or "float": GELU, softmax and LayerNorm stay float, for comparison: such a
+               model cannot be lowered. None: the directory's, else "integer"
+    weights    "channel": a scale per output channel and word row; "tensor": one per tensor, and no
+               channel factors. None: the directory's, else "channel"
     calibrate  text or token ids as import_model takes them: sets the first ranges and the channel
                factors. None: the first batches set the ranges, and all factors are 1
     head       as import_model takes it, but no "masked-lm"; None: what the directory says
+
+    nonlinear "float" with weights "tensor" is Q8BERT: ranges, too, are one per tensor, the EMA of
+    its max|x|. Two things differ from Intel's code: position and type rows stay float, and the EMA
+    (decay 0.99, theirs 0.9999) starts from `calibrate` or corrected, theirs from the first batch.
     """
     if recipe not in RECIPES:
         raise CheckpointError(f"recipe {recipe!r} is not known", hint="one of native, ibert")
@@ -74,7 +78,8 @@ def prepare(
             )
         return prepare_ibert(checkpoint, name, calibrate)
     encoder, meta = read_encoder(checkpoint, head)
-    ranges = Ranges(tap_sizes(encoder), neutral(encoder))
+    q8bert = (nonlinear, weights) == ("float", "tensor")
+    ranges = Ranges(tap_sizes(encoder), neutral(encoder), whole=q8bert)
     if calibrate is not None:
         start(ranges, encoder, checkpoint, meta, calibrate, weights)
     elif trained.get("recipe") == "native":
@@ -106,10 +111,13 @@ def start(
     ranges: Ranges, encoder: FloatEncoder, checkpoint: Checkpoint, meta: dict, calibrate, weights
 ) -> None:
     """Set ranges and factors from calibration data."""
+    import torch
+
     found, _ = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
     seen = calibration.observe(encoder, calibration.batches(found, meta))
     factors = equalisation(encoder, seen) if weights == "channel" else {}
-    ranges.start({tap: ema(seen[tap].peaks) for tap in ranges.taps}, factors)
+    peaks = {tap: ranges.shared(tap, torch.from_numpy(seen[tap].peaks)) for tap in ranges.taps}
+    ranges.start({tap: ema(one.numpy()) for tap, one in peaks.items()}, factors)
 
 
 def float_module(checkpoint: Checkpoint, head: str):

@@ -193,8 +193,8 @@ class Prepared(nn.Module, ABC):
 class PreparedNative(Prepared):
     """Recipe native.
 
-    nonlinear  "integer", or "float": plain Q8BERT, which no integer program is
-    weights    "channel" or "tensor"
+    nonlinear  "integer", or "float", which no integer program is
+    weights    "channel" or "tensor"; Q8BERT is "float" with "tensor", see prepare
     """
 
     def __init__(self, checkpoint, model, head: str | None, nonlinear: str, weights: str, ranges):

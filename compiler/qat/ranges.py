@@ -17,12 +17,19 @@ class Ranges(nn.Module):
     seen     tap -> sum of the same weights, which a peak is divided by: 1 from calibration on,
              below it where training starts without (Adam's correction)
     factors  weight stem -> [K], fixed
+    whole    one range for all channels of a tensor: the EMA of its max|x|, as in Q8BERT
     """
 
-    def __init__(self, sizes: dict[str, int], factors: dict[str, np.ndarray], decay: float = DECAY):
+    def __init__(
+        self,
+        sizes: dict[str, int],
+        factors: dict[str, np.ndarray],
+        decay: float = DECAY,
+        whole: bool = False,
+    ):
         """Start with nothing seen."""
         super().__init__()
-        self.decay = decay
+        self.decay, self.whole = decay, whole
         for tap, size in sizes.items():
             self.register_buffer(key(PEAK + tap), torch.zeros(size))
             self.register_buffer(key("seen." + tap), torch.zeros(()))
@@ -33,10 +40,18 @@ class Ranges(nn.Module):
     def start(self, peaks: dict[str, np.ndarray], factors: dict[str, np.ndarray]) -> None:
         """Take calibrated peaks and factors."""
         for tap, found in peaks.items():
-            self.get_buffer(key(PEAK + tap)).copy_(torch.from_numpy(np.float32(found)))
+            peak = self.shared(tap, torch.from_numpy(np.float32(found)))
+            self.get_buffer(key(PEAK + tap)).copy_(peak)
             self.get_buffer(key("seen." + tap)).fill_(1)
         for stem, f in factors.items():
             self.factor(stem).copy_(torch.from_numpy(np.float32(f)))
+
+    def shared(self, tap: str, peaks: torch.Tensor) -> torch.Tensor:
+        """Return peaks [..., C] with the largest of a tensor for all of it, where `whole`."""
+        if not self.whole:
+            return peaks
+        parts = peaks.unflatten(-1, (3 if tap.endswith(".qkv") else 1, -1))
+        return parts.amax(-1, keepdim=True).expand_as(parts).flatten(-2)
 
     def factor(self, stem: str) -> torch.Tensor:
         """Channel factors of an operand, float32 [K]."""
@@ -52,7 +67,7 @@ class Ranges(nn.Module):
         """Take a batch into the average; x [rows, C]."""
         found = largest(x.detach(), 0)
         # a batch with NaN or infinity in it must not end the run's ranges for good
-        found = torch.where(found.isfinite(), found, self.peak(tap))
+        found = self.shared(tap, torch.where(found.isfinite(), found, self.peak(tap)))
         one = torch.ones((), device=found.device)
         self.get_buffer(key(PEAK + tap)).lerp_(found, 1 - self.decay)
         self.get_buffer(key("seen." + tap)).lerp_(one, 1 - self.decay)

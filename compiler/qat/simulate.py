@@ -45,7 +45,7 @@ class Simulation:
     ranges   read, and updated where `training`
     tables   kind of GELU -> fake_quant.gelu_tables
     grain    "channel" or "tensor": what has one weight scale
-    integers false: GELU, softmax and tanh stay float (plain Q8BERT)
+    integers false: GELU, softmax and tanh stay float (as in Q8BERT)
     half     bfloat16: dtype of the matrix products under autocast to it; None: float32
     """
 

@@ -218,6 +218,29 @@ def test_ranges_are_an_ema():
     assert found == pytest.approx([17, 12, (7 * 12 + 8 * 4) / 15])
 
 
+def test_the_range_of_a_tensor_is_the_ema_of_its_maximum(source):
+    """As in Q8BERT; the largest EMA of its channels would be less. q, k and v are three tensors."""
+    batches = [[[8.0, 1.0, -2.0, 2.0, 3.0, 0.0]], [[0.0, -16.0, 2.0, 6.0, 1.0, -5.0]]]
+    ranges = Ranges({"norm": 6, "layer0.qkv": 6}, {}, decay=0.5, whole=True)
+    ranges.start({tap: np.zeros(6) for tap in ranges.taps}, {})
+    for batch in batches:
+        for tap in ranges.taps:
+            ranges.observe(tap, torch.tensor(batch))
+    assert ranges.peak("norm").tolist() == [10] * 6  # (8 / 2 + 16) / 2
+    assert ranges.peak("layer0.qkv").tolist() == [10, 10, 3.5, 3.5, 3.25, 3.25]
+
+    found = {}
+    two_batches = random_hf.sequences((30,) * 40)
+    for mode in ("float", "integer"):
+        model = prepare(source(), calibrate=two_batches, nonlinear=mode, weights="tensor")
+        found[mode] = [model.ranges.peak(tap) for tap in model.ranges.taps]
+        model.train()(**qat_batch.batch())
+        low, high = model.ranges.peak("layer1.qkv").unflatten(0, (3, -1)).aminmax(dim=1)
+        assert torch.equal(low, high) == (mode == "float")
+    more = [a.max() / b.max() for a, b in zip(found["float"], found["integer"], strict=True)]
+    assert min(more) >= 1 and max(more) > 1.01
+
+
 def test_training_sees_its_batches_alone(source):
     """Nothing is in the range at first, and evaluation leaves it."""
     model = prepare(source())
