@@ -7,6 +7,7 @@ question a line: {"question", "context", "answers": [{"text", "start"}]}; token 
 
 import json
 import random
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -294,18 +295,34 @@ class Encoded:
         return {"labels": target}
 
     def _words(self, number: int) -> list[tuple[int, int]]:
-        """Return (token, word) for the first token of every word that is in the sequence."""
-        encoding = self.packed.encodings[number]
-        starts = {
-            start: word
-            for word, (start, _) in enumerate(self.rows.words[self.packed.text_of[number]])
-        }
+        """Return (token, word) for the first token of every word that is in the sequence.
+
+        A token may begin in the space before its word. A word of nothing but characters that the
+        tokenizer drops has no token.
+        """
+        encoding, row = self.packed.encodings[number], self.packed.text_of[number]
+        words = self.rows.words[row]
+        starts = [start for start, _ in words]
+        spans = [
+            (at, *span)
+            for at, (span, special) in enumerate(
+                zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+            )
+            if not special
+        ]
         found: dict[int, int] = {}
-        for at, ((start, end), special) in enumerate(
-            zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-        ):
-            if not special and end > start and start in starts:
-                found.setdefault(starts[start], at)
+        for at, start, end in spans:
+            word = bisect_left(starts, start)
+            if word < len(words) and starts[word] < end:
+                found.setdefault(word, at)
+        for word, (first, last) in enumerate(words):
+            if word not in found and any(start < last and end > first for _, start, end in spans):
+                text = self.rows.texts[row][0]
+                raise IntformerError(
+                    f"no token begins with word {text[first:last]!r} of {text[:80]!r}",
+                    where="tokenizer.json",
+                    hint="words need a tokenizer whose tokens end at spaces",
+                )
         return [(at, word) for word, at in found.items()]
 
     def _answer_tokens(self, number: int, text: str, start: int) -> tuple[int, int]:

@@ -256,22 +256,6 @@ def test_every_kind_of_task(source, tmp_path, task, make, metrics):
     assert losses[-1] < losses[0]
 
 
-def test_rows_and_held_out_part(data):
-    rows = tasks.read(data, "sst2")
-    fit, held = rows.split(0.1, 20, 0)
-    assert (len(fit.texts), len(held.texts)) == (18, 2)
-    again = rows.split(0.1, 20, 0)
-    assert (fit, held) == again
-    assert rows.split(0.1, 20, 1)[0] != fit
-
-
-def test_no_held_out_context_is_trained_on(tmp_path):
-    rows = tasks.read(answers(tmp_path / "a", rows=60), tasks.ANSWERS)
-    fit, held = rows.split(0.2, None, 0)
-    assert not {c for _, c in fit.texts} & {c for _, c in held.texts}
-    assert len(fit.texts) + len(held.texts) == 60
-
-
 @pytest.mark.parametrize(
     ("task", "content", "message"),
     [
