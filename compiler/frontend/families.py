@@ -302,6 +302,15 @@ def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Float
 
     head  one of HEADS' values or "sentence-embedding"; None: what the directory says
     """
+    family = family_of(checkpoint)
+    head, pooling = pick_head(checkpoint, head)
+    reader = _Reader(checkpoint, family)
+    encoder = reader.encoder(head, pooling)
+    return encoder, reader.meta(encoder, checkpoint.config["model_type"], pooling)
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """Return the family that config.json names; raise for one that is not here."""
     model_type = checkpoint.setting("model_type", str)
     family = FAMILIES.get(model_type)
     if family is None:
@@ -311,10 +320,20 @@ def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Float
             hint="supported: " + ", ".join(FAMILIES),
         )
     checkpoint.refuse_unsupported()
-    head, pooling = pick_head(checkpoint, head)
-    reader = _Reader(checkpoint, family)
-    encoder = reader.encoder(head, pooling)
-    return encoder, reader.meta(encoder, model_type, pooling)
+    return family
+
+
+def activation_of(checkpoint: Checkpoint, family: Family) -> str:
+    """Return the activation that config.json names, a value of ACTIVATIONS."""
+    key = family.config_keys["activation"]
+    name = checkpoint.setting(key, str, family.act)
+    if name not in ACTIVATIONS or name == "tanh":
+        raise CheckpointError(
+            f"config key {key!r} = {name!r} is not supported",
+            where=str(checkpoint.path / "config.json"),
+            hint="supported: " + ", ".join(sorted(set(ACTIVATIONS) - {"tanh"})),
+        )
+    return ACTIVATIONS[name]
 
 
 class _Reader:
@@ -326,17 +345,6 @@ class _Reader:
         self.hidden, self.heads = checkpoint.heads_of(keys["hidden"], keys["heads"])
         self.eps = checkpoint.setting("layer_norm_eps", float, family.eps, least=0)
         self.prefix = family.prefix if family.prefix + WORD + ".weight" in checkpoint else ""
-
-    def activation(self) -> str:
-        key = self.family.config_keys["activation"]
-        name = self.checkpoint.setting(key, str, self.family.act)
-        if name not in ACTIVATIONS or name == "tanh":
-            raise CheckpointError(
-                f"config key {key!r} = {name!r} is not supported",
-                where=str(self.checkpoint.path / "config.json"),
-                hint="supported: " + ", ".join(sorted(set(ACTIVATIONS) - {"tanh"})),
-            )
-        return ACTIVATIONS[name]
 
     def table(self, key: str, width: int | None = None) -> np.ndarray:
         return self.checkpoint.tensor(f"{self.prefix}{key}.weight", (None, width))
@@ -397,7 +405,7 @@ class _Reader:
             projection=self.linear(projection, width, self.hidden) if projected else None,
             layers=tuple(distinct[path] for path in paths),
             heads=self.heads,
-            activation=self.activation(),
+            activation=activation_of(self.checkpoint, self.family),
             head=self.head(head, pooling, word),
         )
 
@@ -413,7 +421,7 @@ class _Reader:
             linear = self.linear(key.replace("@", self.prefix), width)
             width = linear.weight.shape[0]
             if activation == FROM_CONFIG:
-                activation = self.activation()
+                activation = activation_of(self.checkpoint, self.family)
             built.append(Dense(linear, activation, self.norm(norm, width) if norm else None))
         return Head(name, pool, tuple(built))
 

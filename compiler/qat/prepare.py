@@ -10,9 +10,10 @@ from intformer.frontend.calibrated import neutral, sequences
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.families import pick_head, read_encoder
-from intformer.frontend.native import GRAINS, equalisation
+from intformer.frontend.native import equalisation
 from intformer.frontend.scales import ema
 from intformer.frontend.trained import check_ranges, read_ranges, settings, tap_sizes
+from intformer.qat.choices import check_options
 from intformer.qat.prepared import (
     Prepared,
     PreparedNative,
@@ -20,8 +21,6 @@ from intformer.qat.prepared import (
 )
 from intformer.qat.ranges import Ranges
 
-RECIPES = ("native", "ibert")
-NONLINEAR = ("integer", "float")
 ANSWERS = "question-answering"
 
 
@@ -51,17 +50,11 @@ def prepare(
     its max|x|. Two things differ from Intel's code: position and type rows stay float, and the EMA
     (decay 0.99, theirs 0.9999) starts from `calibrate` or corrected, theirs from the first batch.
     """
-    if recipe not in RECIPES:
-        raise CheckpointError(f"recipe {recipe!r} is not known", hint="one of native, ibert")
     checkpoint = Checkpoint(source)
     trained = settings(checkpoint)
     nonlinear = nonlinear or trained.get("nonlinear", "integer")
     weights = weights or trained.get("weights", "channel")
-    for name, value, legal in (("nonlinear", nonlinear, NONLINEAR), ("weights", weights, GRAINS)):
-        if value not in legal:
-            raise CheckpointError(
-                f"{name} = {value!r} is not known", hint="one of " + ", ".join(legal)
-            )
+    check_options(recipe, nonlinear, weights)
     name, _ = pick_head(checkpoint, head)
     if name == "masked-lm":
         raise CheckpointError(
@@ -70,12 +63,6 @@ def prepare(
             hint="fine-tune it for a task first, or calibrate it",
         )
     if recipe == "ibert":
-        if (nonlinear, weights) != ("integer", "channel"):
-            raise CheckpointError(
-                f"recipe ibert has no nonlinear {nonlinear!r} with weights {weights!r}",
-                hint="leave them out: its functions are integer, its weights have a scale per "
-                "channel",
-            )
         return prepare_ibert(checkpoint, name, calibrate)
     encoder, meta = read_encoder(checkpoint, head)
     q8bert = (nonlinear, weights) == ("float", "tensor")

@@ -30,13 +30,8 @@ MARGIN = 2.0  # of |gamma| over what beta needs
 LEAST_GAMMA = 1e-3
 
 
-def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> nn.Module:
-    """Return the IBert module, in quant_mode, of a float module or of an IBert directory.
-
-    model  transformers' module of the directory; None where it is an IBert directory
-    """
-    import transformers
-
+def check(checkpoint: Checkpoint, head: str) -> str:
+    """Return the model type; raise for a configuration that has no I-BERT module."""
     family = checkpoint.setting("model_type", str)
     if family not in FAMILIES or head not in CLASSES:
         wrong = f"model type {family!r}" if family not in FAMILIES else f"head {head!r}"
@@ -45,17 +40,29 @@ def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> 
             where=str(checkpoint.path),
             hint=f"model types: {', '.join(FAMILIES)}; heads: {', '.join(CLASSES)}",
         )
+    checkpoint.refuse_unsupported()
+    activation = checkpoint.setting("hidden_act", str, "gelu")
+    if activation != "gelu":
+        raise CheckpointError(
+            f"config key 'hidden_act' = {activation!r} does not train with recipe ibert",
+            where=str(checkpoint.path / "config.json"),
+            hint="I-BERT has gelu only",
+        )
+    return family
+
+
+def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> nn.Module:
+    """Return the IBert module, in quant_mode, of a float module or of an IBert directory.
+
+    model  transformers' module of the directory; None where it is an IBert directory
+    """
+    import transformers
+
+    family = check(checkpoint, head)
     auto = getattr(transformers, CLASSES[head])
     if model is None:
         config = transformers.IBertConfig.from_pretrained(checkpoint.path, quant_mode=True)
         return auto.from_pretrained(checkpoint.path, config=config, dtype=torch.float32)
-    if model.config.hidden_act != "gelu":
-        raise CheckpointError(
-            f"config key 'hidden_act' = {model.config.hidden_act!r} does not train with recipe "
-            "ibert",
-            where=str(checkpoint.path / "config.json"),
-            hint="I-BERT has gelu only",
-        )
     source, config = model.state_dict(), model.config
     shift = config.pad_token_id + 1 if family == "bert" else 0
     state = dict(renamed(source, family, head))

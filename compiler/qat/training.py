@@ -19,6 +19,7 @@ from intformer.errors import CheckpointError, IntformerError
 from intformer.float_model import AUTO_CLASSES
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import tasks
+from intformer.qat.choices import check_options, check_source
 from intformer.qat.tasks import Encoded, Rows
 
 HELD_OUT = 0.1  # of train: chooses the model and ends training early
@@ -95,11 +96,12 @@ def train(
         progress(f"{output} is complete")
         return done
     quiet()
-    work = output / "checkpoints"
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "settings.json", about)
+    if settings.qat_epochs:  # its faults are known now
+        check_source(checkpoint, settings.recipe, rows.head)
     fit, held = rows.split(HELD_OUT, settings.rows, settings.seed)
     run = Run(checkpoint, output, settings, fit, held, dev, progress)
+    run.work.mkdir(parents=True, exist_ok=True)
+    write_json(run.work / "settings.json", about)
     stages = {name: run.stage(name) for name in STAGES if run.epochs(name)}
     result = {
         "settings": about,
@@ -114,7 +116,7 @@ def train(
     }
     draw(result, rows.metrics[0], output / "curve.png")
     write_json(output / "metrics.json", result)
-    shutil.rmtree(work)
+    shutil.rmtree(run.work)
     return result
 
 
@@ -134,6 +136,12 @@ def check(settings: Settings) -> None:
                 f"{getattr(settings, name)} is no learning rate",
                 where=f"--{name.replace('_', '-')}",
             )
+    if settings.qat_epochs:
+        check_options(settings.recipe, settings.nonlinear, settings.weights)
+    if not 0 <= settings.seed < 2**32:
+        raise IntformerError(
+            f"{settings.seed} is no seed", where="--seed", hint="a number from 0 to 2^32 - 1"
+        )
     if settings.max_length < 8:
         raise IntformerError(f"{settings.max_length} tokens are too few", where="--max-length")
 
@@ -184,7 +192,8 @@ def finished(output: Path, about: dict) -> dict | None:
 def quiet() -> None:
     """Keep transformers off the network and off the terminal."""
     os.environ.update(HF_HUB_OFFLINE="1")
-    import accelerate  # noqa: F401 - Trainer needs it; without it the name of our extra is said
+    import accelerate  # noqa: F401 - needed later; without them the name of our extra is said now
+    import matplotlib  # noqa: F401
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,8 +314,47 @@ def test_what_is_there_is_left_alone(source, data, tmp_path):
         ({"distill": True}, "--distill without"),
         ({"lr": 0.0}, "0.0 is no learning rate - --lr"),
         ({"max_length": 2}, "2 tokens are too few"),
+        ({"seed": -1}, "-1 is no seed - --seed"),
+        ({"seed": 2**32}, "4294967296 is no seed"),
+        ({"qat_epochs": 1, "recipe": "fancy"}, "recipe 'fancy' is not known"),
+        *(
+            ({"qat_epochs": 1, "recipe": "ibert", name: value}, "recipe ibert has no")
+            for name, value in (("nonlinear", "float"), ("weights", "tensor"))
+        ),
     ],
 )
 def test_settings_that_mean_nothing(source, data, tmp_path, changes, message):
     with pytest.raises(IntformerError, match=message):
         train(source, data, None, tmp_path / "out", Settings("sst2", **{**SMALL, **changes}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "config", "message"),
+    [
+        ("ibert", {"model_type": "electra"}, "'electra' does not train with recipe ibert"),
+        ("ibert", {"hidden_act": "relu"}, "'hidden_act' = 'relu' does not train with recipe ibert"),
+        ("native", {"hidden_act": "silu"}, "'hidden_act' = 'silu' is not supported"),
+        ("native", {"model_type": "roformer"}, "'model_type' = 'roformer' is not supported"),
+        ("native", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
+        ("ibert", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
+    ],
+)
+def test_faults_of_the_second_stage_come_first(
+    source, data, tmp_path, monkeypatch, recipe, config, message
+):
+    shutil.copytree(source, tmp_path / "source")
+    file = tmp_path / "source" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    monkeypatch.setattr(training, "Run", None)  # nothing runs
+    settings = Settings("sst2", **{**SMALL, "qat_epochs": 1}, recipe=recipe)
+    with pytest.raises(IntformerError, match=message):
+        train(tmp_path / "source", data, None, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_nothing_runs(source, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.main(command(source, data, tmp_path / "out")) == 1
+    assert "intformer[qat]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
