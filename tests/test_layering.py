@@ -38,7 +38,7 @@ LAYERS = [
     ("compare",),
     ("roofline",),
     ("accuracy", "bench"),
-    ("qat.metrics", "qat.tasks", "qat.trainer", "qat.training"),
+    ("qat.metrics", "qat.tasks", "qat.fine_tuned", "qat.trainer", "qat.training"),
     ("analysis",),
     ("cli",),
     ("__main__",),

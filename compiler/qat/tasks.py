@@ -64,6 +64,14 @@ class Rows:
         return self.head == "sequence-classification" and not self.labels
 
     @property
+    def names(self) -> dict[str, dict]:
+        """The names of the classes as config.json has them."""
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: i for i, label in enumerate(self.labels)},
+        }
+
+    @property
     def outputs(self) -> int:
         """Channels of the head."""
         return 2 if self.task == ANSWERS else len(self.labels) or 1

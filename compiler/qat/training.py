@@ -18,14 +18,21 @@ from intformer.cpu_features import host_features
 from intformer.errors import CheckpointError, IntformerError
 from intformer.float_model import AUTO_CLASSES
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.families import FAMILIES
+from intformer.frontend.trained import CONFIG_KEY
 from intformer.qat import tasks
 from intformer.qat.choices import check_options, check_source
+from intformer.qat.fine_tuned import fitting
 from intformer.qat.tasks import Encoded, Rows
 
 HELD_OUT = 0.1  # of train: chooses the model and ends training early
 EVALUATIONS = 2  # per epoch, on the held-out part
 STAGES = ("fp32", "qat")
 TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
+SENTENCE_FILES = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "1_Pooling/config.json",
+)
 PACKAGES = ("intformer", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -74,7 +81,8 @@ def train(
 ) -> dict:
     """Train, and return what DIR/metrics.json holds.
 
-    source      a Hugging Face model directory; a head that does not fit the task is made anew
+    source      a Hugging Face model directory; a head that does not fit the task is made anew,
+                without an FP32 stage refused
     train_file  labelled rows; HELD_OUT of them choose the model
     dev_file    labelled rows, scored once by each stage's chosen model; None: no score
     output      DIR: fp32/ and qat/ (Hugging Face directories), metrics.json, curve.png
@@ -84,6 +92,8 @@ def train(
     checkpoint = Checkpoint(source)
     rows = tasks.read(train_file, settings.task)
     dev = None if dev_file is None else tasks.read(dev_file, settings.task, rows.labels)
+    if not settings.epochs:  # its head stays
+        rows, dev = (one and fitting(one, checkpoint) for one in (rows, dev))
     output = Path(output)
     files = {"train": train_file, "dev": dev_file} if dev else {"train": train_file}
     about = {
@@ -228,16 +238,19 @@ class Run:
     ):
         """Tokenize; checkpoint is the source."""
         import transformers
+        from huggingface_hub.errors import StrictDataclassError
 
         self.checkpoint, self.output, self.settings = checkpoint, output, settings
         self.progress, self.work = progress, output / "checkpoints"
         self.rows = fit
         try:
             self.config = transformers.AutoConfig.from_pretrained(checkpoint.path)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, StrictDataclassError) as error:
             raise refused(error, checkpoint.path) from error
         positions = getattr(self.config, "max_position_embeddings", 512)
-        if getattr(self.config, "type_vocab_size", 2) == 1:  # RoBERTa counts from pad + 1
+        family = FAMILIES.get(self.config.model_type)
+        one_type = getattr(self.config, "type_vocab_size", 2) == 1  # as RoBERTa's kin have
+        if family.positions == "padding" if family else one_type:  # counts from pad + 1
             positions -= (self.config.pad_token_id or 0) + 1
         self.length = min(settings.max_length, positions)
         self.files = checkpoint.files()
@@ -303,15 +316,14 @@ class Run:
         auto = getattr(transformers, AUTO_CLASSES[rows.head])
         options: dict = {"num_labels": rows.outputs}
         if rows.labels:
-            options["id2label"] = dict(enumerate(rows.labels))
-            options["label2id"] = {label: i for i, label in enumerate(rows.labels)}
+            options |= rows.names
         if rows.head == "sequence-classification":
             kind = "regression" if rows.regression else "single_label_classification"
             options["problem_type"] = kind
         transformers.set_seed(self.settings.seed)  # of a fresh head
         path = source or self.checkpoint.path
         try:
-            return auto.from_pretrained(
+            model = auto.from_pretrained(
                 path,
                 dtype=torch.float32,
                 local_files_only=True,
@@ -321,6 +333,8 @@ class Run:
             )
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise refused(error, path) from error
+        vars(model.config).pop(CONFIG_KEY, None)  # ranges of a trained source are no longer its own
+        return model
 
     def float_source(self) -> Path:
         """Return the directory the second stage starts from."""
@@ -333,7 +347,7 @@ class Run:
         from intformer.qat import prepare
 
         transformers.set_seed(self.settings.seed)
-        return prepare(
+        prepared = prepare(
             self.float_source(),
             recipe=self.settings.recipe,
             nonlinear=self.settings.nonlinear,
@@ -341,6 +355,9 @@ class Run:
             head=self.rows.head,
             calibrate=self.rows.texts,
         )
+        if self.rows.labels:  # a source that is fine-tuned already may have none
+            prepared.config.update(self.rows.names)
+        return prepared
 
     def save_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer, cutting where training cut."""
@@ -350,6 +367,8 @@ class Run:
         (folder / "tokenizer.json").write_bytes(self.files["tokenizer.json"])
         about = self.checkpoint.read_json("tokenizer_config.json") or {}
         write_json(folder / "tokenizer_config.json", {**about, "model_max_length": self.length})
+        for name in SENTENCE_FILES:  # of a source that embeds sentences: another head and length
+            (folder / name).unlink(missing_ok=True)
 
     def arguments(self, name: str):
         """Return the Trainer's arguments for a stage."""
