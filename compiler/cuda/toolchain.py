@@ -31,6 +31,8 @@ NVCC_PACKAGES = ("nvidia-cuda-nvcc",)
 NVRTC_PACKAGES = ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc")
 HOMES = ("/usr/local/cuda",)  # where toolkits are when CUDA_HOME and CUDA_PATH do not say
 SOURCE = "kernels.cu"  # what diagnostics call the source
+# the PTX that brought a chip's own instructions: a driver takes no PTX newer than itself
+PTX_VERSIONS = {"sm_75": "6.5", "sm_80": "7.0", "sm_86": "7.1", "sm_89": "7.8", "sm_90": "7.8"}
 # NVRTC knows the widths of its types, but brings no C headers
 STDINT = """#pragma once
 typedef signed char int8_t;
@@ -68,7 +70,8 @@ class Built:
     """A compiled CUDA source.
 
     cubin  machine code for one chip generation
-    ptx    assembly text that the driver compiles for newer ones, UTF-8 without a final zero
+    ptx    assembly text that the driver compiles for newer ones, UTF-8 without a final zero;
+           of the version in PTX_VERSIONS
     usage  by kernel, in the order ptxas met them
     """
 
@@ -101,12 +104,13 @@ def build(
     if not re.fullmatch(r"sm_\d{2,3}[af]?", arch):
         raise CompileError(f"arch {arch!r}", where="cuda toolchain", hint='"sm_75" is meant')
     compiler = compiler or find()
-    about = ["cuda", compiler.version, OPTIONS, PTXAS_OPTIONS, arch, source]
+    ptx_version = PTX_VERSIONS.get(arch)
+    about = ["cuda", compiler.version, OPTIONS, PTXAS_OPTIONS, arch, ptx_version, source]
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     if cache and (known := cache.get(key)) is not None:
         return _unpack(known)
     cubin, ptx, log = compiler.compile(source, arch)
-    built = Built(cubin, ptx.rstrip(b"\0"), read_usage(log))
+    built = Built(cubin, _for_old_drivers(ptx.rstrip(b"\0"), arch), read_usage(log))
     if cache:
         try:
             cache.put(key, _pack(built))
@@ -114,6 +118,12 @@ def build(
         except OSError:  # a folder that cannot be written costs time, no more
             pass
     return built
+
+
+def _for_old_drivers(ptx: bytes, arch: str) -> bytes:
+    """Return PTX that says the oldest version it needs; compilers write their own, the newest."""
+    oldest = PTX_VERSIONS.get(arch)
+    return re.sub(rb"(?m)^\.version .*$", f".version {oldest}".encode(), ptx) if oldest else ptx
 
 
 def find() -> Compiler:

@@ -10,6 +10,7 @@ import lzma
 import subprocess
 import sys
 
+import cuda_compilers
 import fake_cuda
 import gpu
 import make_ibert
@@ -54,6 +55,7 @@ def verified(library, driver, folder):
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "results True" in done.stdout and "defaults True" in done.stdout
+    cuda_compilers.assemble(library.section("cuda/t4.ptx"), "sm_75", folder)
 
 
 @gpu.needs_compiler

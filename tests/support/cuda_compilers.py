@@ -1,5 +1,7 @@
 """The CUDA compilers that this machine has, and skips where it has none."""
 
+import subprocess
+
 import pytest
 
 from intformer.cuda import toolchain
@@ -25,3 +27,15 @@ def compiler(kind):
     if not library:
         pytest.skip("no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
     return toolchain.nvrtc(library)
+
+
+def assemble(ptx, arch, folder):
+    """Assemble PTX for a chip, as its driver does; skip where there is no ptxas."""
+    program = toolchain.find_program("ptxas", toolchain.NVCC_PACKAGES)
+    if not program:
+        pytest.skip("no ptxas")
+    path = folder / f"{arch}.ptx"
+    path.write_bytes(ptx)
+    command = [program, f"-arch={arch}", path, "-o", path.with_suffix(".cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,13 +1,15 @@
-"""CUDA C comes from TVM whether or not its CUDA runtime loads."""
+"""CUDA C comes from TVM whether or not its CUDA runtime loads; PTX is as old as it can be."""
 
 import os
+import re
 
+import cuda_compilers
 import pytest
 import tvm_ffi
 from kernels import Chain, lowered
 from tvm import IRModule
 
-from intformer.cuda import codegen
+from intformer.cuda import codegen, toolchain
 
 RUNTIME = "ffi.Module.create.cuda"  # TVM's own is there where libcuda.so.1 is
 
@@ -25,6 +27,19 @@ def runtime_that_compiles():
     tvm_ffi.remove_global_func(RUNTIME)
     if before:
         tvm_ffi.register_global_func(RUNTIME, before)
+
+
+@pytest.mark.parametrize("kind", ["nvcc", "nvrtc"])
+@pytest.mark.parametrize("arch", sorted(toolchain.PTX_VERSIONS))
+def test_ptx_is_as_old_as_its_chip(arch, kind, tmp_path):
+    """ptxas refuses what came after the version that a text says."""
+    module, _, _ = lowered(Chain(("matmul", "rescale"), 64, 64).graph, f"cuda:{arch}")
+    text = codegen.source(IRModule({"dense_0_v0": module["dense_0_v0"]}), arch)
+    built = toolchain.build(text, arch, compiler=cuda_compilers.compiler(kind))
+    assert re.findall(rb"(?m)^\.version.*", built.ptx) == [
+        b".version " + toolchain.PTX_VERSIONS[arch].encode()
+    ]
+    cuda_compilers.assemble(built.ptx, arch, tmp_path)
 
 
 @pytest.mark.parametrize("setting", [None, "0"])
