@@ -105,12 +105,15 @@ def race_shape(shape: str, target: str, sizes: list, seconds: float, machine: di
             )
             taken = given(library, inputs)
             ids = inputs["input_ids"].reshape(batch, tokens)
-            contestants = {"intformer": lambda taken=taken: library.run(**taken)}
-            contestants |= {name: lambda m=m, ids=ids: m(ids) for name, m in models.items()}
             say(f"{shape} {batch}x{tokens}")
+            ways = {name: way(model) for name, model in models.items()}
+            ways[GRAPHS], skipped = compiled(models[FP16], ids)
+            contestants = {"intformer": lambda taken=taken: library.run(**taken)}
+            contestants |= {name: lambda m=m, ids=ids: m(ids) for name, m in ways.items()}
             rows = bench.race(contestants, seconds)
             cell = {"shape": shape, "batch": batch, "tokens": tokens, "verified": verified}
             cell["ms"] = {row.name: row.median for row in rows}
+            cell["graphs that torch.compile did not record"] = skipped
             if chip:
                 (guess,) = predict.predict(library, chips.get(chip), [(batch, tokens)]).shapes
                 cell["predicted ms"] = guess.milliseconds
@@ -119,7 +122,7 @@ def race_shape(shape: str, target: str, sizes: list, seconds: float, machine: di
 
 
 def torch_models(source: Path) -> dict:
-    """Return the ways of PyTorch: functions of token ids on the host, to logits on the host."""
+    """Return the models that PyTorch runs as they are."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -127,17 +130,32 @@ def torch_models(source: Path) -> dict:
     torch.backends.cudnn.allow_tf32 = False
     plain = AutoModelForSequenceClassification.from_pretrained(source).eval().cuda()
     half = AutoModelForSequenceClassification.from_pretrained(source).eval().half().cuda()
-    compiled = torch.compile(half, mode="reduce-overhead")
+    return {FP32: plain, FP16: half}
 
-    def way(model):
-        def run(ids: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                on_gpu = torch.from_numpy(ids.astype(np.int64)).cuda()
-                return model(input_ids=on_gpu).logits.float().cpu().numpy()
 
-        return run
+def way(model):
+    """Return a function of token ids on the host, to logits on the host."""
+    import torch
 
-    return {FP32: way(plain), FP16: way(half), GRAPHS: way(compiled)}
+    def run(ids: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            on_gpu = torch.from_numpy(ids.astype(np.int64)).cuda()
+            return model(input_ids=on_gpu).logits.float().cpu().numpy()
+
+    return run
+
+
+def compiled(model, ids: np.ndarray) -> tuple:
+    """Return a way compiled for this size alone, and how many CUDA graphs it did not record."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    counters.clear()
+    run = way(torch.compile(model, mode="reduce-overhead", dynamic=False))
+    for _ in range(3):  # compiles, records, replays
+        run(ids)
+    return run, counters["inductor"]["cudagraph_skips"]
 
 
 def dev_sets(data: Path, target: str) -> list[dict]:
@@ -195,6 +213,7 @@ def report(about: dict) -> list[str]:
         ours = ms["intformer"]
         guess = cell.get("predicted ms")
         others = " | ".join(f"{ms[name]:.2f} ({ms[name] / ours:.2f}x)" for name in names)
+        others += " without graphs" if cell["graphs that torch.compile did not record"] else ""
         size = f"{cell['batch']}x{cell['tokens']}"
         guess = f"{guess:.2f}" if guess else ""
         checked = "" if cell["verified"] else " (NOT VERIFIED)"

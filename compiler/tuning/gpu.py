@@ -40,7 +40,7 @@ from intformer.tuning.remote import NAMES, Remote
 
 SYMBOL = "kernel"
 TILE = GPU_TILE // BLOCK  # buffers have a multiple of so many row blocks
-MOST_COPIES = 64  # of constants
+MOST_COPIES = 256  # of constants: small ones too leave a cache of 60 MB
 
 
 def ready(spec: targets.TargetSpec, remote: Remote | None, timeout: float) -> str:

@@ -19,7 +19,11 @@ import pytest
 import random_hf
 
 import intformer
+from intformer import compare
+from intformer.cuda.device import Device
+from intformer.errors import IntformerError
 from intformer.frontend import import_model
+from intformer.targets import TARGETS
 
 CASES = [  # family, head, shape; one in the quick tests
     pytest.param("bert", "sequence-classification", {}),
@@ -66,6 +70,34 @@ def test_library_equals_the_composed_reference(tmp_path, driver, family, head, s
         tmp_path / "model", head=head, calibrate=random_hf.sequences(seed=1), method="minmax"
     )
     verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_library_on_a_real_gpu(tmp_path, case, own):
+    """For this chip, and for a T4: newer ones compile the PTX."""
+    cuda_compilers.any_compiler()
+    try:
+        chip = "cuda:sm_{}{}".format(*Device().capability)
+    except IntformerError as error:
+        pytest.skip(str(error))
+    target = chip if own else "t4"
+    if target not in TARGETS:
+        pytest.skip(f"{target} is no target")
+    family, head, shape = CASES[case].values
+    random_hf.save(tmp_path / "model", family, head, **shape)
+    model = import_model(
+        tmp_path / "model", head=head, calibrate=random_hf.sequences(seed=1), method="minmax"
+    )
+    library = intformer.load(intformer.compile(model, tmp_path / "m.so", target=target).path)
+    assert intformer.verify(library, cases=2).ok
+    batches = compare.random_batches(library.metadata, 2, seed=1)
+    for form in ("cubin", "ptx") if own else ("ptx",):
+        library.set_variant(f"{target} {form}")
+        for batch in batches:
+            finding, _ = compare.first_difference(library, model, batch, model.run(batch))
+            assert finding is None
 
 
 @gpu.needs_compiler

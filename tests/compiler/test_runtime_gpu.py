@@ -15,6 +15,8 @@ import toy
 import toy_cuda
 
 from intformer import library, runtime
+from intformer.cuda import toolchain
+from intformer.cuda.device import Device
 
 SUPPORT = Path(toy.__file__).parent
 
@@ -70,6 +72,22 @@ def test_results(load, form):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("form", ["cubin", "ptx"])
+def test_code_for_this_chip(load, tmp_path, form):
+    arch = "sm_{}{}".format(*Device().capability)
+    if arch not in toolchain.PTX_VERSIONS:
+        pytest.skip(f"{arch} is no target")
+    variants = [toy_cuda.real_variant(f"cuda:{arch}", arch)]
+    path = library.build(
+        toy_cuda.plan(), variants, toy.model(), tmp_path / "own.so", target=f"cuda:{arch}"
+    )
+    lib = runtime.load(path)
+    lib.set_variant(f"cuda:{arch} {form}")
+    for lengths in [(1,), (3, 5, 12, 1), (12,) * 4000] * 3:
+        check(lib, lengths)
+
+
+@pytest.mark.gpu
 def test_rows_types_positions(load):
     ids, offsets = toy.batch(3, (4, 12, 1, 7, 2, 9, 9, 9, 5))
     want = toy.expected(0, ids, offsets)
@@ -119,6 +137,41 @@ def test_beside_torch(load):
     for _ in range(4):
         check(lib, (3, 5))
         assert int((x * 2).sum()) == 999_000
+
+
+@pytest.mark.gpu
+def test_while_torch_waits_and_records(load):
+    """Neither waiting for the whole GPU nor recording it hinders the other."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("a torch without CUDA")
+    lib, ended, faults = load("waits"), threading.Event(), []
+    x, graph = torch.arange(1000, device="cuda"), torch.cuda.CUDAGraph()
+
+    def wait():
+        try:
+            while not ended.is_set():
+                torch.cuda.synchronize()
+        except RuntimeError as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        for tokens in range(1, 200):
+            for _ in range(3):
+                check(lib, (tokens % 12 + 1,) * (tokens // 12 + 1))
+    finally:
+        ended.set()
+        thread.join()
+    assert not faults, faults[0]
+    with torch.cuda.graph(graph):  # in the mode that forbids every thread what could spoil it
+        y = x * 2
+        other = threading.Thread(target=check, args=(lib, (12,) * 4000))
+        other.start()
+        other.join()
+    graph.replay()
+    assert int(y.sum()) == 999_000
 
 
 def alone(code):
@@ -185,6 +238,6 @@ def test_no_device_memory(load, build):
             lib.run(*toy.batch(0, (12,) * 40_000))
             raise SystemExit("no error")
         except intformer.IntformerError as error:
-            assert "no memory on the GPU for 480000 tokens in 40000 sequences" in str(error), error
+            assert error.code == 4 and "for 480000 tokens in 40000 sequences" in str(error), error
         assert (lib.run(ids, offsets) == toy.expected(0, ids, offsets)).all()
     """)

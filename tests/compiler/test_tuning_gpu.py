@@ -299,7 +299,7 @@ def test_on_a_real_gpu(source, tmp_path):
     if target not in TARGETS:
         pytest.skip(f"{device.name} is no target")
     report = tune(source, target=target, trials=40, out=tmp_path, tokens=(8, 150), timeout=300)
-    assert report.failures == {} and report.trials >= 40
+    assert not report.failures.get("wrong result") and report.trials >= 40
     assert all(0 < line.chosen < 0.01 for line in report.lines) and report.lines
     (about,) = json.loads((tmp_path / target / "provenance.json").read_text())["runs"]
     assert about["gpu"] == device.name
