@@ -166,6 +166,14 @@ class Prepared(nn.Module, ABC):
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
+    def _replicate_for_data_parallel(self):
+        """Refuse: copies of nn.DataParallel have no parameters, and their ranges are lost."""
+        raise IntformerError(
+            "a prepared model does not train under nn.DataParallel, which a Trainer uses where it "
+            "sees several GPUs",
+            hint="start a process per GPU (torchrun), or set CUDA_VISIBLE_DEVICES=0",
+        )
+
     # -- saving -----------------------------------------------------------------------------------
 
     def numpy_checkpoint(self) -> Checkpoint:

@@ -1,5 +1,7 @@
 """What transformers.Trainer asks of a model beside its forward pass."""
 
+import sys
+
 import pytest
 import qat_batch
 import random_hf
@@ -103,3 +105,12 @@ def test_gradient_checkpointing_is_refused(random_model, tmp_path):
     asked = trainer(model, rows(labels=[0] * 16), tmp_path, gradient_checkpointing=True)
     with pytest.raises(IntformerError, match="leave gradient_checkpointing out"):
         asked.train()
+
+
+def test_data_parallel_is_refused(random_model, monkeypatch):
+    """It copies a model to every GPU; here both copies stay on the CPU."""
+    copying = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(copying, "_broadcast_coalesced_reshape", lambda them, *_, **__: [them] * 2)
+    assert len(copying.replicate(torch.nn.Linear(1, 1), [0, 1])) == 2
+    with pytest.raises(IntformerError, match="start a process per GPU"):
+        copying.replicate(prepared(random_model, "native"), [0, 1])
