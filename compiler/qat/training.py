@@ -173,22 +173,17 @@ def finished(output: Path, about: dict) -> dict | None:
     """Return the result of a finished run; raise where DIR holds anything but this run."""
     if output.exists() and not output.is_dir():
         raise IntformerError("not a directory", where=str(output), hint="give -o another name")
-    done = output / "metrics.json"
-    begun = output / "checkpoints" / "settings.json"
-    found = None
-    if done.is_file():
-        found = json.loads(done.read_text())
-        before = found["settings"]
-    elif begun.is_file():
-        before = json.loads(begun.read_text())
-    elif output.is_dir() and any(output.iterdir()):
+    done, begun = output / "metrics.json", output / "checkpoints" / "settings.json"
+    found = read_object(done)
+    before = (found or {}).get("settings") if done.exists() else read_object(begun)
+    if not isinstance(before, dict):
+        if not output.is_dir() or not any(output.iterdir()):
+            return None
         raise IntformerError(
             "the directory is not empty, and no run of ours",
             where=str(output),
             hint="give -o another name",
         )
-    else:
-        return None
     if differing := [name for name in about if before.get(name) != about[name]]:
         name = differing[0]
         raise IntformerError(
@@ -197,6 +192,15 @@ def finished(output: Path, about: dict) -> dict | None:
             hint="give -o another name, or delete it",
         )
     return found
+
+
+def read_object(path: Path) -> dict | None:
+    """Return a JSON object of ours; None where there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def quiet() -> None:
@@ -277,6 +281,22 @@ class Run:
         said = self.work / f"{name}.json"
         if said.is_file():
             return json.loads(said.read_text())
+        from safetensors import SafetensorError
+
+        try:
+            report = self.trained(name)
+        except (RuntimeError, SafetensorError) as error:
+            if (fault := mendable(error)) is None:
+                raise
+            what, hint = fault
+            raise IntformerError(
+                f"{what}: {first_line(error)}", where=str(self.work), hint=hint
+            ) from error
+        write_json(said, report)
+        return report
+
+    def trained(self, name: str) -> dict:
+        """Run a stage whose report is not there."""
         from intformer.qat.trainer import forward_rows
 
         folder = self.output / name
@@ -304,7 +324,6 @@ class Run:
         }
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
-        write_json(said, report)
         return report
 
     def float_model(self, source: Path | None = None):
@@ -448,8 +467,22 @@ class Run:
 
 def refused(error: Exception, path: Path) -> CheckpointError:
     """Return what transformers said, in a line."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return CheckpointError(f"transformers cannot load it: {first}", where=str(path))
+    return CheckpointError(f"transformers cannot load it: {first_line(error)}", where=str(path))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def mendable(error: Exception) -> tuple[str, str] | None:
+    """Return (what, hint) of an error that is the machine's; None where it may be our own."""
+    said = str(error)
+    if "out of memory" in said or "can't allocate memory" in said:
+        return "no memory is left", "a smaller --batch or --max-length"
+    if not isinstance(error, RuntimeError) or "inline_container" in said:  # how torch says it
+        return "a checkpoint cannot be written", "make room, and start it again: it goes on"
+    return None
 
 
 def has_bf16(precision: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -225,6 +226,50 @@ def test_one_of_two_gpus_trains(source, data, tmp_path, monkeypatch):
     assert arguments.train_batch_size == SMALL["batch"]
 
 
+@pytest.mark.parametrize(
+    ("share", "said"),  # share of the weights' file; the optimizer's is twice as large
+    [(0.5, "Error while serializing"), (1.5, "inline_container")],
+)
+def test_a_full_disk_is_one_line(source, data, tmp_path, share, said):
+    """Here it is a limit on the size of a file; with room again the run goes on."""
+    settings = Settings("sst2", **SMALL)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = int(share * (source / "model.safetensors").stat().st_size)
+
+    def full(what):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    try:
+        with pytest.raises(IntformerError, match=rf"cannot be written: .*{said}.*it goes on"):
+            train(source, data, None, tmp_path / "out", settings, full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert train(source, data, None, tmp_path / "out", settings)["stages"]["fp32"]["steps"] == 12
+
+
+def test_no_memory_is_one_line(source, data, tmp_path, monkeypatch):
+    """A tensor larger than any memory, and what CUDA raises."""
+    settings = Settings("sst2", **SMALL)
+
+    def cuda():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    for asks in (lambda: torch.empty(1 << 60, dtype=torch.int8), cuda):
+        monkeypatch.setattr(trainer.Tuner, "compute_loss", lambda *_, asks=asks, **__: asks())
+        with pytest.raises(IntformerError, match=r"no memory is left: .*--batch") as caught:
+            train(source, data, None, tmp_path / "out", settings)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_our_own_is_not_hidden(source, data, tmp_path, monkeypatch):
+    def wrong(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(trainer.Tuner, "compute_loss", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(source, data, None, tmp_path / "out", Settings("sst2", **SMALL))
+
+
 @pytest.mark.parametrize(("stage", "option"), [("fp32", "--lr"), ("qat", "--qat-lr")])
 def test_divergence_is_one_line(source, data, tmp_path, monkeypatch, capsys, stage, option):
     def diverges(self, *args, **kwargs):
@@ -301,6 +346,13 @@ def test_what_is_there_is_left_alone(source, data, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(IntformerError, match="not empty, and no run of ours"):
         train(source, data, None, tmp_path, Settings("sst2", **SMALL))
+    for content in ("{", "[]", '{"loss": 1}', '{"settings": "mine"}'):
+        theirs = tmp_path / "theirs"
+        theirs.mkdir(exist_ok=True)
+        (theirs / "metrics.json").write_text(content)
+        with pytest.raises(IntformerError, match="not empty, and no run of ours"):
+            train(source, data, None, theirs, Settings("sst2", **SMALL))
+        assert (theirs / "metrics.json").read_text() == content
     with pytest.raises(IntformerError, match=r"cannot read.*none\.tsv"):
         train(source, tmp_path / "none.tsv", None, tmp_path / "out", Settings("sst2", **SMALL))
     with pytest.raises(IntformerError, match="not a model directory"):
