@@ -1,6 +1,7 @@
 """Every environment flag, in one place. README.md has the same table."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from intformer.errors import IntformerError
@@ -39,6 +40,24 @@ def cuda_homes() -> list[str]:
 def nvcc_host_compiler() -> str | None:
     """NVCC_CCBIN: nvcc's own flag for the C++ compiler it calls."""
     return os.environ.get("NVCC_CCBIN")
+
+
+@contextmanager
+def tvm_keeps_sources():
+    """TVM_COMPILE_FORCE_FALLBACK: set for TVM, whose CUDA runtime would compile a kernel's source.
+
+    It loads where libcuda.so.1 is, and knows nothing of our prelude.
+    """
+    name = "TVM_COMPILE_FORCE_FALLBACK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _number(name: str, default: int) -> int:

@@ -3,13 +3,12 @@
 TVM's code generator writes the functions; what they call beside plain C is in c/cuda_prelude.cuh.
 """
 
-import os
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import tvm
 
+from intformer import knobs
 from intformer.cuda import toolchain
 from intformer.errors import CompileError
 from intformer.object_cache import ObjectCache
@@ -17,7 +16,6 @@ from intformer.plan import GpuCode
 
 PRELUDE = Path(__file__).parents[1] / "c" / "cuda_prelude.cuh"
 HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\(\d+\)) (\w+)_kernel\(([^)]*)\)')
-FALLBACK = "TVM_COMPILE_FORCE_FALLBACK"
 ARGUMENT = re.compile(r"a(\d+)_ptr$")
 
 
@@ -39,25 +37,11 @@ def source(scheduled: tvm.IRModule, arch: str) -> str:
     return "\n".join(parts)
 
 
-@contextmanager
-def _source_alone():
-    """Have TVM keep the source, where it would compile it: its CUDA runtime loads beside a GPU."""
-    before = os.environ.get(FALLBACK)
-    os.environ[FALLBACK] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[FALLBACK]
-        else:
-            os.environ[FALLBACK] = before
-
-
 def _function(name: str, func: tvm.tirx.PrimFunc, arch: str) -> str:
     """Return one kernel. It is called NAME and takes every argument of the PrimFunc, in order."""
     target = tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
     loops = {"tirx.UnrollLoop": {"explicit_unroll": False}}  # nvcc unrolls
-    with tvm.transform.PassContext(config=loops), _source_alone():
+    with tvm.transform.PassContext(config=loops), knobs.tvm_keeps_sources():
         built = tvm.compile(tvm.IRModule({name: func}), target=target).mod
     text = built.imports[0].inspect_source()
     head, *others = HEAD.finditer(text)

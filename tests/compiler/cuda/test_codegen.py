@@ -11,6 +11,7 @@ from tvm import IRModule
 
 from intformer.cuda import codegen, toolchain
 
+FALLBACK = "TVM_COMPILE_FORCE_FALLBACK"
 RUNTIME = "ffi.Module.create.cuda"  # TVM's own is there where libcuda.so.1 is
 
 
@@ -44,10 +45,10 @@ def test_ptx_is_as_old_as_its_chip(arch, kind, tmp_path):
 
 @pytest.mark.parametrize("setting", [None, "0"])
 def test_source_beside_a_cuda_runtime(runtime_that_compiles, monkeypatch, setting):
-    monkeypatch.delenv(codegen.FALLBACK, raising=False)
+    monkeypatch.delenv(FALLBACK, raising=False)
     if setting is not None:
-        monkeypatch.setenv(codegen.FALLBACK, setting)
+        monkeypatch.setenv(FALLBACK, setting)
     module, _, _ = lowered(Chain(("matmul", "rescale"), 60, 60).graph, "t4")
     text = codegen.source(IRModule({"dense_0_v0": module["dense_0_v0"]}), "sm_75")
     assert " dense_0_v0(" in text and "intformer_mma" in text
-    assert os.environ.get(codegen.FALLBACK) == setting
+    assert os.environ.get(FALLBACK) == setting
