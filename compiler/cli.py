@@ -305,6 +305,7 @@ def analyze_verb(args: argparse.Namespace) -> Result:
         head=args.head,
         tokenizer=args.tokenizer,
         rows=args.rows,
+        qat_steps=args.qat_steps,
         command=command(),
         progress=Progress(),
     )
@@ -316,6 +317,7 @@ def analyze_verb(args: argparse.Namespace) -> Result:
     tried = [
         (r.name, f"{r.snr_db:.1f}", f"{r.agreement:.4f}", r.options or "") for r in found.remedies
     ]
+    tried += [(name, "", "", f"not tried: {why}") for name, why in found.untried.items()]
     lines = [
         f"output: {found.snr_db:.1f} dB against FP32, {found.agreement_of} {found.agreement:.4f}, "
         f"on {found.held_sequences} held-out sequences ({found.held_tokens} tokens)",
@@ -837,6 +839,13 @@ def parser() -> argparse.ArgumentParser:
         "--method", choices=METHODS, help="of calibration (default: the best on held-out text)"
     )
     sub.add_argument("--rows", type=positive, help="of FILE, evenly spread (default: all)")
+    sub.add_argument(
+        "--qat-steps",
+        type=count_or_none,
+        default=60,
+        metavar="N",
+        help="training steps with quantization to try, without labels; 0: none (default: 60)",
+    )
     sub.add_argument("--mode", choices=("hf_compat", "fixed"), help="scales of an IBert checkpoint")
     sub.add_argument("--head", choices=HEADS, help="(default: what the directory says)")
     sub.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json to use instead")

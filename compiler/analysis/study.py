@@ -1,7 +1,7 @@
 """Checkpoint and calibration text -> Analysis: everything the report shows, as plain data."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from intformer.analysis.costs import costs, run
 from intformer.analysis.rows import Row, activation, weight
 from intformer.analysis.tensors import compare, to_db
 from intformer.analysis.weights import weights
-from intformer.errors import CheckpointError
+from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend import Q8BERT_FILE, calibrated, calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import FloatEncoder
@@ -28,6 +28,7 @@ JUDGED_TOKENS = 2048  # of the held-out text, compared tensor by tensor
 COST_TOKENS = 512  # of these, run once for every tensor
 
 LEARNED = "no --calibrate"
+QAT_STEPS = 60  # of a training that is tried as a remedy
 
 Say = Callable[[str], None]
 
@@ -41,6 +42,7 @@ class Remedy:
     snr_db     of the integer program's output against FP32
     agreement  see Analysis
     chosen     the one that the rest of the report is about
+    steps      of training behind it
     """
 
     name: str
@@ -48,6 +50,7 @@ class Remedy:
     snr_db: float
     agreement: float
     chosen: bool
+    steps: int = 0
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Analysis:
     cost_db          on cost_tokens of the held-out tokens: "sum" of the tensors' errors, FP32 with
                      all tensors "rounded" at once, and the integer "program"
     remedies         the best first
+    untried          remedy -> why it could not be tried
     warnings         of the import
     """
 
@@ -87,6 +91,7 @@ class Analysis:
     cost_tokens: int
     cost_db: dict[str, float | None]
     remedies: list[Remedy]
+    untried: dict[str, str]
     warnings: list[str]
 
     def ranked(self) -> list[Row]:
@@ -100,15 +105,19 @@ class Analysis:
 
 @dataclass
 class Subject:
-    """What is compared: a float encoder, its integer program, held-out inputs."""
+    """What is compared: a float encoder, its integer program, held-out inputs.
+
+    fit     sequences that set ranges
+    inputs  held-out ones
+    """
 
     encoder: FloatEncoder
     model: IntModel
+    fit: list[calibration.Sequence]
     inputs: list[dict]
     choice: str
-    sequences: int
-    tokens: int
     remedies: list[Remedy]
+    untried: dict[str, str] = field(default_factory=dict)
 
 
 def study(
@@ -120,6 +129,7 @@ def study(
     head: str | None = None,
     tokenizer: str | Path | None = None,
     rows: int | None = None,
+    qat_steps: int = QAT_STEPS,
     command: str = "",
     progress: Say = lambda what: None,
 ) -> Analysis:
@@ -127,6 +137,7 @@ def study(
 
     source, calibrate, method, mode, head, tokenizer  as import_model takes them
     rows      of the calibration text to take, evenly spread; None: what import_model takes
+    qat_steps of a training that is tried as a remedy, see try_training; 0: none
     command   to name in the report
     progress  called with what starts now
     """
@@ -151,6 +162,9 @@ def study(
     progress("calibrating, and judging every method on held-out text")
     read = ibert if checkpoint.setting("model_type", str) == "ibert" else fp32
     subject = read(checkpoint, texts, method, mode, head)
+    if qat_steps:
+        progress(f"training with quantization for {qat_steps} steps")
+        try_training(checkpoint, subject, qat_steps)
     progress("comparing tensor by tensor")
     return measured(subject, str(source), command, progress)
 
@@ -182,7 +196,7 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
         method = max(models, key=lambda name: models[name][1].snr_db)
     model, chosen = models[method]
     chosen.chosen = True
-    return Subject(seen.encoder, model, inputs, chosen.name, seen.sequences, seen.tokens, remedies)
+    return Subject(seen.encoder, model, seen.fit, inputs, chosen.name, remedies)
 
 
 def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
@@ -191,19 +205,52 @@ def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     import_ibert(checkpoint, mode=mode, head=head, method=method)  # refuses what cannot be
     encoder, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
-    ranges, held = calibration.choose(calibrated.sequences(texts, files, meta))
+    fit, held = calibration.choose(calibrated.sequences(texts, files, meta))
     mask_id = calibrated.mask_token_id(files, meta["head"])
     inputs = judged(calibration.batches(held, meta, mask_id, BATCH_TOKENS))
     wanted = calibrated.float_outputs(encoder, inputs)
     remedies, found = [], None
     for each in bar(MODES, "trying both modes"):
-        model = import_ibert(checkpoint, mode=each, head=head, calibrate=ranges)
+        model = import_ibert(checkpoint, mode=each, head=head, calibrate=fit)
         title, options = f"scales of the checkpoint, mode {each}", f"--mode {each}"
         remedies.append(remedy(title, options, meta, inputs, wanted, model))
         if each == mode:
             found, remedies[-1].chosen = model, True
-    tokens = sum(len(ids) for ids, _ in ranges)
-    return Subject(encoder, found, inputs, f"mode {mode}", len(ranges), tokens, remedies)
+    return Subject(encoder, found, fit, inputs, f"mode {mode}", remedies)
+
+
+def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
+    """Add a remedy: train quantized, without labels, to give FP32's outputs on the text of ranges.
+
+    It is judged as the others are, against FP32 as it was; no sequence that it is judged on is
+    trained on. Where it cannot be, subject.untried says why.
+    """
+    from intformer.qat.self_distill import self_distilled
+
+    title = f"trained with quantization for {steps} steps, without labels"
+    meta = subject.model.meta
+    fit = unseen(subject.fit, subject.inputs)
+    try:
+        if not fit:
+            raise CheckpointError("the calibration text holds nothing beside its held-out part")
+        model = self_distilled(checkpoint.path, subject.encoder, meta, fit, steps).int_model()
+    except (IntformerError, OSError, ValueError) as error:  # the latter two are transformers'
+        said = str(error).strip() or type(error).__name__
+        subject.untried[title] = getattr(error, "what", said.splitlines()[0])
+        return
+    wanted = calibrated.float_outputs(subject.encoder, subject.inputs)
+    found = remedy(title, None, meta, subject.inputs, wanted, model)
+    subject.remedies.append(replace(found, steps=steps))
+
+
+def unseen(sequences: list[calibration.Sequence], inputs: list[dict]) -> list[calibration.Sequence]:
+    """Return those of `sequences` whose ids are none of the sequences in `inputs`."""
+    taken = {
+        ids.tobytes()
+        for batch in inputs
+        for ids in np.split(batch["input_ids"], batch["cu_seqlens"][1:-1])
+    }
+    return [one for one in sequences if one[0].tobytes() not in taken]
 
 
 def judged(inputs: list[dict]) -> list[dict]:
@@ -269,8 +316,8 @@ def measured(subject: Subject, source: str, command: str, progress: Say) -> Anal
             for key in ("family", "head", "recipe", "mode", "layers", "hidden", "heads", "ffn")
         },
         choice=subject.choice,
-        sequences=subject.sequences,
-        tokens=subject.tokens,
+        sequences=len(subject.fit),
+        tokens=sum(len(ids) for ids, _ in subject.fit),
         held_sequences=sum(len(batch["cu_seqlens"]) - 1 for batch in inputs),
         held_tokens=sum(len(batch["input_ids"]) for batch in inputs),
         snr_db=snr,
@@ -286,6 +333,7 @@ def measured(subject: Subject, source: str, command: str, progress: Say) -> Anal
             "program": to_db(signal, left),
         },
         remedies=sorted(subject.remedies, key=lambda each: -each.snr_db),
+        untried=subject.untried,
         warnings=list(model.meta.get("warnings", ())),
     )
 

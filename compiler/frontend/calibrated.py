@@ -81,7 +81,7 @@ class Observed:
     meta       the part of IntModel.meta that comes from the checkpoint
     files      that travel with a library
     seen       tap -> what it showed
-    sequences  that set the ranges, and the tokens in them
+    fit        sequences that set the ranges
     held       sequences that set no range
     mask_id    of the tokenizer, for a masked-LM head
     """
@@ -90,10 +90,19 @@ class Observed:
     meta: dict
     files: dict[str, bytes]
     seen: dict[str, calibration.Seen]
-    sequences: int
-    tokens: int
+    fit: list[calibration.Sequence]
     held: list[calibration.Sequence]
     mask_id: int | None
+
+    @property
+    def sequences(self) -> int:
+        """How many set the ranges."""
+        return len(self.fit)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are in them."""
+        return sum(len(ids) for ids, _ in self.fit)
 
     def batches(self, limit: int = calibration.BATCH_TOKENS) -> list[dict]:
         """Return the held-out sequences as inputs of IntModel.run, about `limit` tokens each."""
@@ -121,12 +130,10 @@ def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
             hint=calibration.HINT,
         )
     files = checkpoint.files()
-    ranges, held = calibration.choose(sequences(calibrate, files, meta))
+    fit, held = calibration.choose(sequences(calibrate, files, meta))
     mask_id = mask_token_id(files, meta["head"])
-    inputs = calibration.batches(ranges, meta, mask_id)
-    seen = calibration.observe(encoder, inputs)
-    tokens = sum(len(batch["input_ids"]) for batch in inputs)
-    return Observed(encoder, meta, files, seen, len(ranges), tokens, held, mask_id)
+    seen = calibration.observe(encoder, calibration.batches(fit, meta, mask_id))
+    return Observed(encoder, meta, files, seen, fit, held, mask_id)
 
 
 def neutral(encoder: FloatEncoder) -> dict[str, np.ndarray]:

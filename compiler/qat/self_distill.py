@@ -1,0 +1,124 @@
+"""A short training without labels: the quantized model learns its own float model's outputs.
+
+The loss is the error's energy over that of FP32's output, so SNR = -10 log10(loss): what `analyze`
+reports.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from intformer.errors import IntformerError
+from intformer.frontend import calibration
+from intformer.frontend.encoder import FloatEncoder
+from intformer.frontend.progress import progress
+from intformer.qat import prepare
+from intformer.qat.packing import padded
+from intformer.qat.prepared import Prepared, PreparedNative
+from intformer.qat.simulate import Dropout
+
+BATCH = 8  # sequences in a step
+RATE = 1e-5  # peak of the learning rate,
+WARM = 0.1  # after this share of the steps; then it falls in a line
+CLIP = 1.0  # of the gradient's norm
+TOKENS = ("input_ids", "token_type_ids")
+
+
+def self_distilled(
+    source: str | Path,
+    teacher: FloatEncoder,
+    meta: dict,
+    sequences: list[calibration.Sequence],
+    steps: int,
+    *,
+    seed: int = 0,
+) -> Prepared:
+    """Prepare the model in `source` and train it to give what `teacher` gives.
+
+    source     as prepare takes it; an IBert directory trains with recipe ibert, others natively
+    teacher    its float encoder
+    meta       of an IntModel of it: head, pooling, position_rule, pad_token_id, ...
+    sequences  that set the first ranges and are trained on
+    steps      of BATCH sequences each
+    seed       of their order; the same seed gives the same model
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    prepared = prepare(
+        source,
+        recipe=meta["recipe"],
+        nonlinear="integer",
+        calibrate=sequences,
+        head=meta["head"],
+    )
+    trained = settled(prepared)
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
+    warm = max(1, round(WARM * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+    )
+    prepared.train()
+    for chosen in progress(order(len(sequences), steps, seed), "training with quantization"):
+        group = [sequences[i] for i in chosen]
+        wanted = torch.from_numpy(teacher.forward(calibration.pack(group, meta)))
+        features = [dict(zip(TOKENS, one, strict=True)) for one in group]
+        batch = padded(features, meta["pad_token_id"] or 0, TOKENS)
+        got = rows(prepared(**batch), batch["attention_mask"], meta)
+        loss = (got - wanted).square().sum() / wanted.square().sum()
+        if not math.isfinite(loss.item()):
+            raise IntformerError("training with quantization diverged")
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, CLIP)
+        optimizer.step()
+        schedule.step()
+    return prepared.eval()
+
+
+def settled(prepared: Prepared) -> list[nn.Parameter]:
+    """Fix what a few steps should not move; return the parameters to train.
+
+    No dropout: the teacher has none. Ranges stay those of calibration: BATCH short sequences reach
+    less far than its batches, and clip more. Embedding tables stay: they are most of the
+    parameters and little of the error.
+    """
+    if isinstance(prepared, PreparedNative):
+        prepared.dropout = Dropout()
+        prepared.ranges.decay = 1.0
+    for module in prepared.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.Embedding):
+            module.requires_grad_(False)
+    return [p for p in prepared.parameters() if p.requires_grad]
+
+
+def order(count: int, steps: int, seed: int) -> list[np.ndarray]:
+    """Return the sequences of every step: shuffled, each once before any comes again."""
+    rng = np.random.default_rng(seed)
+    size = min(BATCH, count)
+    rounds = -(-steps * size // count)
+    shuffled = np.concatenate([rng.permutation(count) for _ in range(rounds)])
+    return list(shuffled[: steps * size].reshape(steps, size))
+
+
+def rows(out, mask: torch.Tensor, meta: dict) -> torch.Tensor:
+    """Return outputs as FloatEncoder.forward does: a row per sequence or real token [rows, C].
+
+    mask  int64 [batch, length]: 1 where a token is
+    """
+    if "start_logits" in out:
+        x = torch.stack((out["start_logits"], out["end_logits"]), -1)
+    else:
+        x = out[0]
+    if x.dim() == 2:
+        return x
+    if meta["head"] != "sentence-embedding":
+        return x[mask.bool()]
+    if meta["pooling"] == "first":
+        return x[:, 0]
+    return (x * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)

@@ -1,0 +1,191 @@
+"""Training as a remedy of `intformer analyze`: without labels, judged on text it has not seen."""
+
+import sys
+
+import make_ibert
+import numpy as np
+import pytest
+import random_hf
+import torch
+import transformers
+
+from intformer.analysis import report, study
+from intformer.float_model import FloatModel
+from intformer.frontend import calibration, import_model
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.families import read_encoder
+from intformer.qat import prepare, self_distill
+
+IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 4, 7, 11) * 8, seed=1)]
+FIT, HELD = calibration.choose(IDS)
+
+
+def snr(wanted, got):
+    return 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2))
+
+
+def judged(source, model):
+    """SNR of an IntModel on the held-out sequences, against transformers' float model."""
+    inputs = calibration.pack(HELD, model.meta)
+    ids, types, ends = (inputs[k] for k in ("input_ids", "token_type_ids", "cu_seqlens"))
+    wanted = FloatModel(source, model.meta).rows(ids, types, ends).astype(np.float64)
+    return snr(wanted, model.run(inputs)[model.output] * model.meta["output_scale"])
+
+
+def test_the_row_is_what_the_saved_directory_gives(tmp_path):
+    source, saved = tmp_path / "source", tmp_path / "saved"
+    random_hf.save(source, "bert", "sequence-classification")
+    found = study.study(source, IDS, method="ema", qat_steps=6)
+    (line,) = (each for each in found.remedies if each.steps)
+    assert line.steps == 6
+    assert "6 steps, without labels" in line.name
+    assert not line.chosen
+    assert not found.untried
+    encoder, meta = read_encoder(Checkpoint(source), None)
+    trained = self_distill.self_distilled(source, encoder, {**meta, "recipe": "native"}, FIT, 6)
+    trained.save_pretrained(saved)
+    model = import_model(saved)
+    assert line.snr_db == pytest.approx(judged(source, model), abs=1e-3)
+    inputs = calibration.pack(HELD, meta)
+    wanted = encoder.forward(inputs)
+    same = wanted.argmax(1) == model.run(inputs)[model.output].argmax(1)
+    assert line.agreement == pytest.approx(same.mean())
+    page = report.page(found)
+    assert f"Trained with quantization for {line.steps} steps" in page
+    assert "intformer train SRC --task TASK" in page
+    assert "Quantization-aware training without labels, 6 steps" in report.advice(found)
+
+
+def test_no_steps_no_row(tmp_path, monkeypatch):
+    random_hf.save(tmp_path, "bert", "features", layers=1)
+    monkeypatch.setattr(self_distill, "self_distilled", None)
+    found = study.study(tmp_path, IDS, method="ema", qat_steps=0)
+    assert len(found.remedies) == 8
+    assert not any(each.steps for each in found.remedies)
+    assert not found.untried
+    assert "--qat-steps 0" in report.note(found)
+    assert "intformer train SRC --task TASK" in report.note(found)
+
+
+def test_what_cannot_be_trained_says_why(tmp_path):
+    random_hf.save(tmp_path, "bert", "masked-lm", layers=1)
+    found = study.study(tmp_path, IDS, method="ema", qat_steps=3)
+    assert len(found.remedies) == 8
+    ((name, why),) = found.untried.items()
+    assert "3 steps, without labels" in name
+    assert why == "head 'masked-lm' is not trained quantized"
+    page = report.page(found)
+    assert "not tried: head &#x27;masked-lm&#x27;" in page
+    assert "intformer train SRC --task TASK" in page
+
+
+def test_what_transformers_cannot_load_is_no_crash(tmp_path, monkeypatch):
+    random_hf.save(tmp_path, "bert", "features", layers=1)
+
+    def refuse(*arguments, **options):
+        raise ValueError("Unrecognized model\nand a page of help")
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", refuse)
+    found = study.study(tmp_path, IDS, method="ema", qat_steps=3)
+    assert list(found.untried.values()) == ["Unrecognized model"]
+
+
+@pytest.mark.parametrize("head", ["sequence-classification", "features", "question-answering"])
+def test_ibert_trains_with_its_own_recipe(tmp_path, head):
+    make_ibert.random_model(head=head).save_pretrained(tmp_path)
+    ids = [(s % 61, types) for s, types in IDS]
+    found = study.study(tmp_path, ids, qat_steps=3)
+    (line,) = (each for each in found.remedies if each.steps)
+    assert len(found.remedies) == 3
+    assert line.snr_db > 0
+
+
+def test_training_mends_what_clipping_spoils(tmp_path, monkeypatch):
+    """All ranges a third of what the text shows, and kept: weights learn to live with them."""
+    random_hf.save(tmp_path, "bert", "sequence-classification")
+    preparing = sys.modules[prepare.__module__]  # the package shows the function under its name
+    was = preparing.ema
+    monkeypatch.setattr(preparing, "ema", lambda peaks: was(peaks) / 3)
+    encoder, meta = read_encoder(Checkpoint(tmp_path), None)
+    about = {**meta, "recipe": "native"}
+    before = judged(tmp_path, prepare(tmp_path, calibrate=FIT).int_model())
+    trained = self_distill.self_distilled(tmp_path, encoder, about, FIT, study.QAT_STEPS)
+    after = judged(tmp_path, trained.int_model())
+    assert after > before
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path):
+    random_hf.save(tmp_path, "bert", "features")
+    encoder, meta = read_encoder(Checkpoint(tmp_path), None)
+    about = {**meta, "recipe": "native"}
+
+    def made(seed):
+        trained = self_distill.self_distilled(tmp_path, encoder, about, FIT, 4, seed=seed)
+        return trained.int_model().tensors
+
+    torch.manual_seed(5)
+    one = made(0)
+    torch.manual_seed(6)
+    two, other = made(0), made(1)
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_every_sequence_is_trained_on_before_any_comes_again():
+    steps = self_distill.order(21, 6, 0)
+    assert [len(step) for step in steps] == [self_distill.BATCH] * 6
+    flat = np.concatenate(steps)
+    assert sorted(flat[:21]) == list(range(21)) == sorted(flat[21:42])
+    assert [len(step) for step in self_distill.order(3, 2, 0)] == [3, 3]
+
+
+def test_nothing_judged_on_is_trained_on(tmp_path, monkeypatch):
+    """A held-out sequence that also stands among those for ranges is left out."""
+    random_hf.save(tmp_path, "bert", "features", layers=1)
+    twice = [*IDS[:7], IDS[15], *IDS[8:]]  # the 8th is held out, so is the 16th: the same
+    twice[3] = IDS[15]
+    given = []
+
+    def keep(source, teacher, meta, sequences, steps):
+        given.extend(sequences)
+        raise study.CheckpointError("enough")
+
+    monkeypatch.setattr(self_distill, "self_distilled", keep)
+    found = study.study(tmp_path, twice, method="ema", qat_steps=1)
+    assert list(found.untried.values()) == ["enough"]
+    assert len(given) == len(FIT) - 1
+    assert not any(np.array_equal(ids, IDS[15][0]) for ids, _ in given)
+    alike = [IDS[0]] * 16
+    found = study.study(tmp_path, alike, method="ema", qat_steps=1)
+    assert "nothing beside its held-out part" in next(iter(found.untried.values()))
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "auto", "pooling"),
+    [
+        ("bert", "sequence-classification", "AutoModelForSequenceClassification", None),
+        ("distilbert", "question-answering", "AutoModelForQuestionAnswering", None),
+        ("electra", "token-classification", "AutoModelForTokenClassification", None),
+        ("roberta", "features", "AutoModel", None),
+        ("bert", "features", "AutoModel", "mean"),
+        ("bert", "features", "AutoModel", "first"),
+    ],
+)
+def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto, pooling):
+    random_hf.save(tmp_path, family, head)
+    encoder, meta = read_encoder(Checkpoint(tmp_path), None)
+    group = FIT[:5]
+    wanted = encoder.forward(calibration.pack(group, meta))
+    if pooling is not None:
+        meta |= {"head": "sentence-embedding", "pooling": pooling}
+        ends = np.cumsum([len(ids) for ids, _ in group])[:-1]
+        parts = np.split(wanted, ends)
+        wanted = np.stack([part.mean(0) if pooling == "mean" else part[0] for part in parts])
+    model = getattr(transformers, auto).from_pretrained(tmp_path).eval()
+    features = [dict(zip(self_distill.TOKENS, one, strict=True)) for one in group]
+    takes = ("input_ids",) if family == "distilbert" else self_distill.TOKENS
+    batch = self_distill.padded(features, meta["pad_token_id"] or 0, takes)
+    with torch.no_grad():
+        got = self_distill.rows(model(**batch), batch["attention_mask"], meta).numpy()
+    np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
