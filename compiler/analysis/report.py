@@ -214,8 +214,9 @@ def advice(found: Analysis) -> str:
     if brief is not None:
         gain = brief.snr_db - max(best.snr_db, now.snr_db)
         beyond = (
-            f"Quantization-aware training without labels, {brief.steps} steps: {gain:+.1f} dB "
-            f"against the best that needs no training; with labels, {train}."
+            f"Quantization-aware training without labels, {brief.steps} steps, gives "
+            f"{brief.snr_db:.1f} dB ({gain:+.1f} dB against the best without training); "
+            f"with labels: {train}."
         )
     if best.snr_db > now.snr_db + WORTH_DB:
         gain = best.snr_db - now.snr_db
@@ -355,8 +356,8 @@ def note(found: Analysis) -> str:
     steps = max((r.steps for r in found.remedies), default=0)
     if steps:
         return (
-            f"Trained with quantization for {steps} steps: on the text that sets ranges, "
-            "without labels, to give what FP32 gives; judged as the others are, on text it was not "
+            f"QAT without labels: quantization-aware training for {steps} steps on the text that "
+            "sets ranges, to give what FP32 gives; judged as the others are, on text it was not "
             f"trained on. More steps: <code>--qat-steps N</code>. {labels}"
         )
     if found.untried:

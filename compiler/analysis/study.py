@@ -227,7 +227,7 @@ def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
     """
     from intformer.qat.self_distill import self_distilled
 
-    title = f"trained with quantization for {steps} steps, without labels"
+    title = f"QAT without labels, {steps} steps"
     meta = subject.model.meta
     fit = unseen(subject.fit, subject.inputs)
     try:

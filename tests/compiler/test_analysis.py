@@ -250,11 +250,12 @@ def test_a_trained_directory_is_compared_with_the_ranges_it_learned(tmp_path):
     source, trained = tmp_path / "source", tmp_path / "trained"
     random_hf.save(source, "bert", "sequence-classification")
     prepare(source, calibrate=IDS, weights="tensor").save_pretrained(trained)
-    found = study.study(trained, IDS, qat_steps=0)
-    assert len(found.remedies) == 9
+    found = study.study(trained, IDS, qat_steps=2)
+    assert len(found.remedies) == 10
     (chosen,) = (remedy for remedy in found.remedies if remedy.chosen)
     assert chosen.name == found.choice == "ranges learned in training"
     assert chosen.snr_db == pytest.approx(found.snr_db)
+    assert not found.untried
     assert row(found, "layer0.context").origin.startswith("checkpoint: ")
     assert row(found, "layer0.qkv.weight").scale[0] < row(found, "layer0.qkv.weight").scale[2]
     assert row(found, "layer0.out.weight").scale[0] == row(found, "layer0.out.weight").scale[2]
@@ -267,8 +268,8 @@ def test_a_directory_trained_with_float_functions_is_calibrated(tmp_path):
     source, trained = tmp_path / "source", tmp_path / "trained"
     random_hf.save(source, "bert", "sequence-classification")
     prepare(source, calibrate=IDS, nonlinear="float").save_pretrained(trained)
-    found = study.study(trained, IDS, qat_steps=0)
-    assert len(found.remedies) == 8
+    found = study.study(trained, IDS, qat_steps=2)
+    assert len(found.remedies) == 9
     assert found.snr_db == max(r.snr_db for r in found.remedies if r.options)
     assert study.study(trained, IDS, method="mse", qat_steps=0).choice == "mse, channels equalised"
 

@@ -38,7 +38,7 @@ def test_the_row_is_what_the_saved_directory_gives(tmp_path):
     found = study.study(source, IDS, method="ema", qat_steps=6)
     (line,) = (each for each in found.remedies if each.steps)
     assert line.steps == 6
-    assert "6 steps, without labels" in line.name
+    assert line.name == "QAT without labels, 6 steps"
     assert not line.chosen
     assert not found.untried
     encoder, meta = read_encoder(Checkpoint(source), None)
@@ -51,9 +51,11 @@ def test_the_row_is_what_the_saved_directory_gives(tmp_path):
     same = wanted.argmax(1) == model.run(inputs)[model.output].argmax(1)
     assert line.agreement == pytest.approx(same.mean())
     page = report.page(found)
-    assert f"Trained with quantization for {line.steps} steps" in page
+    assert "quantization-aware training for 6 steps on the text" in page
     assert "intformer train SRC --task TASK" in page
-    assert "Quantization-aware training without labels, 6 steps" in report.advice(found)
+    best = max(each.snr_db for each in found.remedies if each.options)
+    said = f"6 steps, gives {line.snr_db:.1f} dB ({line.snr_db - best:+.1f} dB against the best"
+    assert said in report.advice(found)
 
 
 def test_no_steps_no_row(tmp_path, monkeypatch):
@@ -72,7 +74,7 @@ def test_what_cannot_be_trained_says_why(tmp_path):
     found = study.study(tmp_path, IDS, method="ema", qat_steps=3)
     assert len(found.remedies) == 8
     ((name, why),) = found.untried.items()
-    assert "3 steps, without labels" in name
+    assert name == "QAT without labels, 3 steps"
     assert why == "head 'masked-lm' is not trained quantized"
     page = report.page(found)
     assert "not tried: head &#x27;masked-lm&#x27;" in page
