@@ -288,14 +288,19 @@ def test_divergence_is_one_line(source, data, tmp_path, monkeypatch, capsys, sta
     ("task", "make", "metrics"),
     [
         ("stsb", lambda p: table(p, labels=(0.5, 4, 2.25), pairs=True), {"spearman", "pearson"}),
-        ("classification", lambda p: table(p, labels=("no", "so", "yes")), {"accuracy"}),
+        (
+            "classification",
+            lambda p: table(p, labels=("no", "so", "yes"), sentences=3),
+            {"accuracy"},
+        ),
         (tasks.TOKENS, words, {"f1", "accuracy"}),
         (tasks.ANSWERS, answers, {"f1", "exact_match"}),
     ],
 )
 def test_every_kind_of_task(source, tmp_path, task, make, metrics):
     data = make(tmp_path / "data")
-    result = train(source, data, data, tmp_path / "out", Settings(task, **SMALL))
+    settings = Settings(task, **{**SMALL, "epochs": 8, "patience": 99})
+    result = train(source, data, data, tmp_path / "out", settings)
     stage = result["stages"]["fp32"]
     assert set(stage["dev"]) == metrics
     losses = [e["loss"] for e in stage["history"] if "loss" in e]

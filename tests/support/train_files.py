@@ -5,9 +5,9 @@ import json
 import small_tokenizer
 
 
-def table(path, rows=48, labels=(0, 1), pairs=False):
-    """Our sentences, the labels in turn."""
-    words = small_tokenizer.SENTENCES
+def table(path, rows=48, labels=(0, 1), pairs=False, sentences=None):
+    """Our sentences (the first few, over and over), the labels in turn."""
+    words = small_tokenizer.SENTENCES[:sentences]
     header = "idx\tlabel\t" + ("sentence1\tsentence2" if pairs else "sentence")
     lines = [header]
     for i in range(rows):
