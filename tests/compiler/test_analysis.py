@@ -393,6 +393,7 @@ def test_the_verb(tmp_path, capsys):
     small_tokenizer.save(source)
     text.write_text("\n".join(small_tokenizer.SENTENCES))
     arguments = ["analyze", str(source), "--calibrate", str(text), "-o", str(file)]
+    assert cli.parser().parse_args(arguments).qat_steps == study.QAT_STEPS
     assert cli.main([*arguments, "--rows", "40", "--qat-steps", "2", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert [each["steps"] for each in data["remedies"]].count(2) == 1
