@@ -69,26 +69,31 @@ class Task:
     """What a labelled file asks.
 
     texts    sentences in a row, 1 or 2
-    labels   classes; 0 for a score
+    classes  names in the order of the labels; none for a score
     metrics  names in METRICS
     """
 
     texts: int
-    labels: int
+    classes: tuple[str, ...]
     metrics: tuple[str, ...]
+
+    @property
+    def labels(self) -> int:
+        """Classes; 0 for a score."""
+        return len(self.classes)
 
 
 TASKS = {
-    "sst2": Task(1, 2, ("accuracy",)),
-    "cola": Task(1, 2, ("matthews", "accuracy")),
-    "imdb": Task(1, 2, ("accuracy",)),
-    "ag_news": Task(1, 4, ("accuracy",)),
-    "mrpc": Task(2, 2, ("f1", "accuracy")),
-    "qqp": Task(2, 2, ("f1", "accuracy")),
-    "rte": Task(2, 2, ("accuracy",)),
-    "qnli": Task(2, 2, ("accuracy",)),
-    "mnli": Task(2, 3, ("accuracy",)),
-    "stsb": Task(2, 0, ("spearman", "pearson")),
+    "sst2": Task(1, ("negative", "positive"), ("accuracy",)),
+    "cola": Task(1, ("unacceptable", "acceptable"), ("matthews", "accuracy")),
+    "imdb": Task(1, ("negative", "positive"), ("accuracy",)),
+    "ag_news": Task(1, ("World", "Sports", "Business", "Sci/Tech"), ("accuracy",)),
+    "mrpc": Task(2, ("not_equivalent", "equivalent"), ("f1", "accuracy")),
+    "qqp": Task(2, ("not_duplicate", "duplicate"), ("f1", "accuracy")),
+    "rte": Task(2, ("entailment", "not_entailment"), ("accuracy",)),
+    "qnli": Task(2, ("entailment", "not_entailment"), ("accuracy",)),
+    "mnli": Task(2, ("entailment", "neutral", "contradiction"), ("accuracy",)),
+    "stsb": Task(2, (), ("spearman", "pearson")),
 }
 
 
@@ -244,8 +249,18 @@ def run_in_batches(library: Library, packed: Packed, batch: int) -> np.ndarray:
 
 
 def predictions(task: Task, meta: dict, rows: np.ndarray) -> np.ndarray:
-    """Return one label or score per row of a task, from outputs in real units."""
+    """Return one label or score per row of a task, from outputs in real units.
+
+    A model whose classes have the task's names, upper and lower case aside, may have them in
+    another order, as many checkpoints of MNLI do; other names (LABEL_0) say nothing of theirs.
+    """
     if meta["head"] == "sentence-embedding":
         unit = l2_normalised(rows)
         return np.sum(unit[0::2] * unit[1::2], axis=1)
-    return rows.argmax(1) if task.labels else rows[:, 0]
+    if not task.labels:
+        return rows[:, 0]
+    names = [name.casefold() for name in task.classes]
+    order = [label.casefold() for label in meta["labels"]]
+    if sorted(names) != sorted(order):
+        return rows.argmax(1)
+    return np.array([names.index(name) for name in order])[rows.argmax(1)]

@@ -21,17 +21,6 @@ from intformer.qat.metrics import OUTSIDE, answer_scores, word_scores
 from intformer.qat.packing import IGNORED
 
 CLASSIFICATION, TOKENS, ANSWERS = "classification", "token-classification", "question-answering"
-LABELS = {  # names of the classes of well-known tasks
-    "sst2": ("negative", "positive"),
-    "cola": ("unacceptable", "acceptable"),
-    "imdb": ("negative", "positive"),
-    "ag_news": ("World", "Sports", "Business", "Sci/Tech"),
-    "mrpc": ("not_equivalent", "equivalent"),
-    "qqp": ("not_duplicate", "duplicate"),
-    "rte": ("entailment", "not_entailment"),
-    "qnli": ("entailment", "not_entailment"),
-    "mnli": ("entailment", "neutral", "contradiction"),
-}
 NAMES = (*accuracy.TASKS, CLASSIFICATION, TOKENS, ANSWERS)
 
 
@@ -136,7 +125,7 @@ def read(path: str | Path, task: str, labels: tuple[str, ...] | None = None) -> 
     if task == CLASSIFICATION:
         return _read_classes(path, labels)
     texts, targets = accuracy.read_rows(path, accuracy.TASKS[task])
-    known = LABELS.get(task, ())
+    known = accuracy.TASKS[task].classes
     if labels is None and known:
         _found([known[target] for target in targets], path)
     return Rows(task, texts, targets.tolist(), known)

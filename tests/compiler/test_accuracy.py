@@ -100,6 +100,20 @@ def test_tasks_that_a_head_answers(head, labels, fits):
     assert answered == fits
 
 
+@pytest.mark.parametrize(
+    ("labels", "answers"),
+    [
+        (["entailment", "neutral", "contradiction"], [0, 1, 2]),
+        (["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], [2, 1, 0]),
+        (["contradiction", "entailment", "neutral"], [2, 0, 1]),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], [0, 1, 2]),
+    ],
+)
+def test_classes_go_by_their_names(labels, answers):
+    meta = {"head": "sequence-classification", "labels": labels}
+    np.testing.assert_array_equal(ev.predictions(ev.TASKS["mnli"], meta, np.eye(3)), answers)
+
+
 def test_unknown_task_is_refused():
     with pytest.raises(IntformerError, match="task 'sts' is unknown"):
         ev.evaluate("none.so", "sts", "none.tsv")
