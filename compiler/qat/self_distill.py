@@ -44,7 +44,7 @@ def self_distilled(
     meta       of an IntModel of it: head, pooling, position_rule, pad_token_id, ...
     sequences  that set the first ranges and are trained on
     steps      of BATCH sequences each
-    seed       of their order; the same seed gives the same model
+    seed       of their order; the same seed gives the same model, with as many threads
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

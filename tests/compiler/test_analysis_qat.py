@@ -16,6 +16,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import read_encoder
 from intformer.qat import prepare, self_distill
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 4, 7, 11) * 8, seed=1)]
 FIT, HELD = calibration.choose(IDS)
 
