@@ -5,7 +5,7 @@ quoting (GLUE as TSV).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -249,18 +249,20 @@ def run_in_batches(library: Library, packed: Packed, batch: int) -> np.ndarray:
 
 
 def predictions(task: Task, meta: dict, rows: np.ndarray) -> np.ndarray:
-    """Return one label or score per row of a task, from outputs in real units.
+    """Return one label or score per row of a task, from outputs in real units."""
+    if meta["head"] == "sentence-embedding":
+        unit = l2_normalised(rows)
+        return np.sum(unit[0::2] * unit[1::2], axis=1)
+    return classes(task, meta["labels"], rows.argmax(1)) if task.labels else rows[:, 0]
+
+
+def classes(task: Task, labels: Sequence[str], numbers: np.ndarray) -> np.ndarray:
+    """Return a task's numbers of classes for a model's.
 
     A model whose classes have the task's names, upper and lower case aside, may have them in
     another order, as many checkpoints of MNLI do; other names (LABEL_0) say nothing of theirs.
     """
-    if meta["head"] == "sentence-embedding":
-        unit = l2_normalised(rows)
-        return np.sum(unit[0::2] * unit[1::2], axis=1)
-    if not task.labels:
-        return rows[:, 0]
     names = [name.casefold() for name in task.classes]
-    order = [label.casefold() for label in meta["labels"]]
-    if sorted(names) != sorted(order):
-        return rows.argmax(1)
-    return np.array([names.index(name) for name in order])[rows.argmax(1)]
+    order = [label.casefold() for label in labels]
+    known = sorted(names) == sorted(order)
+    return np.array([names.index(name) for name in order])[numbers] if known else numbers

@@ -352,8 +352,11 @@ class Encoded:
         if self.rows.task == TOKENS:
             return self._score_words(output.argmax(1))
         predicted = output[:, 0] if self.rows.regression else output.argmax(1)
-        wanted = np.array(self.rows.targets)
-        found = {name: accuracy.METRICS[name](predicted, wanted) for name in self.rows.metrics}
+        judged = predicted, np.array(self.rows.targets)
+        if self.rows.task in accuracy.TASKS and self.rows.labels:  # F1 is that of the task's 1
+            task = accuracy.TASKS[self.rows.task]
+            judged = [accuracy.classes(task, self.rows.labels, each) for each in judged]
+        found = {name: accuracy.METRICS[name](*judged) for name in self.rows.metrics}
         return found, predicted.tolist()
 
     def _score_words(self, predicted: np.ndarray) -> tuple[dict[str, float], list]:

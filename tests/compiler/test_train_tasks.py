@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from train_files import answers, table
@@ -66,3 +67,16 @@ def test_tokens_over_spaces_are_refused():
 
 def test_a_word_that_the_tokenizer_drops_has_no_label():
     assert words_of(["a ; b"], ["a ", " b"], pre_tokenizers.Split(";", "removed")) == [[0, 2]]
+
+
+def test_f1_is_that_of_the_task_s_class():
+    """A head that has the classes the other way round is scored as one that has not."""
+    files = {"tokenizer.json": Tokenizer(models.WordLevel({"?": 0}, "?")).to_str().encode()}
+    wanted, answered = np.array([1, 1, 1, 0, 0]), np.array([1, 1, 0, 1, 1])
+    texts = [("?", "?")] * len(wanted)
+    names = ("not_equivalent", "equivalent")
+    for labels, swap in ((names, 0), (names[::-1], 1), (("LABEL_0", "LABEL_1"), 0)):
+        rows = tasks.Rows("mrpc", texts, (wanted ^ swap).tolist(), labels)
+        found, predicted = tasks.Encoded(rows, CONFIG, files, 16).score(np.eye(2)[answered ^ swap])
+        assert found == {"f1": pytest.approx(4 / 7), "accuracy": pytest.approx(0.4)}
+        assert predicted == (answered ^ swap).tolist()
