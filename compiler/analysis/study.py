@@ -234,12 +234,12 @@ def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
         if not fit:
             raise CheckpointError("the calibration text holds nothing beside its held-out part")
         model = self_distilled(checkpoint.path, subject.encoder, meta, fit, steps).int_model()
-    except (IntformerError, OSError, ValueError) as error:  # the latter two are transformers'
+        wanted = calibrated.float_outputs(subject.encoder, subject.inputs)
+        found = remedy(title, None, meta, subject.inputs, wanted, model)
+    except (IntformerError, OSError, ValueError, RuntimeError) as error:  # transformers', torch's
         said = str(error).strip() or type(error).__name__
         subject.untried[title] = getattr(error, "what", said.splitlines()[0])
         return
-    wanted = calibrated.float_outputs(subject.encoder, subject.inputs)
-    found = remedy(title, None, meta, subject.inputs, wanted, model)
     subject.remedies.append(replace(found, steps=steps))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
+from transformers.models.ibert.quant_modules import QuantAct, QuantEmbedding
 
 from intformer.errors import IntformerError
 from intformer.frontend import calibration
@@ -21,7 +22,8 @@ from intformer.qat.packing import padded
 from intformer.qat.prepared import Prepared, PreparedNative
 from intformer.qat.simulate import Dropout
 
-BATCH = 8  # sequences in a step
+BATCH = 8  # sequences in a step,
+STEP_TOKENS = 512  # or fewer where they are longer than so many tokens together
 RATE = 1e-5  # peak of the learning rate,
 WARM = 0.1  # after this share of the steps; then it falls in a line
 CLIP = 1.0  # of the gradient's norm
@@ -43,7 +45,7 @@ def self_distilled(
     teacher    its float encoder
     meta       of an IntModel of it: head, pooling, position_rule, pad_token_id, ...
     sequences  that set the first ranges and are trained on
-    steps      of BATCH sequences each
+    steps      of BATCH sequences each, or STEP_TOKENS tokens
     seed       of their order; the same seed gives the same model, with as many threads
     """
     transformers.logging.set_verbosity_error()
@@ -62,7 +64,8 @@ def self_distilled(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
     )
     prepared.train()
-    for chosen in progress(order(len(sequences), steps, seed), "training with quantization"):
+    size = batch_size([len(ids) for ids, _ in sequences])
+    for chosen in progress(order(len(sequences), size, steps, seed), "training with quantization"):
         group = [sequences[i] for i in chosen]
         wanted = torch.from_numpy(teacher.forward(calibration.pack(group, meta)))
         features = [dict(zip(TOKENS, one, strict=True)) for one in group]
@@ -92,15 +95,21 @@ def settled(prepared: Prepared) -> list[nn.Parameter]:
     for module in prepared.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, QuantAct):
+            module.act_range_momentum = 1.0
+        if isinstance(module, nn.Embedding | QuantEmbedding):
             module.requires_grad_(False)
     return [p for p in prepared.parameters() if p.requires_grad]
 
 
-def order(count: int, steps: int, seed: int) -> list[np.ndarray]:
+def batch_size(lengths: list[int]) -> int:
+    """Return how many sequences a step takes: the cost of a run is bounded by its steps."""
+    return max(1, min(BATCH, len(lengths), int(STEP_TOKENS / np.mean(lengths))))
+
+
+def order(count: int, size: int, steps: int, seed: int) -> list[np.ndarray]:
     """Return the sequences of every step: shuffled, each once before any comes again."""
     rng = np.random.default_rng(seed)
-    size = min(BATCH, count)
     rounds = -(-steps * size // count)
     shuffled = np.concatenate([rng.permutation(count) for _ in range(rounds)])
     return list(shuffled[: steps * size].reshape(steps, size))

@@ -100,7 +100,51 @@ def test_ibert_trains_with_its_own_recipe(tmp_path, head):
     found = study.study(tmp_path, ids, qat_steps=3)
     (line,) = (each for each in found.remedies if each.steps)
     assert len(found.remedies) == 3
-    assert line.snr_db > 0
+    assert np.isfinite(line.snr_db)
+
+
+def test_what_a_few_steps_should_not_move(tmp_path):
+    """Ranges and embedding tables of an IBert directory; other weights move."""
+    make_ibert.random_model().save_pretrained(tmp_path)
+    ids = [(s % 61, types) for s, types in FIT]
+    encoder, meta = read_encoder(Checkpoint(tmp_path), None)
+    before = prepare(tmp_path, recipe="ibert", calibrate=ids).state_dict()
+    trained = self_distill.self_distilled(tmp_path, encoder, {**meta, "recipe": "ibert"}, ids, 3)
+    moved = {
+        name
+        for name, tensor in trained.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
+    fixed = [n for n in before if n.endswith(("x_min", "x_max", "embeddings.weight"))]
+    assert len(fixed) > 20 and not moved.intersection(fixed)
+    assert any(name.endswith("dense.weight") for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("roberta", "token-classification"),
+        ("distilbert", "sequence-classification"),
+        ("electra", "question-answering"),
+        ("albert", "features"),
+        ("bert", "sentence-embedding"),
+    ],
+)
+def test_every_family_is_trained(tmp_path, family, head):
+    random_hf.save(tmp_path, family, head.replace("sentence-embedding", "features"), layers=1)
+    found = study.study(tmp_path, IDS, method="ema", head=head, qat_steps=1)
+    assert not found.untried
+    (line,) = (each for each in found.remedies if each.steps)
+    encoder, meta = read_encoder(Checkpoint(tmp_path), head)
+    about = {**meta, "recipe": "native"}
+    trained = self_distill.self_distilled(tmp_path, encoder, about, FIT, 1).int_model()
+    assert line.snr_db == pytest.approx(judged(tmp_path, trained), abs=1e-3)
+
+
+def test_a_step_takes_few_long_sequences():
+    size = self_distill.batch_size
+    assert [size([n] * 20) for n in (1, 64, 65, 300, 512, 2000)] == [8, 8, 7, 1, 1, 1]
+    assert size([5] * 3) == 3
 
 
 def test_training_mends_what_clipping_spoils(tmp_path, monkeypatch):
@@ -112,9 +156,10 @@ def test_training_mends_what_clipping_spoils(tmp_path, monkeypatch):
     encoder, meta = read_encoder(Checkpoint(tmp_path), None)
     about = {**meta, "recipe": "native"}
     before = judged(tmp_path, prepare(tmp_path, calibrate=FIT).int_model())
+    monkeypatch.setattr(self_distill, "RATE", 1e-3)
     trained = self_distill.self_distilled(tmp_path, encoder, about, FIT, study.QAT_STEPS)
     after = judged(tmp_path, trained.int_model())
-    assert after > before
+    assert after > before + 2
 
 
 def test_the_same_seed_gives_the_same_model(tmp_path):
@@ -136,11 +181,11 @@ def test_the_same_seed_gives_the_same_model(tmp_path):
 
 
 def test_every_sequence_is_trained_on_before_any_comes_again():
-    steps = self_distill.order(21, 6, 0)
+    steps = self_distill.order(21, self_distill.BATCH, 6, 0)
     assert [len(step) for step in steps] == [self_distill.BATCH] * 6
     flat = np.concatenate(steps)
     assert sorted(flat[:21]) == list(range(21)) == sorted(flat[21:42])
-    assert [len(step) for step in self_distill.order(3, 2, 0)] == [3, 3]
+    assert [len(step) for step in self_distill.order(3, 3, 2, 0)] == [3, 3]
 
 
 def test_nothing_judged_on_is_trained_on(tmp_path, monkeypatch):
