@@ -262,15 +262,24 @@ def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
         return "sentence-embedding", _pooling(checkpoint, modules or [])
     if asked is not None:
         return asked, ""
-    named = str((checkpoint.setting("architectures", list, []) or ["Model"])[0])
-    for ending, head in HEADS.items():
-        if named.endswith(ending):
-            return head, ""
+    named = architecture(checkpoint)
+    if head := head_of(named):
+        return head, ""
     raise CheckpointError(
         f"config key 'architectures' = {named!r} is not supported",
         where=config_file,
         hint="pass head= one of " + ", ".join(known),
     )
+
+
+def architecture(checkpoint: Checkpoint) -> str:
+    """Return the class of transformers that config.json names."""
+    return str((checkpoint.setting("architectures", list, []) or ["Model"])[0])
+
+
+def head_of(named: str) -> str | None:
+    """Return the head of a class of transformers; None where it is not here."""
+    return next((head for ending, head in HEADS.items() if named.endswith(ending)), None)
 
 
 def _pooling(checkpoint: Checkpoint, modules: list[dict]) -> str:

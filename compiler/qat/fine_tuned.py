@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import HEADS
+from intformer.frontend.families import architecture, head_of
 from intformer.qat.tasks import Rows
 
 
@@ -14,8 +14,8 @@ def fitting(rows: Rows, checkpoint: Checkpoint) -> Rows:
     The names are the directory's, upper and lower case aside, or ours where it has LABEL_<i> alone.
     Raises where its head answers something else.
     """
-    named = str((checkpoint.setting("architectures", list, []) or ["Model"])[0])
-    head = next((HEADS[ending] for ending in HEADS if named.endswith(ending)), named)
+    named = architecture(checkpoint)
+    head = head_of(named) or named
     if head != rows.head:
         raise misfit(checkpoint, f"config key 'architectures' says {head}, not {rows.head}")
     found = checkpoint.setting("id2label", dict, {})

@@ -317,7 +317,7 @@ class Run:
         key = f"eval_{self.rows.metrics[0]}"
         report = {
             "steps": history[-1]["step"],
-            "bf16": has_bf16(self.settings.precision),
+            "bf16": self.half(name),
             "dev": scores,
             "held_out": max(entry[key] for entry in history if key in entry),
             "history": history,
@@ -330,6 +330,7 @@ class Run:
         """Return the FP32 model, with a head that fits the task."""
         import torch
         import transformers
+        from safetensors import SafetensorError
 
         rows = self.rows
         auto = getattr(transformers, AUTO_CLASSES[rows.head])
@@ -350,7 +351,7 @@ class Run:
                 **({"quant_mode": False} if self.config.model_type == "ibert" else {}),
                 **options,
             )
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
+        except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
             raise refused(error, path) from error
         vars(model.config).pop(CONFIG_KEY, None)  # ranges of a trained source are no longer its own
         return model
@@ -358,6 +359,11 @@ class Run:
     def float_source(self) -> Path:
         """Return the directory the second stage starts from."""
         return self.output / "fp32" if self.settings.epochs else self.checkpoint.path
+
+    def half(self, name: str) -> bool:
+        """Say whether a stage multiplies in bf16; the I-BERT modules of transformers do not."""
+        ibert = name == "qat" and self.settings.recipe == "ibert"
+        return has_bf16(self.settings.precision) and not ibert
 
     def prepared(self):
         """Return the model of the second stage, fake-quantized."""
@@ -407,7 +413,7 @@ class Run:
             weight_decay=0.01,
             max_grad_norm=1.0,
             optim="adamw_torch_fused",
-            bf16=has_bf16(s.precision),
+            bf16=self.half(name),
             eval_strategy="steps",
             eval_steps=often,
             save_strategy="steps",
@@ -420,7 +426,6 @@ class Run:
             load_best_model_at_end=True,
             metric_for_best_model=self.rows.metrics[0],
             greater_is_better=True,
-            train_sampling_strategy="group_by_length",
             remove_unused_columns=False,
             seed=s.seed,
             report_to="none",
@@ -480,7 +485,12 @@ def mendable(error: Exception) -> tuple[str, str] | None:
     said = str(error)
     if "out of memory" in said or "can't allocate memory" in said:
         return "no memory is left", "a smaller --batch or --max-length"
-    if not isinstance(error, RuntimeError) or "inline_container" in said:  # how torch says it
+    if "Error while deserializing" in said or "PytorchStreamReader" in said:
+        return (
+            "a checkpoint cannot be read",
+            "remove the newest one, and start it again: it goes on",
+        )
+    if "Error while serializing" in said or "inline_container" in said:  # how torch says it
         return "a checkpoint cannot be written", "make room, and start it again: it goes on"
     return None
 

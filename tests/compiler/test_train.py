@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from train_files import answers, table, words
 
 from intformer import cli
@@ -245,6 +246,22 @@ def test_a_full_disk_is_one_line(source, data, tmp_path, share, said):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert train(source, data, None, tmp_path / "out", settings)["stages"]["fp32"]["steps"] == 12
+
+
+def test_a_damaged_file_is_one_line(source, data, tmp_path, monkeypatch):
+    """Of the source; and of a checkpoint, as safetensors and torch say it."""
+    settings, damaged = Settings("sst2", **SMALL), tmp_path / "source"
+    shutil.copytree(source, damaged)
+    (damaged / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(IntformerError, match=r"transformers cannot load it: .*header"):
+        train(damaged, data, None, tmp_path / "one", settings)
+    broken = tmp_path / "broken.pt"
+    torch.save({"a": torch.zeros(100)}, broken)
+    broken.write_bytes(broken.read_bytes()[:300])
+    for read in (lambda: load_file(damaged / "model.safetensors"), lambda: torch.load(broken)):
+        monkeypatch.setattr(trainer.Tuner, "compute_loss", lambda *_, read=read, **__: read())
+        with pytest.raises(IntformerError, match=r"cannot be read: .*remove the newest"):
+            train(source, data, None, tmp_path / "two", settings)
 
 
 def test_no_memory_is_one_line(source, data, tmp_path, monkeypatch):
