@@ -47,7 +47,8 @@ static int launch(message err, const plan_variant *variant, context *c, const in
                      k.threads[2], k.shared, c->stream, k.params, k.extra);
   if (!result) return INTFORMER_OK;
   char what[200];
-  if_fail((message){what, sizeof what}, 0, "kernel %.100s of step %d", plan->steps[step].name, step);
+  if_fail((message){what, sizeof what}, 0, "kernel %.100s of step %d", plan->steps[step].name,
+          step);
   return if_cuda_fail(err, what, result);
 }
 
@@ -116,8 +117,8 @@ static cu_graph_exec build(const plan_variant *variant, context *c, const intfor
   return exec;
 }
 
-/* Starts all kernels. A size that comes again becomes a graph, whose launch costs the host less than
- * those of its kernels; where the driver makes none, it runs as it did the first time. */
+/* Starts all kernels. A size that comes again becomes a graph, whose launch costs the host less
+ * than those of its kernels; where the driver makes none, it runs as it did the first time. */
 static int start(message err, const plan_variant *variant, context *c, const intformer_input *in) {
   if (in->observer) return launch_all(err, variant, c, in);
   replay *r = find_replay(c, variant);

@@ -5,6 +5,8 @@
 
 #include "cuda_driver.h"
 
+enum { UNCHANGED = -1 }; /* capture mode */
+
 cuda_driver if_cuda;
 cuda_gpu if_gpu;
 
@@ -50,12 +52,12 @@ int if_cuda_open(message why) {
 cu_result if_cuda_enter(int *mode) {
   cu_result result = if_cuda.push(if_gpu.context);
   *mode = CU_CAPTURE_MODE_RELAXED;
-  if (!result) if_cuda.capture_mode(mode);
+  if (!result && if_cuda.capture_mode(mode)) *mode = UNCHANGED;
   return result;
 }
 
 void if_cuda_leave(int mode) {
-  if_cuda.capture_mode(&mode);
+  if (mode != UNCHANGED) if_cuda.capture_mode(&mode);
   if_cuda.pop(&(cu_context){NULL});
 }
 

@@ -87,7 +87,8 @@ extern cuda_gpu if_gpu;
 /* Loads the driver and takes the GPU; a code and the reason where there is none. */
 int if_cuda_open(message why);
 /* Makes the GPU's context current for this thread, and lets its calls be while another thread
- * records a stream, until if_cuda_leave() gets what this put into `mode`. */
+ * records a stream that does not wait for the default one, until if_cuda_leave() gets what this put
+ * into `mode`. */
 cu_result if_cuda_enter(int *mode);
 void if_cuda_leave(int mode);
 /* `what` failed with this result; INTFORMER_MEMORY, INTFORMER_KERNEL or INTFORMER_GPU. */

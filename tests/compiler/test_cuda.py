@@ -20,6 +20,7 @@ import random_hf
 
 import intformer
 from intformer import compare
+from intformer.cuda import toolchain
 from intformer.cuda.device import Device
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
@@ -59,7 +60,6 @@ def verified(library, driver, folder):
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "results True" in done.stdout and "defaults True" in done.stdout
-    cuda_compilers.assemble(library.section("cuda/t4.ptx"), "sm_75", folder)
 
 
 @gpu.needs_compiler
@@ -70,6 +70,17 @@ def test_library_equals_the_composed_reference(tmp_path, driver, family, head, s
         tmp_path / "model", head=head, calibrate=random_hf.sequences(seed=1), method="minmax"
     )
     verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
+
+
+@cuda_compilers.needs_ptxas
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", sorted(toolchain.PTX_VERSIONS))
+def test_ptx_of_a_whole_model_is_as_old_as_it_says(tmp_path, arch):
+    cuda_compilers.any_compiler()
+    random_hf.save(tmp_path / "model", "bert", "sequence-classification")
+    model = import_model(tmp_path / "model", calibrate=random_hf.sequences(seed=1), method="minmax")
+    library = intformer.compile(model, tmp_path / "m.so", target=f"cuda:{arch}")
+    cuda_compilers.assemble(library.section(f"cuda/cuda:{arch}.ptx"), arch, tmp_path)
 
 
 @pytest.mark.gpu

@@ -67,7 +67,7 @@ def test_results(load, form):
     if form != "in use":
         lib.set_variant(form)
     for lengths in [(1,), (8,), (3, 5, 12, 1), (12,) * 40, (12,) * 4000, (1,)] * 3:
-        check(lib, lengths)  # plain, recorded, replayed
+        check(lib, lengths)  # step by step, then as a graph
     lib.set_variant(None)
 
 
@@ -155,6 +155,12 @@ def test_while_torch_waits_and_records(load):
         except RuntimeError as error:
             faults.append(error)
 
+    def run(lengths):
+        try:
+            check(lib, lengths)
+        except BaseException as error:
+            faults.append(error)
+
     thread = threading.Thread(target=wait)
     thread.start()
     try:
@@ -167,11 +173,12 @@ def test_while_torch_waits_and_records(load):
     assert not faults, faults[0]
     with torch.cuda.graph(graph):  # in the mode that forbids every thread what could spoil it
         y = x * 2
-        other = threading.Thread(target=check, args=(lib, (12,) * 4000))
+        other = threading.Thread(target=run, args=((12,) * 4000,))
         other.start()
         other.join()
     graph.replay()
     assert int(y.sum()) == 999_000
+    assert not faults, faults[0]
 
 
 def alone(code):

@@ -29,13 +29,18 @@ def compiler(kind):
     return toolchain.nvrtc(library)
 
 
+def ptxas():
+    """Return the path of the program that does what drivers do with PTX; None without it."""
+    return toolchain.find_program("ptxas", toolchain.NVCC_PACKAGES)
+
+
 def assemble(ptx, arch, folder):
-    """Assemble PTX for a chip, as its driver does; skip where there is no ptxas."""
-    program = toolchain.find_program("ptxas", toolchain.NVCC_PACKAGES)
-    if not program:
-        pytest.skip("no ptxas")
+    """Assemble PTX for a chip; ptxas must be there."""
     path = folder / f"{arch}.ptx"
     path.write_bytes(ptx)
-    command = [program, f"-arch={arch}", path, "-o", path.with_suffix(".cubin")]
+    command = [ptxas(), f"-arch={arch}", path, "-o", path.with_suffix(".cubin")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+needs_ptxas = pytest.mark.skipif(ptxas() is None, reason="no ptxas")

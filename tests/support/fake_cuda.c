@@ -14,7 +14,7 @@
  *   FAKE_CUDA_GPU     compute capability, default "7.5"
  *   FAKE_CUDA_COUNT   devices, default 1
  *   FAKE_CUDA_MEMORY  bytes of the device, default 1 GiB
- *   FAKE_CUDA_RECORDING  another thread records a stream, and nobody else may do what it could spoil
+ *   FAKE_CUDA_RECORDING  another thread records a stream: others may not do what could spoil it
  *   FAKE_CUDA_LOG     file that gets a line for each call that tests count */
 #define _GNU_SOURCE
 #include <dlfcn.h>
