@@ -1,10 +1,13 @@
-"""Every environment flag, in one place. README.md has the same table."""
+"""Every environment flag, in one place. README.md lists those of users."""
 
 import os
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 from intformer.errors import IntformerError
+
+_one_thread = threading.Lock()
 
 
 def debug() -> int:
@@ -49,15 +52,16 @@ def tvm_keeps_sources():
     It loads where libcuda.so.1 is, and knows nothing of our prelude.
     """
     name = "TVM_COMPILE_FORCE_FALLBACK"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with _one_thread:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def _number(name: str, default: int) -> int:

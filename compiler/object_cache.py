@@ -2,8 +2,8 @@
 
 An entry is a file named after its key; it holds the SHA-256 of the object, then the object. An
 entry that was cut or altered counts as absent. Files appear by renaming, so two processes may write
-the same one. The entries used longest ago go when the folder grows beyond its limit; a file under
-its temporary name goes once it is too old to be written still.
+the same one. The entries used longest ago go when the folder grows beyond its limit, and with them
+what still has a temporary name, but for files that are new enough to be written still.
 """
 
 import hashlib
