@@ -17,6 +17,14 @@ AUTO_CLASSES = {  # head -> transformers class that computes its outputs
 }
 
 
+def quiet() -> None:
+    """Keep transformers off the terminal."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 class FloatModel:
     """A Hugging Face model directory, ready to run in float32 without gradients.
 
@@ -32,8 +40,7 @@ class FloatModel:
         self.head, self.pad = metadata["head"], metadata["pad_token_id"] or 0
         self.pooling = metadata.get("pooling")
         auto = getattr(transformers, AUTO_CLASSES[self.head])
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        quiet()
         if not Path(source).is_dir():
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
         try:

@@ -1,5 +1,6 @@
 """Padded Hugging Face batches, made of sequences; to packed tokens and back; in torch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from intformer.errors import IntformerError
 
+TOKENS = ("input_ids", "token_type_ids")  # the arguments that are of tokens
 IGNORED = -100  # the label transformers leaves out of a loss
 
 
@@ -154,10 +156,10 @@ def padded(features: list[dict], pad: int, takes) -> dict[str, torch.Tensor]:
     for row, one in enumerate(features):
         length = len(one["input_ids"])
         batch["attention_mask"][row, :length] = 1
-        for name in ("input_ids", "token_type_ids"):
+        for name in TOKENS:
             if name in batch:
                 batch[name][row, :length] = torch.from_numpy(one[name])
-    for name in features[0].keys() - {"input_ids", "token_type_ids"}:
+    for name in features[0].keys() - set(TOKENS):
         values = [one[name] for one in features]
         if isinstance(values[0], np.ndarray):
             batch[name] = torch.full(shape, IGNORED)
@@ -166,3 +168,8 @@ def padded(features: list[dict], pad: int, takes) -> dict[str, torch.Tensor]:
         else:
             batch[name] = torch.tensor(values)  # classes int64, scores float32
     return batch
+
+
+def padded_sequences(sequences: Iterable, pad: int) -> dict[str, torch.Tensor]:
+    """Return (ids, types) pairs as a batch, padded to the longest."""
+    return padded([dict(zip(TOKENS, one, strict=True)) for one in sequences], pad, TOKENS)

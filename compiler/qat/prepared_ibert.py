@@ -16,11 +16,9 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.ibert import import_ibert
 from intformer.frontend.trained import CONFIG_KEY
 from intformer.model import IntModel
-from intformer.qat.packing import padded
+from intformer.qat.packing import TOKENS, padded_sequences
 from intformer.qat.prepared import Answering, Prepared
 from intformer.qat.to_ibert import tame
-
-TOKENS = ("input_ids", "token_type_ids")  # of a packed batch
 
 
 class PreparedIBert(Prepared):
@@ -92,8 +90,7 @@ def calibrate(prepared: PreparedIBert, batches: list[dict]) -> None:
         for batch in batches:
             cuts = batch["cu_seqlens"][1:-1]
             parts = zip(*(np.split(batch[name], cuts) for name in TOKENS), strict=True)
-            features = [dict(zip(TOKENS, part, strict=True)) for part in parts]
-            model(**padded(features, prepared.meta["pad_token_id"], TOKENS))
+            model(**padded_sequences(parts, prepared.meta["pad_token_id"]))
     finally:
         for module, p in zip(modules, kept, strict=True):
             module.p = p

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from torch import nn
 from transformers.models.ibert.quant_modules import QuantAct, QuantEmbedding
 
 from intformer.errors import IntformerError
+from intformer.float_model import quiet
 from intformer.frontend import calibration
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.progress import progress
 from intformer.qat import prepare
-from intformer.qat.packing import padded
+from intformer.qat.packing import padded_sequences
 from intformer.qat.prepared import Prepared, PreparedNative
 from intformer.qat.simulate import Dropout
 
@@ -27,7 +27,6 @@ STEP_TOKENS = 512  # or fewer where they are longer than so many tokens together
 RATE = 1e-5  # peak of the learning rate,
 WARM = 0.1  # after this share of the steps; then it falls in a line
 CLIP = 1.0  # of the gradient's norm
-TOKENS = ("input_ids", "token_type_ids")
 
 
 def self_distilled(
@@ -48,8 +47,7 @@ def self_distilled(
     steps      of BATCH sequences each, or STEP_TOKENS tokens
     seed       of their order; the same seed gives the same model, with as many threads
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     prepared = prepare(
         source,
         recipe=meta["recipe"],
@@ -68,8 +66,7 @@ def self_distilled(
     for chosen in progress(order(len(sequences), size, steps, seed), "training with quantization"):
         group = [sequences[i] for i in chosen]
         wanted = torch.from_numpy(teacher.forward(calibration.pack(group, meta)))
-        features = [dict(zip(TOKENS, one, strict=True)) for one in group]
-        batch = padded(features, meta["pad_token_id"] or 0, TOKENS)
+        batch = padded_sequences(group, meta["pad_token_id"] or 0)
         got = rows(prepared(**batch), batch["attention_mask"], meta)
         loss = (got - wanted).square().sum() / wanted.square().sum()
         if not math.isfinite(loss.item()):

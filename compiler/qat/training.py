@@ -16,7 +16,7 @@ from pathlib import Path
 
 from intformer.cpu_features import host_features
 from intformer.errors import CheckpointError, IntformerError
-from intformer.float_model import AUTO_CLASSES
+from intformer.float_model import AUTO_CLASSES, quiet
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
 from intformer.frontend.trained import CONFIG_KEY
@@ -105,7 +105,7 @@ def train(
     if (done := finished(output, about)) is not None:
         progress(f"{output} is complete")
         return done
-    quiet()
+    set_up()
     if settings.qat_epochs:  # its faults are known now
         check_source(checkpoint, settings.recipe, rows.head)
     fit, held = rows.split(HELD_OUT, settings.rows, settings.seed)
@@ -203,15 +203,13 @@ def read_object(path: Path) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def quiet() -> None:
+def set_up() -> None:
     """Keep transformers off the network and off the terminal."""
     os.environ.update(HF_HUB_OFFLINE="1")
     import accelerate  # noqa: F401 - needed later; without them the name of our extra is said now
     import matplotlib  # noqa: F401
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
 
 
 def write_json(path: Path, data: object) -> None:

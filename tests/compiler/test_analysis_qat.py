@@ -14,7 +14,7 @@ from intformer.float_model import FloatModel
 from intformer.frontend import calibration, import_model
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import read_encoder
-from intformer.qat import prepare, self_distill
+from intformer.qat import packing, prepare, self_distill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 4, 7, 11) * 8, seed=1)]
@@ -231,9 +231,9 @@ def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto
         parts = np.split(wanted, ends)
         wanted = np.stack([part.mean(0) if pooling == "mean" else part[0] for part in parts])
     model = getattr(transformers, auto).from_pretrained(tmp_path).eval()
-    features = [dict(zip(self_distill.TOKENS, one, strict=True)) for one in group]
-    takes = ("input_ids",) if family == "distilbert" else self_distill.TOKENS
-    batch = self_distill.padded(features, meta["pad_token_id"] or 0, takes)
+    features = [dict(zip(packing.TOKENS, one, strict=True)) for one in group]
+    takes = ("input_ids",) if family == "distilbert" else packing.TOKENS
+    batch = packing.padded(features, meta["pad_token_id"] or 0, takes)
     with torch.no_grad():
         got = self_distill.rows(model(**batch), batch["attention_mask"], meta).numpy()
     np.testing.assert_allclose(got, wanted, atol=2e-5 * np.abs(wanted).max())
