@@ -12,3 +12,9 @@ def own_cache(tmp_path_factory):
     del os.environ["INTFORMER_CACHE"]
     if before is not None:
         os.environ["INTFORMER_CACHE"] = before
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite the hashes of tests/golden"
+    )

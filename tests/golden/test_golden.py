@@ -1,0 +1,85 @@
+"""Replay: programs and kernels are, bit for bit, those whose hashes are committed here.
+
+A change that moves code must change no hash. One that changes numbers or kernels on purpose runs
+
+    pytest tests/golden --update-golden
+
+and commits the new hashes with the reason.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import golden_models
+import pytest
+
+from intformer import packing
+from intformer.passes.fuse import fuse
+from intformer.passes.layout import plan_layout
+from intformer.passes.lower import lower
+from intformer.passes.to_relax import to_relax
+from intformer.targets import TARGETS, chips, weight_packing
+
+HERE = Path(__file__).parent
+LOWERED = "native/bert/sequence-classification"  # whose kernels are hashed, for every target
+CASES = golden_models.cases()
+
+
+@pytest.fixture(scope="module")
+def golden(request):
+    """Return (file, key, found): compares with the committed hashes, or rewrites them."""
+    update = request.config.getoption("--update-golden")
+    changed = {}
+
+    def compare(name, key, found):
+        if update:
+            changed.setdefault(name, {})[key] = found
+            return
+        wanted = json.loads((HERE / name).read_text()).get(key)
+        assert found == wanted, f"{name}, {key}: did you forget to run with --update-golden?"
+
+    yield compare
+    for name, entries in changed.items():
+        file = HERE / name
+        kept = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(kept | entries, indent=1, sort_keys=True) + "\n")
+
+
+def digest(*parts: bytes) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(hashlib.sha256(part).digest())
+    return found.hexdigest()[:32]
+
+
+def program(model) -> str:
+    """Hash nodes, values and every tensor; of the meta only what decides the output."""
+    graph = model.to_json()
+    graph["meta"] = {key: graph["meta"][key] for key in ("output_rows", "output_scale")}
+    tensors = [
+        part
+        for name, array in sorted(model.tensors.items())
+        for part in (f"{name} {array.dtype} {array.shape}".encode(), array.tobytes())
+    ]
+    return digest(json.dumps(graph, sort_keys=True).encode(), *tensors)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_programs(golden, tmp_path, case):
+    golden("programs.json", case, program(CASES[case](tmp_path)))
+
+
+@pytest.mark.parametrize("target", [name for name, spec in TARGETS.items() if not spec.variants])
+def test_scheduled_kernels(golden, tmp_path, target):
+    model = CASES[LOWERED](tmp_path)
+    (spec,) = chips(TARGETS[target])
+    layout = plan_layout(model, weight_packing(spec))
+    constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
+    module = fuse(to_relax(model, layout, constants))
+    done = lower(module, model, layout, constants, spec.isa(), spec.schedule())
+    kernels = {
+        var.name_hint: digest(func.script().encode())
+        for var, func in sorted(done.scheduled.functions.items(), key=lambda f: f[0].name_hint)
+    }
+    golden("kernels.json", target, kernels)
