@@ -5,8 +5,11 @@ multiplication by the output scale, softmax, the L2 norm. Needs numpy and tokeni
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -16,6 +19,7 @@ from intformer.runtime import Library
 
 MAX_ANSWER = 30  # tokens in an answer of question answering
 DOC_STRIDE = 128  # tokens that two windows over a long document share
+SETTINGS_FILE = "tokenizer_settings.json"  # how a library's tokenizer is called, see Edge
 
 
 @dataclass
@@ -115,11 +119,17 @@ def pack(
 
 
 class Edge:
-    """Tokenizer and decoder of one model.
+    """Tokenizer and decoder of one model. May be used by several threads at once.
 
-    metadata   of the library, or IntModel.meta
-    tokenizer  tokenizers.Tokenizer, without padding
-    mask_id    id of the mask token; None where the tokenizer has none
+    metadata     of the library, or IntModel.meta
+    tokenizer    tokenizers.Tokenizer, without padding, cutting at the model's truncate_length
+    sends_types  whether token types are those of the tokenizer; else they are 0
+    mask_id      id of the mask token; None where the tokenizer has none
+
+    SETTINGS_FILE holds what transformers decides outside of tokenizer.json, a JSON object:
+    token_type_ids (bool: sends_types), truncation_side ("right" or "left"), split_special_tokens
+    (bool: special tokens in a text are plain text), mask_token (str or null). A key that is absent
+    has the value of a plain BERT tokenizer.
     """
 
     def __init__(self, metadata: dict, files: dict[str, bytes]):
@@ -131,34 +141,60 @@ class Edge:
                 hint="tokenize elsewhere and pass ids, or compile with --tokenizer",
             )
         try:
-            self.tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-        except Exception as error:  # tokenizers raises plain Exception
-            raise LibraryError(f"cannot read tokenizer.json: {error}") from error
-        self.tokenizer.no_padding()
-        self.mask_id = self._mask_id(files)
+            settings = json.loads(files.get(SETTINGS_FILE, b"{}"))
+            self.sends_types = settings.get("token_type_ids", True)
+            self._direction = settings.get("truncation_side", "right")
+            self._split_special = settings.get("split_special_tokens", False)
+        except (ValueError, AttributeError) as error:
+            raise LibraryError(f"cannot read {SETTINGS_FILE}: {error}") from error
+        self._text = files["tokenizer.json"]
+        self.length = metadata.get("truncate_length") or metadata["max_length"]
+        self.tokenizer = self._tokenizer(strategy="longest_first")
+        self._windows: dict[int, Tokenizer] = {}  # by stride; their settings never change
+        self._lock = threading.Lock()
+        named = (settings.get("mask_token"), "[MASK]", "<mask>")
+        ids = (self.tokenizer.token_to_id(token) for token in named if token)
+        self.mask_id = next((number for number in ids if number is not None), None)
 
     @classmethod
     def of(cls, library: Library) -> "Edge":
-        """Return the edge of a loaded library."""
-        return cls(library.metadata, library.files())
+        """Return the edge of a loaded library, made at the first call."""
+        with _EDGES_LOCK:
+            edge = _EDGES.get(library)
+            if edge is None:
+                edge = _EDGES[library] = cls(library.metadata, library.files())
+            return edge
 
-    def _mask_id(self, files: dict[str, bytes]) -> int | None:
-        named = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            named.update(json.loads(files.get(name, b"{}")))
-        token = named.get("mask_token")
-        token = token["content"] if isinstance(token, dict) else token
-        found = (self.tokenizer.token_to_id(t) for t in (token, "[MASK]", "<mask>") if t)
-        return next((number for number in found if number is not None), None)
+    def _tokenizer(self, **truncation) -> Tokenizer:
+        try:
+            tokenizer = Tokenizer.from_str(self._text.decode())
+        except Exception as error:  # tokenizers raises plain Exception
+            raise LibraryError(f"cannot read tokenizer.json: {error}") from error
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = self._split_special
+        try:
+            tokenizer.enable_truncation(self.length, direction=self._direction, **truncation)
+        except Exception as error:
+            raise LibraryError(f"cannot cut texts at {self.length} tokens: {error}") from error
+        return tokenizer
+
+    def _window_tokenizer(self, doc_stride: int) -> Tokenizer:
+        """Return the tokenizer that cuts a long document into windows sharing `doc_stride`."""
+        stride = min(doc_stride, self.length // 3)  # a short window moves on, too
+        with self._lock:
+            if stride not in self._windows:
+                self._windows[stride] = self._tokenizer(strategy="only_second", stride=stride)
+            return self._windows[stride]
 
     # ---- text to tokens ----
 
     def encode(
         self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
+        texts: Iterable[str],
+        pairs: Iterable[str] | None = None,
         *,
         doc_stride: int = DOC_STRIDE,
+        first: int = 0,
     ) -> Packed:
         """Tokenize and pack; one sequence per text, cut at the model's truncate_length.
 
@@ -166,9 +202,11 @@ class Edge:
         pairs       second sentences; documents for question answering, where a long one becomes
                     several windows
         doc_stride  tokens two windows share
+        first       number of texts[0] in error messages
         """
-        if isinstance(texts, str) or isinstance(pairs, str):
-            raise IntformerError("a single text", hint="pass a list of texts")
+        texts = [_text(one, "text", i) for i, one in enumerate(_texts(texts, "texts"), first)]
+        if pairs is not None:
+            pairs = [_text(one, "pair", i) for i, one in enumerate(_texts(pairs, "pairs"), first)]
         if not texts:
             raise IntformerError("no texts")
         if pairs is not None and len(pairs) != len(texts):
@@ -191,7 +229,15 @@ class Edge:
                 )
         return packed
 
-    def encode_masked(self, texts: Sequence[str]) -> Packed:
+    def sequences(self, rows: Iterable[tuple[str, ...]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (ids, types), int32 [length] each, of every (text,) or (text, pair).
+
+        Each becomes one sequence for every head, also for question answering.
+        """
+        rows = [tuple(_text(part, "text", i) for part in row) for i, row in enumerate(rows)]
+        return [(np.array(e.ids, np.int32), self._types(e)) for e in self._batch(rows)]
+
+    def encode_masked(self, texts: Iterable[str]) -> Packed:
         """Tokenize and pack texts for masked LM with the last token that is no special one masked.
 
         Masking comes after cutting at truncate_length, so that every text has its mask.
@@ -200,7 +246,7 @@ class Edge:
             raise IntformerError(
                 "the tokenizer has no mask token", hint="masked LM needs one to mask texts with"
             )
-        rows = [(text,) for text in texts]
+        rows = [(_text(one, "text", i),) for i, one in enumerate(_texts(texts, "texts"))]
         packed = self._packed(rows, *self._encodings(rows, DOC_STRIDE))
         last = [
             max((i for i, special in enumerate(e.special_tokens_mask) if not special), default=0)
@@ -210,24 +256,37 @@ class Edge:
         packed.input_ids[packed.positions] = self.mask_id
         return packed
 
-    def _encodings(self, rows: list[tuple], doc_stride: int) -> tuple[list[Encoding], list[int]]:
-        length = self.metadata.get("truncate_length") or self.metadata["max_length"]
-        windows = self.metadata["head"] == "question-answering"
+    def _batch(self, rows: list[tuple], stride: int | None = None) -> list[Encoding]:
+        """Tokenize (text,) or (text, pair) rows; with a stride: into windows over the pairs."""
+        tokenizer = self.tokenizer if stride is None else self._window_tokenizer(stride)
         try:
-            if windows:  # a short window shares less, so that it moves on
-                stride = min(doc_stride, length // 3)
-                self.tokenizer.enable_truncation(length, stride=stride, strategy="only_second")
-            else:
-                self.tokenizer.enable_truncation(length)
-            found = self.tokenizer.encode_batch([r if len(r) == 2 else r[0] for r in rows])
+            return tokenizer.encode_batch([r if len(r) == 2 else r[0] for r in rows])
         except Exception as error:  # tokenizers raises plain Exception
             raise IntformerError(
                 f"cannot tokenize: {error}",
-                hint="a question must leave room for its document" if windows else "",
+                hint="" if stride is None else "a question must leave room for its document",
             ) from error
+
+    def _encodings(self, rows: list[tuple], doc_stride: int) -> tuple[list[Encoding], list[int]]:
+        windows = self.metadata["head"] == "question-answering"
+        found = self._batch(rows, doc_stride if windows else None)
         groups = [[e, *e.overflowing] if windows else [e] for e in found]
         text_of = [i for i, group in enumerate(groups) for _ in group]
         return [e for group in groups for e in group], text_of
+
+    def _types(self, encoding: Encoding) -> np.ndarray:
+        """Return the token types of one sequence, int32 [length]."""
+        if not self.sends_types:
+            return np.zeros(len(encoding.ids), np.int32)
+        types = np.array(encoding.type_ids, np.int32)
+        count = self.metadata.get("type_vocab_size")
+        if count is not None and types.size and types.max() >= max(count, 1):
+            raise IntformerError(
+                f"the tokenizer gives token type {types.max()}, the model has {count} "
+                "(config key 'type_vocab_size')",
+                hint="a pair needs a tokenizer without 'token_type_ids' in its model_input_names",
+            )
+        return types
 
     def _packed(self, rows: list[tuple], encodings: list[Encoding], text_of: list[int]) -> Packed:
         rule, pad = self.metadata["position_rule"], self.metadata["pad_token_id"]
@@ -235,11 +294,11 @@ class Edge:
         if empty := [i for i, sequence in zip(text_of, ids, strict=True) if not sequence.size]:
             raise IntformerError(f"text {empty[0]} has no tokens", hint="drop it")
         flat = np.concatenate(ids)
-        types = np.concatenate([np.array(e.type_ids, np.int32) for e in encodings])
+        types = np.concatenate([self._types(e) for e in encodings])
         return Packed(
             input_ids=flat,
             cu_seqlens=np.cumsum([0, *map(len, ids)]).astype(np.int32),
-            token_type_ids=np.minimum(types, (self.metadata.get("type_vocab_size") or 1) - 1),
+            token_type_ids=types,
             position_ids=np.concatenate([hf_positions(i[None], rule, pad)[0] for i in ids]),
             encodings=encodings,
             texts=rows,
@@ -411,21 +470,75 @@ def l2_normalised(rows: np.ndarray) -> np.ndarray:
     return (rows / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
+_EDGES: WeakKeyDictionary[Library, Edge] = WeakKeyDictionary()
+_EDGES_LOCK = threading.Lock()
+
+
+def _texts(texts: Iterable[str], what: str) -> Iterator:
+    """Return an iterator over many texts; a single one is refused."""
+    if isinstance(texts, str | bytes):
+        raise IntformerError("a single text", hint="pass a list of texts")
+    try:
+        return iter(texts)
+    except TypeError:
+        kind = type(texts).__name__
+        raise IntformerError(f"{what} is {kind}, not a list of texts") from None
+
+
+def _text(value: object, what: str, number: int) -> str:
+    """Return one text as a plain str, or raise an error that gives its number."""
+    if not isinstance(value, str):
+        raise IntformerError(f"{what} {number} is {type(value).__name__}, not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise IntformerError(
+            f"{what} {number} has a lone surrogate, U+{ord(value[error.start]):04X}, "
+            f"at character {error.start}",
+            hint="read the text with errors='replace'",
+        ) from None
+    return str(value)
+
+
 def predict(
     library: Library,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None = None,
+    texts: Iterable[str],
+    pairs: Iterable[str] | None = None,
     *,
     batch: int = 32,
     **options,
 ) -> Iterator:
     """Yield the answer for each text in order, running `batch` texts at a time.
 
-    options  doc_stride of Edge.encode, and those of Edge.decode
+    texts, pairs  any iterables of strings, read as far as a batch needs; pairs has as many as texts
+    options       doc_stride of Edge.encode, and those of Edge.decode
     """
-    edge = Edge.of(library)
+    texts = _texts(texts, "texts")
+    pairs = None if pairs is None else _texts(pairs, "pairs")
+    if batch < 1:
+        raise IntformerError(f"batch = {batch}", hint="at least 1 text is run at a time")
+    return _answers(library, Edge.of(library), texts, pairs, batch, options)
+
+
+def _answers(
+    library: Library,
+    edge: Edge,
+    texts: Iterator[str],
+    pairs: Iterator[str] | None,
+    batch: int,
+    options: dict,
+) -> Iterator:
     stride = {"doc_stride": options.pop("doc_stride")} if "doc_stride" in options else {}
-    for at in range(0, len(texts), batch):
-        some = None if pairs is None else pairs[at : at + batch]
-        packed = edge.encode(texts[at : at + batch], some, **stride)
+    first = 0
+    while True:
+        some = list(islice(texts, batch))
+        others = None if pairs is None else list(islice(pairs, max(len(some), 1)))
+        if others is not None and len(others) != len(some):
+            few, many = ("pairs", "texts") if len(others) < len(some) else ("texts", "pairs")
+            count = first + min(len(some), len(others))
+            raise IntformerError(f"{count} {few}, but more {many}", hint="each text has one pair")
+        if not some:
+            return
+        packed = edge.encode(some, others, first=first, **stride)
         yield from edge.decode(packed, library.run(**packed.inputs()), **options)
+        first += len(some)

@@ -206,7 +206,7 @@ def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     encoder, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
     fit, held = calibration.choose(calibrated.sequences(texts, files, meta))
-    mask_id = calibrated.mask_token_id(files, meta["head"])
+    mask_id = calibrated.mask_token_id(files, meta)
     inputs = judged(calibration.batches(held, meta, mask_id, BATCH_TOKENS))
     wanted = calibrated.float_outputs(encoder, inputs)
     remedies, found = [], None

@@ -131,7 +131,7 @@ def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
         )
     files = checkpoint.files()
     fit, held = calibration.choose(sequences(calibrate, files, meta))
-    mask_id = mask_token_id(files, meta["head"])
+    mask_id = mask_token_id(files, meta)
     seen = calibration.observe(encoder, calibration.batches(fit, meta, mask_id))
     return Observed(encoder, meta, files, seen, fit, held, mask_id)
 
@@ -166,7 +166,7 @@ def sequences(calibrate, files: dict[str, bytes], meta: dict) -> list[calibratio
         raise CheckpointError("calibration text is empty", hint=calibration.HINT)
     items = [item if isinstance(item, tuple) else (item,) for item in calibrate]
     if all(isinstance(part, str) for item in items for part in item):
-        found = calibration.encode(items, files.get("tokenizer.json"), meta)
+        found = calibration.encode(items, files, meta)
     else:
         found = [
             (np.array(ids, np.int32), np.array(types[0] if types else np.zeros(len(ids)), np.int32))
@@ -175,10 +175,10 @@ def sequences(calibrate, files: dict[str, bytes], meta: dict) -> list[calibratio
     return calibration.check_ids(found, meta)
 
 
-def mask_token_id(files: dict[str, bytes], head: str) -> int | None:
+def mask_token_id(files: dict[str, bytes], meta: dict) -> int | None:
     """Return the tokenizer's mask token for head masked-lm; None for others, or without one."""
-    wanted = head == "masked-lm" and "tokenizer.json" in files
-    return Edge({}, files).mask_id if wanted else None
+    wanted = meta["head"] == "masked-lm" and "tokenizer.json" in files
+    return Edge(meta, files).mask_id if wanted else None
 
 
 def snr_db(wanted: np.ndarray, got: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.edge import hf_positions
+from intformer.edge import Edge, hf_positions
 from intformer.errors import CheckpointError
 from intformer.frontend.encoder import FloatEncoder
 from intformer.frontend.progress import progress
@@ -72,25 +72,19 @@ def read_texts(file: str | Path) -> list[tuple[str, ...]]:
     return texts
 
 
-def encode(texts: list[tuple[str, ...]], tokenizer_json: bytes | None, meta: dict):
-    """Return the texts as sequences; pairs stay pairs unless single sentences are embedded."""
-    if tokenizer_json is None:
+def encode(texts: list[tuple[str, ...]], files: dict[str, bytes], meta: dict) -> list[Sequence]:
+    """Return the texts as sequences; pairs stay pairs unless single sentences are embedded.
+
+    files  of Checkpoint.files or IntModel.files
+    """
+    if "tokenizer.json" not in files:
         raise CheckpointError(
             "the model directory has no tokenizer, so text cannot calibrate it",
             hint="save a fast tokenizer beside the weights, or pass tokenizer=FILE",
         )
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(meta["truncate_length"])
     if meta["head"] == "sentence-embedding":
         texts = [(part,) for text in texts for part in text]
-    batch = [text if len(text) == 2 else text[0] for text in texts]
-    return [
-        (np.array(e.ids, np.int32), np.array(e.type_ids, np.int32))
-        for e in tokenizer.encode_batch(batch)
-    ]
+    return Edge(meta, files).sequences(texts)
 
 
 def check_ids(sequences: list[Sequence], meta: dict) -> list[Sequence]:

@@ -11,11 +11,6 @@ import numpy as np
 from intformer.errors import CheckpointError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json
-CARRIED_FILES = (  # copied into the library for the edge, where present
-    "config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
 REFUSED = {  # config keys that change the arithmetic, and the values under which they do not
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
@@ -209,35 +204,15 @@ class Checkpoint:
             ) from error
 
     def files(self) -> dict[str, bytes]:
-        """Return the config and tokenizer files that travel with a library."""
-        found = {name: self.path / name for name in CARRIED_FILES}
-        files = {name: file.read_bytes() for name, file in found.items() if file.is_file()}
-        tokenizer = self.tokenizer_json()
-        if tokenizer is not None:
-            files["tokenizer.json"] = tokenizer
-        return files
+        """Return what travels with a library: config.json, and the tokenizer where there is one."""
+        return dict(self._files)
 
-    def tokenizer_json(self) -> bytes | None:
-        """Return tokenizer.json, made by transformers from older files where it must be."""
-        file = self.tokenizer or self.path / "tokenizer.json"
-        if file.is_file():
-            return _checked_tokenizer(file)
-        if self.tokenizer:
-            raise CheckpointError("no such tokenizer file", where=str(file))
-        old = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-        if not any((self.path / name).is_file() for name in old):
-            return None
-        from transformers import AutoTokenizer
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        from intformer.frontend.tokenizer import tokenizer_files
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-            return tokenizer.backend_tokenizer.to_str().encode()
-        except Exception as error:
-            raise CheckpointError(
-                f"cannot make a tokenizer.json: {_first_line(error)}",
-                where=str(self.path),
-                hint="save a fast tokenizer beside the weights, or pass tokenizer=FILE",
-            ) from error
+        config = (self.path / "config.json").read_bytes()
+        return {"config.json": config, **tokenizer_files(self)}
 
 
 def _open(file: Path):
@@ -258,20 +233,6 @@ def _open(file: Path):
             where=str(file),
             hint="the file is damaged or incomplete, or is not a plain weight file",
         ) from error
-
-
-def _checked_tokenizer(file: Path) -> bytes:
-    """Return the file's bytes once `tokenizers` has accepted them."""
-    from tokenizers import Tokenizer
-
-    data = file.read_bytes()
-    try:
-        Tokenizer.from_str(data.decode())
-    except Exception as error:
-        raise CheckpointError(
-            f"not a tokenizer.json: {_first_line(error)}", where=str(file)
-        ) from error
-    return data
 
 
 def _named(kind: type) -> str:

@@ -103,7 +103,7 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
     files = checkpoint.files()
     meta = _meta(reader, head, pooling)
     if head == "masked-lm":
-        meta["mask_token_id"] = mask_token_id(files, head)
+        meta["mask_token_id"] = mask_token_id(files, meta)
     seen = None
     if calibrate is not None:
         chosen, _ = calibration.choose(sequences(calibrate, files, meta))

@@ -94,7 +94,7 @@ def assemble(
     model = lower(encoder, seen, factors, "ema", ORIGIN.format(RANGES_FILE), weights=weights)
     files = checkpoint.files()
     training = {"recipe": "native", "weights": weights}
-    mask_id = mask_token_id(files, meta["head"])
+    mask_id = mask_token_id(files, meta)
     return completed(model, meta, files, mask_id, calibration={}, training=training)
 
 

@@ -1,4 +1,7 @@
+import gc
 import json
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -34,7 +37,7 @@ def files() -> dict[str, bytes]:
     tokenizer.enable_padding(length=64)
     return {
         "tokenizer.json": tokenizer.to_str().encode(),
-        "tokenizer_config.json": json.dumps({"mask_token": "[MASK]"}).encode(),
+        edge.SETTINGS_FILE: json.dumps({"mask_token": "[MASK]"}).encode(),
     }
 
 
@@ -149,7 +152,11 @@ def test_encode_equals_padding_and_packing():
 def test_pairs_and_types():
     packed = make().encode(["a b"], ["c"])
     assert packed.token_type_ids.tolist() == [0, 0, 0, 0, 1, 1]
-    packed = make(type_vocab_size=1).encode(["a b"], ["c"])
+    # transformers would read beyond the table of types, so no answer is right
+    with pytest.raises(IntformerError, match="token type 1, the model has 1"):
+        make(type_vocab_size=1).encode(["a b"], ["c"])
+    settings = {edge.SETTINGS_FILE: b'{"token_type_ids": false}'}
+    packed = Edge({**META, "type_vocab_size": 1}, {**files(), **settings}).encode(["a b"], ["c"])
     assert packed.token_type_ids.tolist() == [0] * 6
 
 
@@ -311,25 +318,32 @@ def test_fillings():
     assert third[1][0]["score"] == pytest.approx(1 / len(VOCAB))
 
 
-@pytest.mark.parametrize("config", [b"{}", b'{"mask_token": {"content": "[MASK]"}}'])
-def test_mask_token(config):
-    assert Edge(META, {**files(), "tokenizer_config.json": config}).mask_id == MASK
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [(b"{}", MASK), (b'{"mask_token": null}', MASK), (b'{"mask_token": "the"}', VOCAB["the"])],
+)
+def test_mask_token(settings, wanted):
+    assert Edge(META, {**files(), edge.SETTINGS_FILE: settings}).mask_id == wanted
+
+
+class Model:
+    """Stands for a library: counts its runs and how often its files are read."""
+
+    def __init__(self):
+        self.metadata = {**META, "head": "sequence-classification", "labels": ["x", "y"]}
+        self.calls = self.reads = 0
+
+    def files(self):
+        self.reads += 1
+        return files()
+
+    def run(self, input_ids, cu_seqlens, **_):
+        self.calls += 1
+        sums = np.add.reduceat(input_ids, cu_seqlens[:-1])
+        return np.stack([sums, sums // 2], 1).astype(np.int32)
 
 
 def test_predict_does_not_depend_on_the_batch():
-    class Model:
-        def __init__(self):
-            self.metadata = {**META, "head": "sequence-classification", "labels": ["x", "y"]}
-            self.calls = 0
-
-        def files(self):
-            return files()
-
-        def run(self, input_ids, cu_seqlens, **_):
-            self.calls += 1
-            sums = np.add.reduceat(input_ids, cu_seqlens[:-1])
-            return np.stack([sums, sums // 2], 1).astype(np.int32)
-
     texts = ["the cat", "a", "sat", "b c d e"]
     model = Model()
     results = [list(edge.predict(model, texts, batch=batch)) for batch in (1, 3, 32)]
@@ -358,3 +372,94 @@ def test_masking_needs_a_mask_token():
     with pytest.raises(IntformerError, match="no mask token") as error:
         edge.encode_masked(["the cat"])
     assert "\n" not in str(error.value)
+
+
+# ---- what predict takes ----
+
+
+@pytest.mark.parametrize(
+    "kind", [iter, tuple, np.array, lambda x: np.array(x, object), dict.fromkeys]
+)
+def test_predict_takes_any_iterable(kind):
+    texts, pairs = ["the cat", "a", "sat"], ["b", "c", "d e"]
+    wanted = list(edge.predict(Model(), texts, pairs, batch=2))
+    assert list(edge.predict(Model(), kind(texts), kind(pairs), batch=2)) == wanted
+    assert len(wanted) == 3
+    assert list(edge.predict(Model(), kind(texts[:0]))) == []
+
+
+def test_predict_reads_no_further_than_a_batch():
+    """An endless generator is answered as it comes."""
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield "the cat"
+
+    answers = edge.predict(Model(), endless(), batch=4)
+    assert [next(answers)["label"] for _ in range(5)] == ["x"] * 5
+    assert len(taken) == 8
+
+
+@pytest.mark.parametrize(
+    ("texts", "pairs", "match"),
+    [
+        ("text", None, "a single text - pass a list"),
+        (b"text", None, "a single text - pass a list"),
+        (["a"], "b", "a single text - pass a list"),
+        (None, None, "texts is NoneType, not a list of texts"),
+        (7, None, "texts is int, not a list of texts"),
+        (["a", "b", None], None, "text 2 is NoneType, not a string"),
+        (["a", "b", 1.5], None, "text 2 is float, not a string"),
+        (["a", "b", b"c"], None, "text 2 is bytes, not a string"),
+        (["a", "b", ["c"]], None, "text 2 is list, not a string"),
+        (["a", "b", "c\ud800"], None, r"text 2 has a lone surrogate, U\+D800, at character 1"),
+        (["a", "b", "c"], ["d", "e", None], "pair 2 is NoneType, not a string"),
+        (["a", "b", "c"], ["d", "e"], "2 pairs, but more texts"),
+        (["a", "b"], ["c", "d", "e"], "2 texts, but more pairs"),
+        (["a"], ("c", "d", "e"), "1 texts, but more pairs"),
+        ([], ["c"], "0 texts, but more pairs"),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_predict_refuses_what_is_no_text(texts, pairs, match, batch):
+    with pytest.raises(IntformerError, match=match) as error:
+        list(edge.predict(Model(), texts, pairs, batch=batch))
+    assert "\n" not in str(error.value)
+
+
+def test_predict_refuses_an_empty_batch():
+    with pytest.raises(IntformerError, match="batch = 0"):
+        edge.predict(Model(), ["a"], batch=0)
+
+
+def test_one_tokenizer_per_library_and_none_for_a_dead_one():
+    model, other = Model(), Model()
+    with ThreadPoolExecutor(8) as pool:
+        made = set(map(id, pool.map(Edge.of, [model] * 64)))
+    assert len(made) == 1
+    assert model.reads == 1
+    assert Edge.of(other) is not Edge.of(model)
+    alive = weakref.ref(Edge.of(model))
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_threads_share_an_edge_with_different_windows():
+    """Tokenizers keep the width of windows in themselves; calls must not change each other's."""
+    one = make("question-answering", max_length=12)
+    document = "a b c d e f g h i j k l m n o p q r s t"
+    wanted = {
+        stride: make("question-answering", max_length=12)
+        .encode(["the"], [document], doc_stride=stride)
+        .input_ids.tolist()
+        for stride in (1, 2, 3)
+    }
+    assert len({len(ids) for ids in wanted.values()}) == 3
+    strides = [1, 2, 3] * 60
+    with ThreadPoolExecutor(6) as pool:
+        got = pool.map(lambda s: one.encode(["the"], [document], doc_stride=s), strides)
+        for stride, packed in zip(strides, got, strict=True):
+            assert packed.input_ids.tolist() == wanted[stride]

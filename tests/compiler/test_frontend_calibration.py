@@ -92,7 +92,7 @@ def test_text_that_cannot_be_used(tmp_path):
 
 def test_text_becomes_unpadded_tokens_and_pairs_have_types(tmp_path):
     write_tokenizer(tmp_path)
-    tokenizer = (tmp_path / "tokenizer.json").read_bytes()
+    tokenizer = {"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()}
     meta = {"head": "sequence-classification", "truncate_length": 7}
     (ids, types), (long, _) = calibration.encode([("w5 w6", "w7"), ("w5 " * 30,)], tokenizer, meta)
     assert ids.tolist() == [2, 5, 6, 3, 7, 3]
@@ -136,7 +136,7 @@ def test_import_is_reproducible_and_reports_the_choice(tmp_path):
     scores = report["held_out_snr_db"]
     assert set(scores) == set(scales.METHODS)
     assert report["method"] == max(scores, key=scores.get)
-    assert set(one.files) == {"config.json", "tokenizer.json"}
+    assert set(one.files) == {"config.json", "tokenizer.json", "tokenizer_settings.json"}
 
 
 # ---- scales ----

@@ -1,0 +1,227 @@
+"""The tokenizer of a model directory, as transformers' AutoTokenizer builds it.
+
+A directory's tokenizer.json is not the whole tokenizer: tokenizer_config.json, added_tokens.json,
+special_tokens_map.json and the tokenizer's class change it. So transformers builds it once, at
+import, and a library carries the result: the `tokenizers` pipeline (tokenizer.json) and what
+transformers decides outside of that pipeline (SETTINGS_FILE).
+
+transformers sees copies of the files named below and nothing else: it cannot leave the directory,
+reach the network or run code of the directory.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from intformer.edge import SETTINGS_FILE, Edge
+from intformer.errors import CheckpointError, IntformerError
+from intformer.float_model import quiet
+
+JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+VOCABULARY_FILES = (  # any one of these makes a directory one that has a tokenizer
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+OTHER_FILES = ("merges.txt",)
+LARGEST = 256 << 20  # bytes of one file; the largest vocabularies in use have 20 MB
+WITHOUT_TYPES = ("distilbert",)  # model types without a table of token types
+PROBES = (
+    "",
+    "The cat, sat.",
+    " a  B c-d ",
+    "Éé 中文 ß ﬁ 123 \u200d😀",
+    "[MASK] <mask> [SEP] </s> <pad>",
+)
+HINT = "save a fast tokenizer in the directory, or pass --tokenizer FILE (a tokenizer.json)"
+
+
+def tokenizer_files(checkpoint) -> dict[str, bytes]:
+    """Return tokenizer.json and SETTINGS_FILE of a Checkpoint; empty where it has no tokenizer.
+
+    `checkpoint.tokenizer`, a tokenizer.json, replaces the directory's pipeline, used as it is. The
+    settings outside of the pipeline are still the directory's.
+    Raises CheckpointError for a tokenizer that transformers cannot build as a fast one, that needs
+    code of the directory, or that has ids beyond the model's word embeddings.
+    """
+    given = checkpoint.tokenizer
+    if given is not None and not given.is_file():
+        raise CheckpointError("no such tokenizer file", where=str(given))
+    if given is None and not any((checkpoint.path / n).exists() for n in VOCABULARY_FILES):
+        return {}
+    pipeline = _checked(given, given.read_bytes()) if given is not None else None
+    tokenizer = _built(checkpoint, pipeline)
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    if pipeline is None:
+        pipeline = backend.to_str().encode()
+    settings = {
+        "token_type_ids": "token_type_ids" in tokenizer.model_input_names
+        and checkpoint.config.get("model_type") not in WITHOUT_TYPES,
+        "truncation_side": tokenizer.truncation_side,
+        "split_special_tokens": bool(tokenizer.split_special_tokens),
+        "mask_token": str(tokenizer.mask_token) if tokenizer.mask_token is not None else None,
+    }
+    files = {"tokenizer.json": pipeline, SETTINGS_FILE: json.dumps(settings).encode()}
+    _check_ids(checkpoint, pipeline)
+    if given is None:
+        _check_equal(checkpoint, tokenizer, files)
+    return files
+
+
+def _built(checkpoint, pipeline: bytes | None):
+    """Return the transformers tokenizer of the directory, or of its settings and `pipeline`."""
+    about = _json_object(checkpoint, "tokenizer_config.json")
+    if pipeline is None:
+        return _built_as(checkpoint, about, None)
+    try:
+        return _built_as(checkpoint, about, pipeline)
+    except CheckpointError:  # the class is what the given file replaces: its settings remain
+        about = {k: v for k, v in about.items() if k != "auto_map"}
+        about["tokenizer_class"] = "PreTrainedTokenizerFast"
+        return _built_as(checkpoint, about, pipeline)
+
+
+def _built_as(checkpoint, about: dict, pipeline: bytes | None):
+    """Build with `about` in the place of tokenizer_config.json."""
+    if about.get("auto_map"):
+        raise CheckpointError(
+            "tokenizer_config key 'auto_map': the tokenizer is code of the directory, "
+            "which is never run",
+            where=str(checkpoint.path / "tokenizer_config.json"),
+            hint=HINT,
+        )
+    from transformers import AutoTokenizer, TokenizersBackend
+
+    quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        _copy(checkpoint, about, pipeline, Path(folder))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # transformers and tokenizers raise anything
+            own = Path(folder) / "tokenizer.json"
+            if own.is_file():
+                _checked(checkpoint.path / "tokenizer.json", own.read_bytes())
+            reason = _first_line(error).replace(folder, str(checkpoint.path))
+            raise CheckpointError(
+                f"cannot build the tokenizer: {reason}", where=str(checkpoint.path), hint=HINT
+            ) from error
+    if not isinstance(tokenizer, TokenizersBackend):
+        raise CheckpointError(
+            f"tokenizer class {type(tokenizer).__name__} runs in Python and has no fast form",
+            where=str(checkpoint.path),
+            hint=HINT,
+        )
+    return tokenizer
+
+
+def _copy(checkpoint, about: dict, pipeline: bytes | None, folder: Path) -> None:
+    """Write what transformers may read. Settings that name files by path are left out."""
+    config = {k: v for k, v in checkpoint.config.items() if k != "auto_map"}
+    objects = {name: _json_object(checkpoint, name) for name in JSON_FILES[1:]}
+    objects["tokenizer_config.json"] = {k: v for k, v in about.items() if not k.endswith("_file")}
+    objects["config.json"] = config
+    for name, value in objects.items():
+        if value:
+            (folder / name).write_text(json.dumps(value), encoding="utf-8")
+    if pipeline is not None:
+        (folder / "tokenizer.json").write_bytes(pipeline)
+        return
+    for name in (*VOCABULARY_FILES, *OTHER_FILES):
+        if (checkpoint.path / name).exists():
+            (folder / name).write_bytes(_bytes(checkpoint, name))
+
+
+def _json_object(checkpoint, name: str) -> dict:
+    value = checkpoint.read_json(name)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError("not a JSON object", where=str(checkpoint.path / name))
+    return value or {}
+
+
+def _bytes(checkpoint, name: str) -> bytes:
+    """Return a file of the directory: a regular one, inside of it, of at most LARGEST bytes."""
+    file = checkpoint.path / name
+    real, root = file.resolve(), checkpoint.path.resolve()
+    # a snapshot of the Hugging Face cache links to blobs beside snapshots/
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not (real.is_relative_to(root) or real.parent == blobs):
+        raise CheckpointError(
+            f"leads out of the model directory, to {real}", where=str(file), hint="copy the file"
+        )
+    if not real.is_file() or real.stat().st_size > LARGEST:
+        raise CheckpointError("not a regular file of at most 256 MB", where=str(file))
+    try:
+        return real.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read: {error.strerror}", where=str(file)) from error
+
+
+def _checked(file: Path, data: bytes) -> bytes:
+    """Return a file's bytes once `tokenizers` has accepted them."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_str(data.decode())
+    except Exception as error:  # tokenizers raises plain Exception
+        raise CheckpointError(
+            f"not a tokenizer.json: {_first_line(error)}", where=str(file)
+        ) from error
+    return data
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_ids(checkpoint, pipeline: bytes) -> None:
+    """Refuse a tokenizer that can give an id which the word embeddings do not have."""
+    from tokenizers import Tokenizer
+
+    rows = checkpoint.config.get("vocab_size")
+    if type(rows) is not int:  # reported where the model is read
+        return
+    tokens = Tokenizer.from_str(pipeline.decode()).get_vocab(with_added_tokens=True)
+    beyond = sorted((number, token) for token, number in tokens.items() if number >= rows)
+    if beyond:
+        number, token = beyond[0]
+        raise CheckpointError(
+            f"tokenizer has token {token!r} = id {number}, config key 'vocab_size' = {rows}",
+            where=str(checkpoint.tokenizer or checkpoint.path),
+            hint=f"{len(beyond)} ids have no embedding: remove the tokens, or resize the model "
+            "(resize_token_embeddings) and save it again",
+        )
+
+
+def _check_equal(checkpoint, tokenizer, files: dict[str, bytes]) -> None:
+    """Refuse a tokenizer class that does more than its pipeline and the settings say."""
+    meta = {"head": "features", "max_length": 64}
+    try:
+        edge = Edge(meta, files)
+        for rows in ([(t,) for t in PROBES], [(t, PROBES[1]) for t in PROBES]):
+            columns = map(list, zip(*rows, strict=True))
+            want = tokenizer(*columns, truncation=True, max_length=64)
+            got = edge.sequences(rows)
+            types = want.get("token_type_ids") if edge.sends_types else None
+            if [ids.tolist() for ids, _ in got] != want["input_ids"] or (
+                types is not None and [one.tolist() for _, one in got] != types
+            ):
+                raise CheckpointError(
+                    f"tokenizer class {type(tokenizer).__name__} gives other ids than its pipeline",
+                    where=str(checkpoint.path),
+                    hint=HINT,
+                )
+    except IntformerError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer does not run: {_first_line(error)}",
+            where=str(checkpoint.path),
+            hint=HINT,
+        ) from error
