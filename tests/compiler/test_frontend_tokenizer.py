@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -371,3 +372,26 @@ def test_a_given_file_keeps_the_directorys_settings(tmp_path):
 def test_a_directory_without_tokenizer(tmp_path):
     config(tmp_path, "bert")
     assert set(Checkpoint(tmp_path).files()) == {"config.json"}
+
+
+@pytest.mark.parametrize("name", ["bert", "xlm-roberta"])
+def test_the_network_is_not_asked(tmp_path, monkeypatch, name):
+    """A large vocabulary of a named model: transformers would ask the hub what model it is."""
+    asked = []
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network")
+
+    words = {word: i for i, word in enumerate([*WORDPIECE, *map(str, range(100_100))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config(tmp_path, name, len(words))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "name_or_path": "owner/model"}
+    write(tmp_path, "tokenizer_config.json", about)
+    for each in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, each, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert "tokenizer.json" in Checkpoint(tmp_path).files()
+    assert not asked
