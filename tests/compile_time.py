@@ -60,13 +60,12 @@ def compile_once(source: str, output: str, target: str) -> dict:
     """Compile in this process; (wall, processor) seconds by phase."""
     clock = Clock()
     import intformer
-    from intformer.frontend import calibrated, calibration, encoder, import_model
+    from intformer.frontend import calibrated, import_model
     from intformer.frontend.shapes import random_sequences
 
-    clock.count(calibration, "observe", CALIBRATION)
+    clock.count(calibrated, "watch", CALIBRATION)
     clock.count(calibrated, "equalisation", CALIBRATION)
-    clock.count(calibrated, "score", CALIBRATION)
-    clock.count(encoder.FloatEncoder, "forward", CALIBRATION)
+    clock.count(calibrated, "run", CALIBRATION)
     model = import_model(source, calibrate=random_sequences(SHAPE), method="minmax")
     intformer.compile(
         model,

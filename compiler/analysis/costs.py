@@ -4,13 +4,14 @@ import numpy as np
 
 from intformer.analysis.tensors import Grid, Tally
 from intformer.analysis.watched import OPERAND, OUTPUT
-from intformer.analysis.weights import Weight, with_weight
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.progress import progress
+from intformer.analysis.weights import Weight
+from intformer.ir.float_run import run as float_run
+from intformer.ir.graph import TABLES, Graph
+from intformer.progress import progress
 
 
 def rounding(grids: dict[str, list[tuple[slice, Grid]]]):
-    """Return a hook of FloatEncoder.forward: tap -> the grids of its columns, one after another."""
+    """Return a hook of the float run: edge -> the grids of its columns, one after another."""
     import torch
 
     def hook(name: str, x):
@@ -25,11 +26,11 @@ def rounding(grids: dict[str, list[tuple[slice, Grid]]]):
 
 
 def run(
-    encoder: FloatEncoder, inputs: list[dict], tallies: list[Tally], starts: list | None = None
+    graph: Graph, inputs: list[dict], tallies: list[Tally], starts: list | None = None
 ) -> np.ndarray:
-    """Return the float encoder's output, float64, with the tensors of `tallies` rounded.
+    """Return the float graph's output, float64, with the tensors of `tallies` rounded.
 
-    starts  of each input, where to go on (FloatEncoder.forward)
+    starts  of each input, where to go on (float_run.run)
     """
     places: dict[bool, dict] = {False: {}, True: {}}
     for tally in tallies:
@@ -39,7 +40,7 @@ def run(
     hooks = rounding(places[False]), rounding(places[True])
     starts = starts or [None] * len(inputs)
     parts = [
-        encoder.forward(batch, *hooks, start) for batch, start in zip(inputs, starts, strict=True)
+        float_run(graph, batch, *hooks, start) for batch, start in zip(inputs, starts, strict=True)
     ]
     rows = np.concatenate(parts).astype(np.float64)
     for columns, grid in places[False].get(OUTPUT, []):
@@ -48,47 +49,47 @@ def run(
 
 
 def costs(
-    encoder: FloatEncoder, inputs: list[dict], tallies: list[Tally], weights: list[Weight]
+    graph: Graph, inputs: list[dict], tallies: list[Tally], weights: list[Weight]
 ) -> tuple[dict[str, float], float, float]:
     """Return (name of tensor or weight -> noise at the output, with all at once, signal).
 
     Noise and signal are energies: sums of squares over all of `inputs`.
     """
-    streams = encoder.streams()
-    kept: dict[str, list] = {name: [] for name in streams}
+    kept: dict[str, list] = {name: [] for name in graph.cuts()}
 
     def keep(name: str, x) -> None:
         if name in kept:
             kept[name].append(x)
 
-    wanted = np.concatenate([encoder.forward(batch, keep) for batch in inputs]).astype(np.float64)
+    wanted = np.concatenate([float_run(graph, batch, keep) for batch in inputs]).astype(np.float64)
 
     def starts(place: str) -> list | None:
-        """Where to go on, so that the first thing computed anew is at `place` or just before."""
-        first = first_layer(encoder, place)
-        return None if first is None else [(first, x) for x in kept[streams[first]]]
+        """Where to go on, so that `place` is computed anew, and little before it."""
+        first = last_cut(graph, place)
+        return None if first is None else [(first, x) for x in kept[first]]
 
-    def noise(changed: FloatEncoder, rounded: list[Tally], where: list | None) -> float:
+    def noise(changed: Graph, rounded: list[Tally], where: list | None) -> float:
         return float(np.square(run(changed, inputs, rounded, where) - wanted).sum())
 
-    found, every = {}, encoder
+    found, every = {}, graph
     for one in progress([*tallies, *weights], "what each tensor costs at the output"):
         if isinstance(one, Tally):
-            found[one.watch.name] = noise(encoder, [one], starts(one.watch.tap))
+            found[one.watch.name] = noise(graph, [one], starts(one.watch.tap))
         else:
-            changed = with_weight(encoder, one.name, one.back)
+            changed = graph.with_weight(one.name, one.back)
             found[weight_name(one)] = noise(changed, [], starts(one.name))
-            every = with_weight(every, one.name, one.back)
+            every = every.with_weight(one.name, one.back)
     return found, noise(every, tallies, None), float(np.square(wanted).sum())
 
 
-def first_layer(encoder: FloatEncoder, place: str) -> int | None:
-    """Return the first layer that a change at `place`, a tap or a weight, changes; None: before."""
-    if place == OUTPUT or place.startswith("head"):
-        return len(encoder.layers)
-    if not place.startswith("layer"):
+def last_cut(graph: Graph, place: str) -> str | None:
+    """Return the last cut before what `place`, an edge or a weight, changes; None without one."""
+    if place in TABLES:
         return None
-    return int(place.partition(".")[0].removeprefix("layer"))
+    names = [node.name for node in graph.nodes]
+    changed = (i for i, node in enumerate(graph.nodes) if place in (node.name, node.stem))
+    first = next(changed, len(names)) if place != OUTPUT else len(names)
+    return next((name for name in reversed(graph.cuts()) if names.index(name) < first), None)
 
 
 def weight_name(weight: Weight) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from intformer.analysis.costs import weight_name
 from intformer.analysis.tensors import Tally, to_db
 from intformer.analysis.weights import Weight
-from intformer.frontend.scales import TINY
+from intformer.quantize.methods import TINY
 
 CLIPPING = 0.5  # of a tensor's grid error made by clamped values: that is its cause
 OUTLIER = 6.0  # largest channel over the median channel, in steps of their scales
@@ -90,7 +90,7 @@ def part_of(tally: Tally) -> str:
         wide = "residual (int16)" if tally.value.dtype != "int8" else "int8"
         return f"LayerNorm outputs, {wide}"
     names = {"qkv": "Q, K and V", "context": "attention contexts", "act": "activation outputs"}
-    names |= {"ffn1": "activation inputs", "dense": "activation inputs", "output": "output"}
+    names |= {"ffn1": "activation inputs", "output": "output"}
     return names.get(tap, "sums and their terms")
 
 

@@ -15,13 +15,13 @@ from intformer.analysis.weights import weights
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend import Q8BERT_FILE, calibrated, calibration
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.families import read_encoder
+from intformer.frontend.encoder import read_encoder
 from intformer.frontend.ibert import MODES, import_ibert
-from intformer.frontend.progress import progress as bar
-from intformer.frontend.scales import METHODS
 from intformer.frontend.trained import import_trained, is_integer, is_trained
+from intformer.ir.graph import Graph
 from intformer.model import IntModel
+from intformer.progress import progress as bar
+from intformer.quantize.methods import METHODS
 
 BATCH_TOKENS = 512  # run at a time: every value of the model is kept for one batch
 JUDGED_TOKENS = 2048  # of the held-out text, compared tensor by tensor
@@ -111,7 +111,7 @@ class Subject:
     inputs  held-out ones
     """
 
-    encoder: FloatEncoder
+    graph: Graph
     model: IntModel
     fit: list[calibration.Sequence]
     inputs: list[dict]
@@ -174,7 +174,7 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     calibrated.check_options(checkpoint, None, mode, method)
     seen = calibrated.observe(checkpoint, head, texts)
     inputs = judged(seen.batches(BATCH_TOKENS))
-    wanted = calibrated.float_outputs(seen.encoder, inputs)
+    wanted = calibrated.float_outputs(seen.graph, inputs)
     remedies, models = [], {}
     ways = [(equalised, m) for equalised in (True, False) for m in METHODS]
     factors = {equalised: seen.factors(equalised) for equalised in (True, False)}
@@ -196,19 +196,19 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
         method = max(models, key=lambda name: models[name][1].snr_db)
     model, chosen = models[method]
     chosen.chosen = True
-    return Subject(seen.encoder, model, seen.fit, inputs, chosen.name, remedies)
+    return Subject(seen.graph, model, seen.fit, inputs, chosen.name, remedies)
 
 
 def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     """Import an IBert checkpoint in both modes; its ranges come from training."""
     mode = mode or MODES[0]
     import_ibert(checkpoint, mode=mode, head=head, method=method)  # refuses what cannot be
-    encoder, meta = read_encoder(checkpoint, head)
+    graph, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
     fit, held = calibration.choose(calibrated.sequences(texts, files, meta))
     mask_id = calibrated.mask_token_id(files, meta)
     inputs = judged(calibration.batches(held, meta, mask_id, BATCH_TOKENS))
-    wanted = calibrated.float_outputs(encoder, inputs)
+    wanted = calibrated.float_outputs(graph, inputs)
     remedies, found = [], None
     for each in bar(MODES, "trying both modes"):
         model = import_ibert(checkpoint, mode=each, head=head, calibrate=fit)
@@ -216,7 +216,7 @@ def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
         remedies.append(remedy(title, options, meta, inputs, wanted, model))
         if each == mode:
             found, remedies[-1].chosen = model, True
-    return Subject(encoder, found, fit, inputs, f"mode {mode}", remedies)
+    return Subject(graph, found, fit, inputs, f"mode {mode}", remedies)
 
 
 def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
@@ -233,8 +233,8 @@ def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
     try:
         if not fit:
             raise CheckpointError("the calibration text holds nothing beside its held-out part")
-        model = self_distilled(checkpoint.path, subject.encoder, meta, fit, steps).int_model()
-        wanted = calibrated.float_outputs(subject.encoder, subject.inputs)
+        model = self_distilled(checkpoint.path, subject.graph, meta, fit, steps).int_model()
+        wanted = calibrated.float_outputs(subject.graph, subject.inputs)
         found = remedy(title, None, meta, subject.inputs, wanted, model)
     except (IntformerError, OSError, ValueError, RuntimeError) as error:  # transformers', torch's
         said = str(error).strip() or type(error).__name__
@@ -290,15 +290,15 @@ def agreement(meta: dict, inputs: list[dict], wanted, got) -> tuple[float, str]:
 
 def measured(subject: Subject, source: str, command: str, progress: Say) -> Analysis:
     """Compare tensor by tensor and price every tensor at the output."""
-    encoder, model, inputs = subject.encoder, subject.model, subject.inputs
-    tallies, real, integers = compare(encoder, model, inputs)
+    graph, model, inputs = subject.graph, subject.model, subject.inputs
+    tallies, real, integers = compare(graph, model, inputs)
     got = integers * np.float64(model.meta["output_scale"])
     snr = calibrated.snr_db(real, got)
     share, counted = agreement(model.meta, inputs, real, got)
 
     progress("what each tensor costs at the output")
-    stored, some = weights(encoder, model), taken(inputs, COST_TOKENS)
-    noise, rounded, signal = costs(encoder, some, tallies, stored)
+    stored, some = weights(graph, model), taken(inputs, COST_TOKENS)
+    noise, rounded, signal = costs(graph, some, tallies, stored)
     total = sum(noise.values())
     rows = [weight(one, noise[one.name + ".weight"], total, signal) for one in stored]
     rows += [activation(one, noise[one.watch.name], total, signal) for one in tallies]
@@ -306,7 +306,7 @@ def measured(subject: Subject, source: str, command: str, progress: Say) -> Anal
     parts: dict[str, float] = {}
     for row in rows:
         parts[row.part] = parts.get(row.part, 0.0) + row.share
-    count = len(run(encoder, some, []))
+    count = len(run(graph, some, []))
     left = float(np.square(got[:count] - real[:count]).sum())
     return Analysis(
         source=source,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from intformer.analysis.watched import OUTPUT, Watched, watched
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.progress import progress
+from intformer.ir.float_run import run
+from intformer.ir.graph import Graph
 from intformer.model import IntModel
+from intformer.progress import progress
 
 BINS = 96
 REACH = 1.5  # of the histogram, in limits of the grid; what is beyond counts in the last bin
@@ -94,16 +95,16 @@ class Tally:
 
 
 class Batch:
-    """One batch through the float encoder and twice through the integer reference.
+    """One batch through the float graph and twice through the integer reference.
 
-    real   float32 output of the encoder [rows, C]
+    real   float32 output of the graph [rows, C]
     got    int32 output of the integer program
     """
 
-    def __init__(self, encoder: FloatEncoder, model: IntModel, watches: list[Watched], inputs):
+    def __init__(self, graph: Graph, model: IntModel, watches: list[Watched], inputs):
         """Run everything."""
         self.taps: dict[str, np.ndarray] = {}
-        self.real = encoder.forward(inputs, lambda name, x: self._keep(name, x.numpy()))
+        self.real = run(graph, inputs, lambda name, x: self._keep(name, x.numpy()))
         self.taps[OUTPUT] = self.real
         wanted = {watch.value for watch in watches}
         self.total = {n: v for n, v in model.run(inputs).items() if n in wanted}
@@ -130,13 +131,13 @@ class Batch:
         self.taps[name] = x
 
 
-def compare(encoder: FloatEncoder, model: IntModel, inputs: list[dict]):
+def compare(graph: Graph, model: IntModel, inputs: list[dict]):
     """Return (a Tally for every watched value, real outputs, integer outputs), batches joined."""
     watches = watched(model)
     tallies = [Tally(watch, model) for watch in watches]
     real, got = [], []
     for one in progress(inputs, "comparing tensor by tensor"):
-        batch = Batch(encoder, model, watches, one)
+        batch = Batch(graph, model, watches, one)
         real.append(batch.real)
         got.append(batch.got)
         for tally in tallies:

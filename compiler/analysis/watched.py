@@ -6,7 +6,7 @@ import numpy as np
 
 from intformer.model import IntModel, Node
 
-OUTPUT = "output"  # the tap of what FloatEncoder.forward returns
+OUTPUT = "output"  # the tap of what the float run returns
 LIMITS = {"int8": 127, "int16": 2**15 - 1}
 STREAM, OPERAND = "stream", "operand"
 # name of a value after "layerI.", "headI." or "embed." -> tap after the same, and who reads it
@@ -44,7 +44,7 @@ class Watched:
 
     name       of the value; with the part's name after a space
     value      in IntModel.values
-    tap        of FloatEncoder.forward, or OUTPUT
+    tap        edge of the float graph, or OUTPUT
     path       STREAM: all that come after read it; OPERAND: only the matmul at this tap
     columns    the part
     low, high  what the integers are clamped to; None where nothing clamps them
@@ -88,7 +88,7 @@ def _tap(name: str, output: str) -> tuple[str, str] | None:
         return OUTPUT, STREAM
     stem, _, rest = name.partition(".")
     if rest in GELU_INPUTS:
-        return f"{stem}.{'dense' if stem.startswith('head') else 'ffn1'}", STREAM
+        return (stem if stem.startswith("head") else f"{stem}.ffn1"), STREAM
     if rest not in TAPS or not stem.startswith(("embed", "layer", "head")):
         return None
     tap, path = TAPS[rest]

@@ -9,12 +9,16 @@ from intformer.edge import Edge
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.families import read_encoder
-from intformer.frontend.native import Plan, equalisation, lower
-from intformer.frontend.progress import progress
-from intformer.frontend.scales import METHODS
+from intformer.frontend.encoder import read_encoder
+from intformer.ir.float_run import run
+from intformer.ir.graph import Graph
 from intformer.model import IntModel
+from intformer.progress import progress
+from intformer.quantize.methods import METHODS
+from intformer.quantize.native import lower
+from intformer.quantize.native.scales import equalisation, neutral
+from intformer.quantize.observe import Seen
+from intformer.quantize.observe import observe as watch
 
 JUDGED_TOKENS = 2048  # of the held-out text, run through the integer reference for each method
 
@@ -86,10 +90,10 @@ class Observed:
     mask_id    of the tokenizer, for a masked-LM head
     """
 
-    encoder: FloatEncoder
+    graph: Graph
     meta: dict
     files: dict[str, bytes]
-    seen: dict[str, calibration.Seen]
+    seen: dict[str, Seen]
     fit: list[calibration.Sequence]
     held: list[calibration.Sequence]
     mask_id: int | None
@@ -111,18 +115,18 @@ class Observed:
     def factors(self, equalised: bool = True) -> dict[str, np.ndarray]:
         """Return the channel factors of every weight; all 1 without equalisation."""
         if equalised:
-            return equalisation(self.encoder, self.seen)
-        return neutral(self.encoder)
+            return equalisation(self.graph, self.seen)
+        return neutral(self.graph)
 
     def lower(self, factors: dict, method: str, rounded: dict | None = None) -> IntModel:
         """Lower with one method (arguments: native.lower)."""
         origin = f"calibration: {method}, {self.sequences} sequences, {self.tokens} tokens"
-        return lower(self.encoder, self.seen, factors, method, origin, rounded)
+        return lower(self.graph, self.seen, factors, method, origin, rounded)
 
 
 def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
     """Read an FP32 encoder and run calibration text through it (arguments: import_model)."""
-    encoder, meta = read_encoder(checkpoint, head)
+    graph, meta = read_encoder(checkpoint, head)
     if calibrate is None:
         raise CheckpointError(
             "no activation scale: this checkpoint holds none and nothing calibrates it",
@@ -132,27 +136,20 @@ def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
     files = checkpoint.files()
     fit, held = calibration.choose(sequences(calibrate, files, meta))
     mask_id = mask_token_id(files, meta)
-    seen = calibration.observe(encoder, calibration.batches(fit, meta, mask_id))
-    return Observed(encoder, meta, files, seen, fit, held, mask_id)
-
-
-def neutral(encoder: FloatEncoder) -> dict[str, np.ndarray]:
-    """Return channel factors that change nothing: weight stem -> ones [K]."""
-    return {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
+    seen = watch(graph, calibration.batches(fit, meta, mask_id))
+    return Observed(graph, meta, files, seen, fit, held, mask_id)
 
 
 def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntModel:
-    """Read an FP32 encoder with scales from a few random tokens: right in form, wrong in numbers.
+    """Read an FP32 graph with scales from a few random tokens: right in form, wrong in numbers.
 
     For what depends on shapes alone, such as tuning.
     """
-    encoder, meta = read_encoder(checkpoint, head)
+    graph, meta = read_encoder(checkpoint, head)
     ids = np.random.default_rng(0).integers(0, meta["vocab_size"], 16, dtype=np.int32)
     (batch,) = calibration.batches([(ids, np.zeros(16, np.int32))], meta)
-    seen = calibration.observe(encoder, [batch])
-    model = lower(
-        encoder, seen, neutral(encoder), "minmax", "calibration: minmax, 16 random tokens"
-    )
+    seen = watch(graph, [batch])
+    model = lower(graph, seen, neutral(graph), "minmax", "calibration: minmax, 16 random tokens")
     model.meta = {**meta, **model.meta}
     return model
 
@@ -193,16 +190,16 @@ def outputs(model: IntModel, inputs: list[dict]) -> np.ndarray:
     return rows * np.float64(model.meta["output_scale"])
 
 
-def float_outputs(encoder: FloatEncoder, inputs: list[dict]) -> np.ndarray:
+def float_outputs(graph: Graph, inputs: list[dict]) -> np.ndarray:
     """Return FP32's output for all batches."""
-    return np.concatenate([encoder.forward(batch) for batch in inputs])
+    return np.concatenate([run(graph, batch) for batch in inputs])
 
 
 def best(observed: Observed, inputs: list[dict], methods) -> tuple[IntModel, dict[str, float]]:
     """Lower with every method; return the one with the best output and every method's score."""
     chosen, scores = None, {}
     factors, rounded = observed.factors(), {}
-    wanted = float_outputs(observed.encoder, inputs)
+    wanted = float_outputs(observed.graph, inputs)
     for method in progress(methods, "choosing the calibration method"):
         model = observed.lower(factors, method, rounded)
         scores[method] = snr_db(wanted, outputs(model, inputs))

@@ -1,47 +1,21 @@
-"""Calibration: run text through the float encoder and keep what scales are made from.
-
-Only real tokens are seen: the float forward takes packed tokens, there is no padding.
-"""
+"""Calibration text: read, tokenized and packed. There is no padding, only real tokens are seen."""
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from intformer.edge import Edge, hf_positions
 from intformer.errors import CheckpointError
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.progress import progress
 
 SENTENCES = 512  # taken evenly from the calibration text
 HELD_OUT = 8  # every 8th sentence chooses the method and sets no range
 BATCH_TOKENS = 1024  # one batch of statistics
-SAMPLE_ROWS = 512  # rows kept per tap, for percentile and MSE
-SUM_TAPS = ("sum1", "sum2", "ffn1")  # taps of 16 bits and more: their peak is enough
-UNRANGED = ("embed.sum", ".out", ".ffn2")  # taps whose range follows from others
 MASKED_SHARE = 0.15  # masked-LM calibration masks what pre-training masks
 TEXT_COLUMNS = ("sentence", "sentence1", "sentence2")
 HINT = "pass --calibrate FILE with one sentence per line, or a TSV with a sentence column"
 
 Sequence = tuple[np.ndarray, np.ndarray]  # token ids, token types; int32 [length]
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """What one tap showed.
-
-    peaks  float32 [batches, channels]: largest |x| of each batch, in the order of the text
-    rows   float32 [rows, channels]: a sample; empty for the taps of SUM_TAPS
-    """
-
-    peaks: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def known(cls, peak: np.ndarray) -> "Seen":
-        """Return a tap whose range is known and of which nothing was seen; peak [channels]."""
-        return cls(peak[None], np.empty((0, len(peak)), np.float32))
 
 
 def read_texts(file: str | Path) -> list[tuple[str, ...]]:
@@ -163,27 +137,3 @@ def batches(
         groups[-1].append(sequence)
         tokens += len(sequence[0])
     return [pack(group, meta, mask_id) for group in groups]
-
-
-def observe(encoder: FloatEncoder, inputs: list[dict]) -> dict[str, Seen]:
-    """Run the float encoder over all batches; return what every tap showed."""
-    peaks: dict[str, list] = {}
-    rows: dict[str, list] = {}
-    share = -(-SAMPLE_ROWS // len(inputs))
-    rng = np.random.default_rng(0)
-
-    def tap(name: str, x) -> None:
-        if name.endswith(UNRANGED):
-            return
-        x = x.numpy()
-        peaks.setdefault(name, []).append(np.abs(x).max(0))
-        if not name.endswith(SUM_TAPS):
-            taken = rng.permutation(len(x))[:share]
-            rows.setdefault(name, []).append(x[taken])
-
-    for batch in progress(inputs, "calibrating"):
-        encoder.forward(batch, tap)
-    return {
-        name: Seen(np.stack(p), np.concatenate(rows.get(name, [np.empty((0, p[0].size))])))
-        for name, p in peaks.items()
-    }

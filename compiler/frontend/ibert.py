@@ -22,11 +22,11 @@ from intformer.frontend import calibration
 from intformer.frontend import ibert_diagnostics as diagnostics
 from intformer.frontend.calibrated import mask_token_id, sequences
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import pick_head
+from intformer.frontend.encoder import pick_head
 from intformer.frontend.ibert_encoder import Reader
 from intformer.frontend.ibert_head import Head
-from intformer.frontend.progress import progress
 from intformer.model import IntModel
+from intformer.progress import progress
 from intformer.relay_ops import attention_ibert
 from intformer.relay_ops.attention import scores
 

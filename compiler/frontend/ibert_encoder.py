@@ -8,7 +8,7 @@ import numpy as np
 from intformer.errors import CheckpointError, RangeError
 from intformer.frontend import ibert_diagnostics as diagnostics
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.emit import Emitter
+from intformer.quantize.emit import Emitter
 from intformer.relay_ops import attention_ibert, i_gelu_ibert, i_layernorm_ibert
 from intformer.relay_ops.fixedpoint import INT8, INT16, INT32
 

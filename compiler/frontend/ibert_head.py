@@ -8,7 +8,8 @@ masked-LM head's LayerNorm output: its scale is calibrated, or the weights' boun
 import numpy as np
 
 from intformer.frontend.ibert_encoder import Reader
-from intformer.frontend.native import BIAS_MAX, INT8_MAX, TANH_LIMIT
+from intformer.quantize.native.emitter import BIAS_MAX, TANH_LIMIT
+from intformer.quantize.native.scales import INT8_MAX
 from intformer.relay_ops import i_gelu, i_layernorm, i_tanh
 
 LOGIT_MAX = 2**23 - 1

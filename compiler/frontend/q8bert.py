@@ -11,14 +11,10 @@ no channel factors. What is read, for every quantized layer P of its pytorch_tra
     P.output_thresh     float   the same of its output, where the layer requantizes it
     P.weight, P.bias    float   of layers that were left float, and of LayerNorm
 
-    range of           threshold
-    embed.norm         input_thresh of layer 0's query, key, value (the largest)
-    layerI.norm2       input_thresh of layer I+1's query, key, value; of the head after the last
-    layerI.qkv         output_thresh of query, key and value
-    layerI.context     input_thresh of attention.output.dense
-    layerI.norm1       input_thresh of intermediate.dense
-    layerI.act         input_thresh of output.dense
-    head0.act          input_thresh of classifier; 1, which tanh stays below, where it has none
+    range of             threshold
+    what a linear reads  its input_thresh; the largest of query, key and value
+    layerI.qkv           output_thresh of query, key and value
+    head0.act            as what the classifier reads; 1, which tanh stays below, where it has none
 
 The residual sums have no threshold, because Q8BERT keeps them float, as it does GELU, softmax and
 LayerNorm. Here they have 16 bits, and their range is a bound: residual threshold plus operand
@@ -30,15 +26,15 @@ import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
-from intformer.frontend.calibrated import completed, neutral, sequences
-from intformer.frontend.calibration import Seen
+from intformer.frontend.calibrated import completed, sequences
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.families import FAMILIES, HEADS, read_encoder
-from intformer.frontend.native import lower
-from intformer.frontend.scales import ema
-from intformer.frontend.trained import tap_sizes
+from intformer.frontend.encoder import HEADS, read_encoder
+from intformer.ir.graph import Graph, Linear, Node
 from intformer.model import IntModel
+from intformer.quantize.methods import ema
+from intformer.quantize.native import lower
+from intformer.quantize.native.scales import neutral
+from intformer.quantize.observe import Seen, observe
 
 WEIGHTS_FILE = "quant_pytorch_model.bin"
 MAX = 127
@@ -62,30 +58,30 @@ def import_q8bert(
     checkpoint = checkpoint.with_weights(state.floats())
     checkpoint.config = {"model_type": "bert", **checkpoint.config}
     head = head or named_head(checkpoint)
-    encoder, meta = read_encoder(checkpoint, head)
+    graph, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
     seen, about = {}, {}
     if calibrate is not None:
         found, _ = calibration.choose(sequences(calibrate, files, meta))
         inputs = calibration.batches(found, meta)
-        seen = calibration.observe(encoder, inputs)
+        seen = observe(graph, inputs)
         about = {
             "sequences": len(found),
             "tokens": sum(len(batch["input_ids"]) for batch in inputs),
         }
-    peaks = thresholds(encoder, state)
+    peaks = thresholds(graph, state)
     sums = "shown by calibration text" if seen else "bounds of the weights"
-    for tap, size in tap_sizes(encoder).items():
-        if tap in seen and (tap not in peaks or tap.endswith(("sum1", "sum2"))):
-            peaks[tap] = ema(seen[tap].peaks)
-        elif tap not in peaks:
+    for edge, size in graph.ranged().items():
+        if edge in seen and (edge not in peaks or graph[edge].kind == "add"):
+            peaks[edge] = ema(seen[edge].peaks)
+        elif edge not in peaks:
             raise CheckpointError(
-                f"no threshold sets the range of {tap}", where=where, hint=calibration.HINT
+                f"no threshold sets the range of {edge}", where=where, hint=calibration.HINT
             )
-        peaks[tap] = np.broadcast_to(np.float32(peaks[tap]), size)
-    ranges = {tap: Seen.known(peak) for tap, peak in peaks.items()}
+        peaks[edge] = np.broadcast_to(np.float32(peaks[edge]), size)
+    ranges = {edge: Seen.known(peak) for edge, peak in peaks.items()}
     origin = f"checkpoint: {WEIGHTS_FILE}, input_thresh and output_thresh; 16-bit sums: {sums}"
-    model = lower(encoder, ranges, neutral(encoder), "ema", origin, weights="tensor")
+    model = lower(graph, ranges, neutral(graph), "ema", origin, weights="tensor")
     training = {"recipe": "q8bert", "weights": "tensor"}
     return completed(model, meta, files, None, calibration=about, training=training)
 
@@ -166,44 +162,35 @@ class _State:
         return max(found, default=None)
 
 
-def thresholds(encoder: FloatEncoder, state: _State) -> dict[str, np.ndarray | float]:
-    """Return tap -> range, one number or one per channel, of all that the thresholds set."""
-    prefix = "bert." if any(key.startswith("bert.") for key in state.arrays) else ""
-    count, found = len(encoder.layers), {}
-
-    def into(i: int) -> float | None:
-        """Range of what enters layer i, or the head after the last one."""
-        if i < count:
-            at = f"{prefix}encoder.layer.{i}.attention.self."
-            return state.largest(*(f"{at}{part}.input_thresh" for part in PARTS))
-        stages = FAMILIES["bert"].heads.get(encoder.head.name, ("", ()))[1]
-        key = stages[0][0].replace("@", prefix) if stages else "(no head)"
-        return state.number(f"{key}.input_thresh")
-
-    found["embed.norm"] = into(0)
-    for i, layer in enumerate(encoder.layers):
-        at, key = f"layer{i}.", f"{prefix}encoder.layer.{i}."
-        parts = [state.number(f"{key}attention.self.{part}.output_thresh") for part in PARTS]
-        if None not in parts:
-            found[at + "qkv"] = np.repeat(parts, encoder.hidden)
-        found[at + "context"] = state.number(key + "attention.output.dense.input_thresh")
-        found[at + "norm1"] = state.number(key + "intermediate.dense.input_thresh")
-        found[at + "act"] = state.number(key + "output.dense.input_thresh")
-        found[at + "norm2"] = into(i + 1)
-        first = "embed.norm" if i == 0 else f"layer{i - 1}.norm2"
-        if None not in (found[first], found[at + "context"]):
-            t = found[at + "context"]
-            found[at + "sum1"] = found[first] + reach(layer.out, -t, t)
-        if None not in (found[at + "norm1"], found[at + "act"]):
-            t = found[at + "act"]
-            low = -min(t, LEAST_GELU) if encoder.activation != "relu" else 0.0
-            found[at + "sum2"] = found[at + "norm1"] + reach(layer.ffn2, low, t)
-    if encoder.head.stages and encoder.head.stages[0].activation == "tanh":
-        found["head0.act"] = state.number("classifier.input_thresh") or 1.0
-    return {tap: value for tap, value in found.items() if value is not None}
+def thresholds(graph: Graph, state: _State) -> dict[str, np.ndarray | float]:
+    """Return edge -> range, one number or one per channel, of all that the thresholds set."""
+    found: dict[str, np.ndarray | float | None] = {}
+    for node in graph.of_kind("linear"):
+        edge = graph.source(node.inputs[0])
+        found[edge] = state.largest(*(f"{key}.input_thresh" for key in node.params.keys))
+        if graph[edge].attrs.get("function") == "tanh":
+            found[edge] = found[edge] or 1.0
+        if any(reader.kind == "attention" for reader in graph.readers(node.name)):
+            parts = [state.number(f"{key}.output_thresh") for key in node.params.keys]
+            if None not in parts:
+                found[node.name] = np.repeat(parts, node.channels // len(parts))
+    for node in graph.of_kind("add"):
+        term, stream = (graph[name] for name in node.inputs)
+        top, residual = found.get(graph.source(term.inputs[0])), found.get(stream.name)
+        if None not in (top, residual):
+            low = least(graph[term.inputs[0]], top)
+            found[node.name] = residual + reach(term.params, low, top)
+    return {edge: value for edge, value in found.items() if value is not None}
 
 
-def reach(linear, low: float, high: float) -> np.ndarray:
+def least(node: Node, top: float) -> float:
+    """Return the smallest number that an edge with a range of `top` can hold."""
+    if node.kind != "act":
+        return -top
+    return 0.0 if node.attrs["function"] == "relu" else -min(top, LEAST_GELU)
+
+
+def reach(linear: Linear, low: float, high: float) -> np.ndarray:
     """Return the largest |y| of a linear layer whose inputs lie in [low, high], [N]."""
     positive = np.maximum(linear.weight, 0).sum(1, dtype=np.float64)
     negative = np.minimum(linear.weight, 0).sum(1, dtype=np.float64)

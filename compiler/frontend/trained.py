@@ -2,7 +2,7 @@
 
 Beside config.json and model.safetensors there is RANGES_FILE, float32:
 
-    peak.TAP      [C]  EMA of max|x| of every channel at a tap of FloatEncoder.forward
+    peak.EDGE     [C]  EMA of max|x| of every channel of an edge of Graph.ranged
     factor.STEM   [K]  channel factors of the operand that multiplies with the weight STEM
 
 and config.json has "intformer": {"recipe": "native", "weights": "channel" | "tensor", ...}.
@@ -12,12 +12,13 @@ import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend.calibrated import completed, mask_token_id
-from intformer.frontend.calibration import Seen
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.families import read_encoder
-from intformer.frontend.native import GRAINS, Plan, lower
+from intformer.frontend.encoder import read_encoder
+from intformer.ir.graph import Graph
 from intformer.model import IntModel
+from intformer.quantize.native import lower
+from intformer.quantize.native.scales import GRAINS
+from intformer.quantize.observe import Seen
 
 CONFIG_KEY = "intformer"
 RANGES_FILE = "intformer_ranges.safetensors"
@@ -89,19 +90,19 @@ def assemble(
     checkpoint: Checkpoint, ranges: dict[str, np.ndarray], weights: str, head: str | None
 ) -> IntModel:
     """Return the IntModel of float weights and learned ranges (keys as in RANGES_FILE)."""
-    encoder, meta = read_encoder(checkpoint, head)
-    seen, factors = check_ranges(encoder, ranges, str(checkpoint.path / RANGES_FILE))
-    model = lower(encoder, seen, factors, "ema", ORIGIN.format(RANGES_FILE), weights=weights)
+    graph, meta = read_encoder(checkpoint, head)
+    seen, factors = check_ranges(graph, ranges, str(checkpoint.path / RANGES_FILE))
+    model = lower(graph, seen, factors, "ema", ORIGIN.format(RANGES_FILE), weights=weights)
     files = checkpoint.files()
     training = {"recipe": "native", "weights": weights}
     mask_id = mask_token_id(files, meta)
     return completed(model, meta, files, mask_id, calibration={}, training=training)
 
 
-def check_ranges(encoder: FloatEncoder, ranges: dict[str, np.ndarray], where: str):
-    """Return (tap -> Seen, weight stem -> factors) of a ranges file that fits the encoder."""
-    sizes = {PEAK + tap: size for tap, size in tap_sizes(encoder).items()}
-    sizes |= {FACTOR + o.stem: o.linear.weight.shape[1] for o in Plan(encoder).operands()}
+def check_ranges(graph: Graph, ranges: dict[str, np.ndarray], where: str):
+    """Return (edge -> Seen, weight stem -> factors) of a ranges file that fits the graph."""
+    sizes = {PEAK + edge: size for edge, size in graph.ranged().items()}
+    sizes |= {FACTOR + o.stem: o.linear.weight.shape[1] for o in graph.operands()}
     for key, size in sizes.items():
         found = ranges.get(key)
         if found is None:
@@ -121,22 +122,3 @@ def check_ranges(encoder: FloatEncoder, ranges: dict[str, np.ndarray], where: st
         if key.startswith(FACTOR)
     }
     return seen, factors
-
-
-def tap_sizes(encoder: FloatEncoder) -> dict[str, int]:
-    """Return tap -> channels for every tap whose range the lowering reads."""
-    c = encoder.hidden
-    sizes = {"embed.norm": len(encoder.norm.bias)}
-    if encoder.projection is not None:
-        sizes["embed.projection"] = c
-    for i, layer in enumerate(encoder.layers):
-        widths = {"qkv": 3 * c, "act": layer.ffn1.weight.shape[0]}
-        for name in ("qkv", "context", "sum1", "norm1", "act", "sum2", "norm2"):
-            sizes[f"layer{i}.{name}"] = widths.get(name, c)
-    for i, stage in enumerate(encoder.head.stages):
-        width = stage.linear.weight.shape[0]
-        if stage.activation:
-            sizes[f"head{i}.act"] = width
-        if stage.norm:
-            sizes[f"head{i}.norm"] = width
-    return sizes

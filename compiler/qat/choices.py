@@ -1,9 +1,10 @@
 """What training with quantization can start from, said before any of it runs."""
 
 from intformer.errors import CheckpointError
+from intformer.frontend.builder import activation_of
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import activation_of, family_of
-from intformer.frontend.native import GRAINS
+from intformer.frontend.encoder import family_of
+from intformer.quantize.native.scales import GRAINS
 
 RECIPES = ("native", "ibert")
 NONLINEAR = ("integer", "float")

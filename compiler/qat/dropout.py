@@ -1,7 +1,7 @@
 """Where a family drops what while it trains, by the keys of its config.json."""
 
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import Head
+from intformer.ir.graph import Graph
 from intformer.qat.simulate import Dropout
 
 ALL_STAGES = ("roberta", "xlm-roberta", "electra")  # classifiers that drop before their dense too
@@ -14,7 +14,7 @@ HEAD_KEYS = {  # family -> key of each head's own probability, where it has one
 }
 
 
-def dropout_of(checkpoint: Checkpoint, head: Head) -> Dropout:
+def dropout_of(checkpoint: Checkpoint, graph: Graph) -> Dropout:
     """Return transformers' dropout for this model."""
     family = checkpoint.config["model_type"]
 
@@ -27,13 +27,14 @@ def dropout_of(checkpoint: Checkpoint, head: Head) -> Dropout:
         default = 0.0 if family == "albert" else 0.1
         hidden = probability("hidden_dropout_prob", default)
         attention = probability("attention_probs_dropout_prob", default)
-    own = HEAD_KEYS.get(family, {}).get(head.name)
+    own = HEAD_KEYS.get(family, {}).get(graph.head)
     if own:
         last = probability(own, {"seq_classif_dropout": 0.2}.get(own, 0.1))
-    elif head.name == "question-answering":
+    elif graph.head == "question-answering":
         last = 0.0
     else:
         last = probability("classifier_dropout", hidden)
     first = last if family in ALL_STAGES else 0.0
-    stages = (*([first] * (len(head.stages) - 1)), last) if head.stages else ()
-    return Dropout(hidden, attention, family != "distilbert", stages)
+    stages = sum(1 for node in graph.of_kind("linear") if node.name.startswith("head"))
+    every = (*([first] * (stages - 1)), last) if stages else ()
+    return Dropout(hidden, attention, family != "distilbert", every)

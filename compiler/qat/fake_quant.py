@@ -11,9 +11,10 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional
 
-from intformer.frontend.encoder import TANH_GELU
-from intformer.frontend.native import INT8_MAX, TANH_LIMIT
+from intformer.ir.graph import TANH_GELU
 from intformer.qat.ranges import largest
+from intformer.quantize.native.emitter import TANH_LIMIT
+from intformer.quantize.native.scales import INT8_MAX
 from intformer.relay_ops import attention, i_gelu, i_tanh
 
 TINY = 1e-20

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import architecture, head_of
+from intformer.frontend.encoder import architecture, head_of
 from intformer.qat.tasks import Rows
 
 

@@ -6,13 +6,11 @@ from pathlib import Path
 from intformer.errors import CheckpointError
 from intformer.float_model import AUTO_CLASSES
 from intformer.frontend import calibration
-from intformer.frontend.calibrated import neutral, sequences
+from intformer.frontend.calibrated import sequences
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.families import pick_head, read_encoder
-from intformer.frontend.native import equalisation
-from intformer.frontend.scales import ema
-from intformer.frontend.trained import check_ranges, read_ranges, settings, tap_sizes
+from intformer.frontend.encoder import pick_head, read_encoder
+from intformer.frontend.trained import check_ranges, read_ranges, settings
+from intformer.ir.graph import Graph
 from intformer.qat.choices import check_options
 from intformer.qat.prepared import (
     Prepared,
@@ -20,6 +18,9 @@ from intformer.qat.prepared import (
     PreparedNativeForQuestionAnswering,
 )
 from intformer.qat.ranges import Ranges
+from intformer.quantize.methods import ema
+from intformer.quantize.native.scales import equalisation, neutral
+from intformer.quantize.observe import observe
 
 ANSWERS = "question-answering"
 
@@ -64,13 +65,13 @@ def prepare(
         )
     if recipe == "ibert":
         return prepare_ibert(checkpoint, name, calibrate)
-    encoder, meta = read_encoder(checkpoint, head)
+    graph, meta = read_encoder(checkpoint, head)
     q8bert = (nonlinear, weights) == ("float", "tensor")
-    ranges = Ranges(tap_sizes(encoder), neutral(encoder), whole=q8bert)
+    ranges = Ranges(graph.ranged(), neutral(graph), whole=q8bert)
     if calibrate is not None:
-        start(ranges, encoder, checkpoint, meta, calibrate, weights)
+        start(ranges, graph, checkpoint, meta, calibrate, weights)
     elif trained.get("recipe") == "native":
-        seen, factors = check_ranges(encoder, read_ranges(checkpoint), str(checkpoint.path))
+        seen, factors = check_ranges(graph, read_ranges(checkpoint), str(checkpoint.path))
         ranges.start({tap: one.peaks[0] for tap, one in seen.items()}, factors)
     kind = PreparedNativeForQuestionAnswering if name == ANSWERS else PreparedNative
     return kind(checkpoint, float_module(checkpoint, name), name, nonlinear, weights, ranges)
@@ -95,14 +96,14 @@ def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
 
 
 def start(
-    ranges: Ranges, encoder: FloatEncoder, checkpoint: Checkpoint, meta: dict, calibrate, weights
+    ranges: Ranges, graph: Graph, checkpoint: Checkpoint, meta: dict, calibrate, weights
 ) -> None:
     """Set ranges and factors from calibration data."""
     import torch
 
     found, _ = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
-    seen = calibration.observe(encoder, calibration.batches(found, meta))
-    factors = equalisation(encoder, seen) if weights == "channel" else {}
+    seen = observe(graph, calibration.batches(found, meta))
+    factors = equalisation(graph, seen) if weights == "channel" else {}
     peaks = {tap: ranges.shared(tap, torch.from_numpy(seen[tap].peaks)) for tap in ranges.taps}
     ranges.start({tap: ema(one.numpy()) for tap, one in peaks.items()}, factors)
 

@@ -10,7 +10,7 @@ from torch import nn
 from intformer import ranges as range_analysis
 from intformer.errors import IntformerError
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import read_encoder
+from intformer.frontend.encoder import read_encoder
 from intformer.frontend.trained import CONFIG_KEY, RANGES_FILE, assemble
 from intformer.model import IntModel
 from intformer.qat import losses
@@ -207,12 +207,12 @@ class PreparedNative(Prepared):
 
     def __init__(self, checkpoint, model, head: str | None, nonlinear: str, weights: str, ranges):
         """Take a Ranges for the encoder of `model`."""
-        encoder, meta = read_encoder(checkpoint, head)
+        graph, meta = read_encoder(checkpoint, head)
         super().__init__(checkpoint, model, {**meta, "nonlinear": nonlinear})
-        self.meta["position_count"] = len(encoder.position)
+        self.meta["position_count"] = len(graph.tables.position)
         self.weights = weights
         self.ranges: Ranges = ranges
-        self.dropout = dropout_of(checkpoint, encoder.head)
+        self.dropout = dropout_of(checkpoint, graph)
         for form in ("erf", "tanh"):
             self.register_buffer(f"gelu_{form}", gelu_tables(form), persistent=False)
 
@@ -225,9 +225,9 @@ class PreparedNative(Prepared):
         tables = {"erf": self.gelu_erf, "tanh": self.gelu_tanh}
         with torch.autocast(device, enabled=False):
             live = LiveCheckpoint(self.checkpoint, self.model)
-            encoder, _ = read_encoder(live, self.meta["head"])
+            graph, _ = read_encoder(live, self.meta["head"])
             rows = Simulation(
-                encoder,
+                graph,
                 self.ranges,
                 tables,
                 self.weights,

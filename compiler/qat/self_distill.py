@@ -15,8 +15,9 @@ from transformers.models.ibert.quant_modules import QuantAct, QuantEmbedding
 from intformer.errors import IntformerError
 from intformer.float_model import quiet
 from intformer.frontend import calibration
-from intformer.frontend.encoder import FloatEncoder
-from intformer.frontend.progress import progress
+from intformer.ir.float_run import run
+from intformer.ir.graph import Graph
+from intformer.progress import progress
 from intformer.qat import prepare
 from intformer.qat.packing import padded_sequences
 from intformer.qat.prepared import Prepared, PreparedNative
@@ -31,7 +32,7 @@ CLIP = 1.0  # of the gradient's norm
 
 def self_distilled(
     source: str | Path,
-    teacher: FloatEncoder,
+    teacher: Graph,
     meta: dict,
     sequences: list[calibration.Sequence],
     steps: int,
@@ -41,7 +42,7 @@ def self_distilled(
     """Prepare the model in `source` and train it to give what `teacher` gives.
 
     source     as prepare takes it; an IBert directory trains with recipe ibert, others natively
-    teacher    its float encoder
+    teacher    its float graph
     meta       of an IntModel of it: head, pooling, position_rule, pad_token_id, ...
     sequences  that set the first ranges and are trained on
     steps      of BATCH sequences each, or STEP_TOKENS tokens
@@ -65,7 +66,7 @@ def self_distilled(
     size = batch_size([len(ids) for ids, _ in sequences])
     for chosen in progress(order(len(sequences), size, steps, seed), "training with quantization"):
         group = [sequences[i] for i in chosen]
-        wanted = torch.from_numpy(teacher.forward(calibration.pack(group, meta)))
+        wanted = torch.from_numpy(run(teacher, calibration.pack(group, meta)))
         batch = padded_sequences(group, meta["pad_token_id"] or 0)
         got = rows(prepared(**batch), batch["attention_mask"], meta)
         loss = (got - wanted).square().sum() / wanted.square().sum()
@@ -113,7 +114,7 @@ def order(count: int, size: int, steps: int, seed: int) -> list[np.ndarray]:
 
 
 def rows(out, mask: torch.Tensor, meta: dict) -> torch.Tensor:
-    """Return outputs as FloatEncoder.forward does: a row per sequence or real token [rows, C].
+    """Return outputs as the float run does: a row per sequence or real token [rows, C].
 
     mask  int64 [batch, length]: 1 where a token is
     """

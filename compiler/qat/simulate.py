@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from intformer.frontend.encoder import TANH_GELU, FloatEncoder, activate
-from intformer.frontend.native import INT8_MAX, Operand, Plan, split_scales
-from intformer.frontend.scales import SMALLEST
+from intformer.ir.float_run import activate
+from intformer.ir.graph import TANH_GELU, Graph, Node
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
 from intformer.qat.ranges import Ranges
+from intformer.quantize.methods import SMALLEST
+from intformer.quantize.native.scales import INT8_MAX, split_scales
 
 TINY = 1e-20
 
@@ -29,7 +30,7 @@ class Dropout:
     hidden     of embeddings and of what is added to the residual
     attention  of softmax probabilities
     context    whether the attention's output is dropped too
-    head       before each stage of the head
+    head       before each linear of the head
     """
 
     hidden: float = 0.0
@@ -41,7 +42,7 @@ class Dropout:
 class Simulation:
     """One forward pass.
 
-    encoder  of live parameters (torch tensors)
+    graph    of live parameters (torch tensors)
     ranges   read, and updated where `training`
     tables   kind of GELU -> fake_quant.gelu_tables
     grain    "channel" or "tensor": what has one weight scale
@@ -49,129 +50,145 @@ class Simulation:
     half     bfloat16: dtype of the matrix products under autocast to it; None: float32
     """
 
-    def __init__(self, encoder, ranges, tables, grain, integers, half, training, dropout):
+    def __init__(self, graph, ranges, tables, grain, integers, half, training, dropout):
         """Keep the parts."""
-        self.encoder: FloatEncoder = encoder
+        self.graph: Graph = graph
         self.ranges: Ranges = ranges
-        self.plan = Plan(encoder)
         self.tables, self.grain, self.integers, self.half = tables, grain, integers, half
         self.training, self.dropout = training, dropout if training else Dropout()
+        self.drops = drops(graph, self.dropout)
+        self.keeps = {edge: 1 - p for edge, p in self.drops.items() if graph[edge].kind == "norm"}
 
     def run(self, tokens: Tokens) -> torch.Tensor:
-        """Return the head's output, float32 [rows, channels]."""
-        e = self.encoder
-        x = self.embeddings(tokens)
-        keep = 1 - self.dropout.hidden
-        x = functional.dropout(x, self.dropout.hidden) if keep < 1 else x
-        if e.projection is not None:
-            x = self.linear(x, self.plan.projection, "embed.projection", "embed.norm", keep)
-            keep = 1.0
-        for i in range(len(e.layers)):
-            x = self.layer(i, x, tokens, keep)
-            keep = 1.0
-        return self.head(x, tokens)
+        """Return the output of the last node, float32 [rows, channels]."""
+        edges: dict[str, torch.Tensor] = {}
+        for node in self.graph.nodes:
+            read = [edges[name] for name in node.inputs if name in self.graph]
+            made = SIMULATE[node.kind](self, node, tokens, *read)
+            if self.training and node.name in self.ranges.taps:
+                self.observe(node, made)
+            p = self.drops.get(node.name, 0.0)
+            edges[node.name] = functional.dropout(made, p) if p else made
+        return made
 
-    # -- pieces ---------------------------------------------------------------------------------
+    def observe(self, node: Node, made) -> None:
+        """Let the ranges see an edge; what an integer function makes was seen by the function."""
+        if not (node.kind == "act" and self.is_integer(node)):
+            self.ranges.observe(node.name, made)
 
-    def tap(self, name: str, x):
-        """Let the ranges see x."""
-        if self.training:
-            self.ranges.observe(name, x)
-        return x
+    def is_integer(self, node: Node) -> bool:
+        """Say whether an activation is the integer one that needs its range first."""
+        return self.integers and node.attrs["function"] not in ("relu", "tanh")
 
-    def linear(self, x, operand: Operand, name: str | None, tap: str, keep: float = 1.0):
-        """Matrix product of x, whose range is that of `tap`.
+    # -- a function per kind --------------------------------------------------------------------
 
-        name  tap of the product itself, where it has one
-        keep  1 - p of a dropout that x went through after it was seen
-        """
-        f = self.ranges.factor(operand.stem)
-        unit = (self.ranges.peak(tap) / f).amax().clamp(min=TINY) / INT8_MAX
-        scale = f * (unit / keep)
-        linear = operand.linear
-        y = fake_quant.QuantLinear.apply(
-            x, linear.weight, linear.bias, scale, f, self.grain, linear.parts, self.half
-        )
-        return self.tap(name, y) if name else y
-
-    def norm(self, x, norm):
-        """Apply a LayerNorm, in float."""
-        return functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-
-    def activation(self, x, kind: str, name: str, operand: Operand | None):
-        """Apply an activation; its operand's scale says how fine i-GELU is."""
-        if not self.integers or kind == "relu":
-            return self.tap(name, activate(x, kind))
-        if kind == "tanh":
-            return self.tap(name, fake_quant.int_tanh(x))
-        if self.training:  # of the float function: the integer one needs the range first
-            self.ranges.observe(name, activate(x.detach(), kind))
-        peak = self.ranges.peak(name)
-        if operand is None:
-            top = 2 * peak.amax()
-        else:
-            f = self.ranges.factor(operand.stem)
-            top = (peak / f).amax() * f.amax()
-        form = "tanh" if kind == TANH_GELU else "erf"
-        return fake_quant.IntGelu.apply(x, self.tables[form], fake_quant.gelu_bits(top), kind)
-
-    def embeddings(self, tokens: Tokens):
-        """Return what the first layer, or the projection, reads."""
-        e = self.encoder
-        rows = functional.embedding(tokens.ids, e.word)
+    def embed(self, node: Node, tokens: Tokens):
+        """Sum of the tables' rows, those of the words rounded."""
+        tables = node.params
+        rows = functional.embedding(tokens.ids, tables.word)
         whole = None
         if self.grain == "tensor":
-            whole = e.word.detach().abs().amax() / INT8_MAX
-        x = fake_quant.fake_rows(rows, whole) + functional.embedding(tokens.positions, e.position)
-        if e.types is not None:
-            x = x + functional.embedding(tokens.types, e.types)
-        return self.tap("embed.norm", self.norm(x, e.norm))
+            whole = tables.word.detach().abs().amax() / INT8_MAX
+        x = fake_quant.fake_rows(rows, whole)
+        x = x + functional.embedding(tokens.positions, tables.position)
+        if tables.types is not None:
+            x = x + functional.embedding(tokens.types, tables.types)
+        return x
 
-    def layer(self, i: int, x, tokens: Tokens, keep: float):
-        """Run layer i; keep as in `linear`."""
-        e, at, drop = self.encoder, f"layer{i}.", self.dropout
-        layer, operands = e.layers[i], self.plan.layers[i]
-        qkv = self.linear(x, operands["qkv"], at + "qkv", self.plan.inputs[i], keep)
-        qkv = fake_quant.FakeQuant.apply(qkv, self.qkv_scale(at + "qkv"))
-        context = fake_quant.Attention.apply(
-            qkv, tokens.grid, e.heads, drop.attention, self.integers
+    def norm(self, node: Node, tokens: Tokens, x):
+        """Apply a LayerNorm, in float."""
+        norm = node.params
+        return functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+
+    def linear(self, node: Node, tokens: Tokens, x):
+        """Matrix product of an operand at the scale of the edge it comes from."""
+        edge, linear = self.graph.source(node.inputs[0]), node.params
+        keep = self.keeps.get(edge, 1.0)  # of a dropout that x went through after it was seen
+        if p := self.head_dropout(node):
+            x, keep = functional.dropout(x, p), keep * (1 - p)
+        f = self.ranges.factor(node.stem)
+        unit = (self.ranges.peak(edge) / f).amax().clamp(min=TINY) / INT8_MAX
+        scale = f * (unit / keep)
+        return fake_quant.QuantLinear.apply(
+            x, linear.weight, linear.bias, scale, f, self.grain, linear.parts, self.half
         )
-        self.tap(at + "context", context)
-        y = self.linear(context, operands["out"], None, at + "context")
-        if drop.hidden and drop.context:
-            y = functional.dropout(y, drop.hidden)
-        x = self.tap(at + "norm1", self.norm(self.tap(at + "sum1", y + x), layer.norm1))
-        ffn = self.linear(x, operands["ffn1"], None, at + "norm1")
-        ffn = self.activation(ffn, e.activation, at + "act", operands["ffn2"])
-        y = self.linear(ffn, operands["ffn2"], None, at + "act")
-        if drop.hidden:
-            y = functional.dropout(y, drop.hidden)
-        return self.tap(at + "norm2", self.norm(self.tap(at + "sum2", y + x), layer.norm2))
 
-    def qkv_scale(self, tap: str):
+    def head_dropout(self, node: Node) -> float:
+        """Return the probability before a linear of the head."""
+        last = [n.name for n in self.graph.of_kind("linear")][-len(self.dropout.head) :]
+        if node.name not in last or not self.dropout.head:
+            return 0.0
+        return self.dropout.head[last.index(node.name)]
+
+    def act(self, node: Node, tokens: Tokens, x):
+        """Apply an activation; its operand's scale says how fine i-GELU is."""
+        function = node.attrs["function"]
+        if not self.integers or function == "relu":
+            return activate(x, function)
+        if function == "tanh":
+            return fake_quant.int_tanh(x)
+        if self.training:  # of the float function: the integer one needs the range first
+            self.ranges.observe(node.name, activate(x.detach(), function))
+        peak = self.ranges.peak(node.name)
+        reader = self.graph.linear_reader(node.name)
+        if reader is None:
+            top = 2 * peak.amax()
+        else:
+            f = self.ranges.factor(reader.stem)
+            top = (peak / f).amax() * f.amax()
+        form = "tanh" if function == TANH_GELU else "erf"
+        bits = fake_quant.gelu_bits(top)
+        return fake_quant.IntGelu.apply(x, self.tables[form], bits, function)
+
+    def add(self, node: Node, tokens: Tokens, term, stream):
+        """Add a term to the residual."""
+        return term + stream
+
+    def attention(self, node: Node, tokens: Tokens, qkv):
+        """Attention of int8 queries, keys and values."""
+        qkv = fake_quant.FakeQuant.apply(qkv, self.qkv_scale(node.inputs[0]))
+        heads, p = node.attrs["heads"], self.dropout.attention
+        return fake_quant.Attention.apply(qkv, tokens.grid, heads, p, self.integers)
+
+    def qkv_scale(self, edge: str):
         """Return the int8 scale of every channel of q, k and v, [3C]."""
-        peaks = self.ranges.peak(tap)
+        peaks = self.ranges.peak(edge)
         peaks = torch.maximum(peaks, peaks.amax().clamp(min=TINY) * SMALLEST)
         s_q, s_k, s_v, _ = split_scales(*peaks.chunk(3))
         return torch.cat([s_q, s_k, s_v])
 
-    def head(self, x, tokens: Tokens):
-        """Pick or pool rows, then run the stages of the head."""
-        head, tap = self.encoder.head, self.plan.inputs[-1]
-        if head.pool == "first":
-            x = x.index_select(0, tokens.cu_seqlens[:-1])
-        elif head.pool == "mean":
-            grid = tokens.grid.unpack(x)
-            x = grid.sum(1) / tokens.cu_seqlens.diff()[:, None]
-        for i, stage in enumerate(head.stages):
-            p = self.dropout.head[i] if self.dropout.head else 0.0
-            x = functional.dropout(x, p) if p else x
-            x = self.linear(x, self.plan.head[i], None, tap, 1 - p)
-            if stage.activation:
-                tap = f"head{i}.act"
-                following = self.plan.head[i + 1] if not stage.norm else None
-                x = self.activation(x, stage.activation, tap, following)
-            if stage.norm:
-                tap = f"head{i}.norm"
-                x = self.tap(tap, self.norm(x, stage.norm))
-        return x
+    def take(self, node: Node, tokens: Tokens, x):
+        """Pick the first row of each sequence."""
+        return x.index_select(0, tokens.cu_seqlens[:-1])
+
+    def mean(self, node: Node, tokens: Tokens, x):
+        """Average the rows of each sequence."""
+        return tokens.grid.unpack(x).sum(1) / tokens.cu_seqlens.diff()[:, None]
+
+
+SIMULATE = {
+    "embed": Simulation.embed,
+    "norm": Simulation.norm,
+    "linear": Simulation.linear,
+    "act": Simulation.act,
+    "add": Simulation.add,
+    "attention": Simulation.attention,
+    "take": Simulation.take,
+    "mean": Simulation.mean,
+}
+
+
+def drops(graph: Graph, dropout: Dropout) -> dict[str, float]:
+    """Return edge -> probability of the dropout behind it, the head's aside.
+
+    Dropped are the embeddings and what is added to the residual.
+    """
+    if not dropout.hidden:
+        return {}
+    (embedded,) = graph.readers(graph.of_kind("embed")[0].name)
+    found = {embedded.name: dropout.hidden}
+    for node in graph.of_kind("add"):
+        term = graph[node.inputs[0]]
+        if dropout.context or graph[term.inputs[0]].kind != "attention":
+            found[term.name] = dropout.hidden
+    return found

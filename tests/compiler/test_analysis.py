@@ -17,11 +17,13 @@ from intformer.analysis import plots, report, study
 from intformer.analysis.rows import OUTLIER
 from intformer.analysis.tensors import BINS, REACH
 from intformer.analysis.watched import watched
-from intformer.analysis.weights import weights, with_weight
+from intformer.analysis.weights import weights
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend import Q8BERT_FILE, calibrated
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.ir.float_run import run
 from intformer.qat import prepare
+from intformer.quantize.observe import observe
 from intformer.relay_ops import OPS
 
 IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 2, 3, 11) * 8, seed=1)]
@@ -35,9 +37,9 @@ def observed(folder, head="sequence-classification", change=None):
     seen = calibrated.observe(Checkpoint(folder), None, IDS)
     if change is None:
         return seen
-    encoder = change(seen.encoder)
+    graph = change(seen.graph)
     inputs = calibrated.calibration.batches(IDS, seen.meta)
-    return replace(seen, encoder=encoder, seen=calibrated.calibration.observe(encoder, inputs))
+    return replace(seen, graph=graph, seen=observe(graph, inputs))
 
 
 def analysis(seen, *, equalised=False, alter=lambda seen: seen):
@@ -46,7 +48,7 @@ def analysis(seen, *, equalised=False, alter=lambda seen: seen):
     model = seen.lower(seen.factors(equalised), "minmax")
     model.meta = {**seen.meta, **model.meta}
     one = study.Remedy("minmax", "--method minmax", 0.0, 1.0, True)
-    subject = study.Subject(seen.encoder, model, seen.fit, seen.batches(), "minmax", [one])
+    subject = study.Subject(seen.graph, model, seen.fit, seen.batches(), "minmax", [one])
     return study.measured(subject, "SRC", "intformer analyze SRC", lambda what: None), model
 
 
@@ -54,14 +56,16 @@ def row(found, name):
     return next(row for row in found.rows if row.name == name)
 
 
-def outlier_channel(encoder):
+def outlier_channel(graph):
     """V's channel 40 times as large, the weight that reads it 40 times smaller: same function."""
-    layer, channels = encoder.layers[1], encoder.hidden
+    qkv, out = graph["layer1.qkv"], graph["layer1.out"]
+    channels = out.channels
     gain = np.ones(3 * channels, np.float32)
     gain[2 * channels + CHANNEL] = 40
-    qkv = replace(layer.qkv, weight=layer.qkv.weight * gain[:, None], bias=layer.qkv.bias * gain)
-    out = replace(layer.out, weight=layer.out.weight / gain[-channels:])
-    return replace(encoder, layers=(encoder.layers[0], replace(layer, qkv=qkv, out=out)))
+    q, o = qkv.params, out.params
+    louder = replace(q, weight=q.weight * gain[:, None], bias=q.bias * gain)
+    softer = replace(o, weight=o.weight / gain[-channels:])
+    return graph.replaced([replace(qkv, params=louder), replace(out, params=softer)])
 
 
 def clipped(seen):
@@ -126,7 +130,7 @@ def floats(seen):
         taps.setdefault(name, []).append(x.numpy().astype(np.float64))
 
     for batch in seen.batches():
-        taps.setdefault("output", []).append(seen.encoder.forward(batch, tap))
+        taps.setdefault("output", []).append(run(seen.graph, batch, tap))
     return {name: np.concatenate(parts) for name, parts in taps.items()}
 
 
@@ -151,7 +155,7 @@ def test_activation_figures(plain):
     assert line.made_db == pytest.approx(snr(x[SPOILED], made * scale))
     # alone at the output
     rounded = torch.from_numpy((on_grid * scale).astype(np.float32))
-    out = plain.encoder.forward(batch, lambda name, x: rounded if name == SPOILED else None)
+    out = run(plain.graph, batch, lambda name, x: rounded if name == SPOILED else None)
     assert line.output_db == pytest.approx(snr(x["output"], out), abs=1e-3)
     assert found.snr_db == pytest.approx(
         snr(x["output"], values["output"] * model.meta["output_scale"])
@@ -175,7 +179,7 @@ def test_operand_and_residual_of_one_tensor_are_told_apart(plain):
     scale = np.asarray(model.values["layer0.norm1.int8"].scale)
     rounded = np.clip(np.round(x["layer0.norm1"] / scale), -127, 127) * scale
     new = torch.from_numpy(rounded.astype(np.float32))
-    out = plain.encoder.forward(batch, None, lambda n, x: new if n == "layer0.norm1" else None)
+    out = run(plain.graph, batch, None, lambda n, x: new if n == "layer0.norm1" else None)
     assert row(found, "layer0.norm1.int8").output_db == pytest.approx(
         snr(x["output"], out), abs=1e-3
     )
@@ -187,19 +191,19 @@ def test_operand_and_residual_of_one_tensor_are_told_apart(plain):
 
 def test_weight_figures(plain):
     found, model = analysis(plain)
-    real = plain.encoder.layers[0].ffn1.weight.astype(np.float64)
+    real = plain.graph["layer0.ffn1"].params.weight.astype(np.float64)
     step = np.abs(real).max(1, keepdims=True) / 127
     back = np.round(real / step) * step
     line = row(found, "layer0.ffn1.weight")
     assert line.grid_db == pytest.approx(snr(real, back))
-    changed = with_weight(plain.encoder, "layer0.ffn1", back)
+    changed = plain.graph.with_weight("layer0.ffn1", back)
     (batch,) = plain.batches()
-    out = changed.forward(batch)
+    out = run(changed, batch)
     assert line.output_db == pytest.approx(snr(floats(plain)["output"], out), abs=1e-3)
-    assert changed.layers[0].ffn1.bias is plain.encoder.layers[0].ffn1.bias
-    named = {one.name: one for one in weights(plain.encoder, model)}
+    assert changed["layer0.ffn1"].params.bias is plain.graph["layer0.ffn1"].params.bias
+    named = {one.name: one for one in weights(plain.graph, model)}
     table = named["embed.word"]
-    top = np.abs(plain.encoder.word).max(1)
+    top = np.abs(plain.graph.tables.word).max(1)
     np.testing.assert_allclose(table.steps, np.maximum(top, top.max() / 2**12) / 127, rtol=1e-6)
     assert {"embed.position", "embed.type", "layer1.ffn2", "head0", "head1"} <= named.keys()
 
@@ -278,17 +282,17 @@ def test_remedies_are_judged_on_text_that_sets_no_range(tmp_path, monkeypatch):
     """Calibration sees 7 of 8 rows; every figure comes from the eighth."""
     random_hf.save(tmp_path, "bert", "features")
     ranges, judged = [], []
-    was, compare = calibrated.calibration.observe, study.compare
+    was, compare = calibrated.watch, study.compare
 
-    def observe(encoder, inputs):
+    def seen(graph, inputs):
         ranges.extend(batch["input_ids"] for batch in inputs)
-        return was(encoder, inputs)
+        return was(graph, inputs)
 
     def watch(encoder, model, inputs):
         judged.extend(batch["input_ids"] for batch in inputs)
         return compare(encoder, model, inputs)
 
-    monkeypatch.setattr(calibrated.calibration, "observe", observe)
+    monkeypatch.setattr(calibrated, "watch", seen)
     monkeypatch.setattr(study, "compare", watch)
     ids = [(np.full(3, i, np.int32), np.zeros(3, np.int32)) for i in range(80)]
     found = study.study(tmp_path, ids, method="minmax", rows=64, qat_steps=0)

@@ -13,7 +13,8 @@ from intformer.analysis import report, study
 from intformer.float_model import FloatModel
 from intformer.frontend import calibration, import_model
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import read_encoder
+from intformer.frontend.encoder import read_encoder
+from intformer.ir.float_run import run
 from intformer.qat import packing, prepare, self_distill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +49,7 @@ def test_the_row_is_what_the_saved_directory_gives(tmp_path):
     model = import_model(saved)
     assert line.snr_db == pytest.approx(judged(source, model), abs=1e-3)
     inputs = calibration.pack(HELD, meta)
-    wanted = encoder.forward(inputs)
+    wanted = run(encoder, inputs)
     same = wanted.argmax(1) == model.run(inputs)[model.output].argmax(1)
     assert line.agreement == pytest.approx(same.mean())
     page = report.page(found)
@@ -224,7 +225,7 @@ def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto
     random_hf.save(tmp_path, family, head)
     encoder, meta = read_encoder(Checkpoint(tmp_path), None)
     group = FIT[:5]
-    wanted = encoder.forward(calibration.pack(group, meta))
+    wanted = run(encoder, calibration.pack(group, meta))
     if pooling is not None:
         meta |= {"head": "sentence-embedding", "pooling": pooling}
         ends = np.cumsum([len(ids) for ids, _ in group])[:-1]

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from intformer.errors import CheckpointError
-from intformer.frontend import calibration, import_model, scales
-from intformer.frontend.calibration import Seen
+from intformer.frontend import calibration, import_model
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import read_encoder
-from intformer.frontend.native import Plan, equalisation, lower
-from intformer.frontend.progress import progress
+from intformer.frontend.encoder import read_encoder
+from intformer.ir.float_run import run
+from intformer.progress import progress
+from intformer.quantize import methods as scales
+from intformer.quantize.native import lower
+from intformer.quantize.native.scales import equalisation
+from intformer.quantize.observe import Seen, observe
 
 
 def seen(rows, batches=4):
@@ -231,15 +234,15 @@ def test_equalisation_is_what_brings_the_output_closer(tmp_path):
     hf.save_pretrained(tmp_path)
     encoder, meta = read_encoder(Checkpoint(tmp_path))
     inputs = calibration.batches([(s, np.zeros_like(s)) for s in random_hf.sequences()], meta)
-    stats = calibration.observe(encoder, inputs)
-    want = encoder.forward(inputs[0])
+    stats = observe(encoder, inputs)
+    want = run(encoder, inputs[0])
 
     def error(factors):
         model = lower(encoder, stats, factors, "minmax", "test")
         out = model.run(inputs[0])[model.output] * model.meta["output_scale"]
         return np.square(out - want).sum()
 
-    plain = {o.stem: np.ones(o.linear.weight.shape[1]) for o in Plan(encoder).operands()}
+    plain = {o.stem: np.ones(o.linear.weight.shape[1]) for o in encoder.operands()}
     assert error(equalisation(encoder, stats)) < error(plain) / 10
 
 
@@ -247,7 +250,7 @@ def test_progress_shows_once_it_takes_long(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("intformer.frontend.progress.SILENT_SECONDS", -1.0)
+    monkeypatch.setattr("intformer.progress.SILENT_SECONDS", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert list(progress(range(3), "counting")) == [0, 1, 2]
     assert "counting" in capsys.readouterr().err

@@ -14,7 +14,8 @@ from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import read_encoder
+from intformer.frontend.encoder import read_encoder
+from intformer.ir.float_run import run
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def folder(original, tmp_path):
 def outputs(folder):
     encoder, meta = read_encoder(Checkpoint(folder))
     sequences = [(s, np.zeros_like(s)) for s in random_hf.sequences()]
-    return encoder.forward(pack(sequences, meta))
+    return run(encoder, pack(sequences, meta))
 
 
 def rewrite(folder, **changes):

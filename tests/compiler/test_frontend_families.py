@@ -11,7 +11,9 @@ from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import FAMILIES, read_encoder
+from intformer.frontend.encoder import read_encoder
+from intformer.frontend.families import FAMILIES
+from intformer.ir.float_run import run
 
 EVERY = [(family, head) for family in random_hf.CLASSES for head in random_hf.HEADS]
 ODD = [  # (family, head, shape)
@@ -60,7 +62,7 @@ def test_float_equals_transformers_and_integers_stay_close(tmp_path, family, hea
     types = typed(ids, meta)
     inputs = pack(list(zip(ids, types, strict=True)), meta)
     want = wanted(hf, inputs, ids, types if meta["type_vocab_size"] > 1 else None, head)
-    got = encoder.forward(inputs)
+    got = run(encoder, inputs)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * np.abs(want).max())
 
     text = random_hf.sequences((7, 12, 30, 3) * 24, seed=1)
@@ -130,7 +132,7 @@ def test_sentence_transformers_directories_say_how_they_pool(tmp_path, mode):
         return
     encoder, meta = read_encoder(Checkpoint(tmp_path))
     ids = random_hf.sequences()
-    got = encoder.forward(pack([(s, np.zeros_like(s)) for s in ids], meta))
+    got = run(encoder, pack([(s, np.zeros_like(s)) for s in ids], meta))
     rows = random_hf.padded_outputs(hf, ids)
     want = np.stack([r.mean(0) if mode == "mean_tokens" else r[0] for r in rows])
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
@@ -145,7 +147,7 @@ def test_roberta_counts_positions_over_what_is_not_padding(tmp_path):
     inputs = pack([(ids, np.zeros_like(ids))], meta)
     assert inputs["position_ids"].tolist() == [2, 3, 1, 4, 5]
     want = random_hf.padded_outputs(hf, [ids])[0]
-    np.testing.assert_allclose(encoder.forward(inputs), want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(encoder, inputs), want, rtol=1e-4, atol=1e-5)
 
 
 def test_albert_stores_its_layer_once_with_scales_per_repetition(tmp_path):
@@ -168,10 +170,10 @@ def test_an_albert_without_an_activation_has_the_one_of_its_config_class(tmp_pat
     random_hf.save(tmp_path, "albert", "features", activation="gelu_new")
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    want = read_encoder(Checkpoint(tmp_path))[0].activation
+    want = read_encoder(Checkpoint(tmp_path))[1]["activation"]
     del config["hidden_act"]
     file.write_text(json.dumps(config))
-    assert read_encoder(Checkpoint(tmp_path))[0].activation == want != "gelu"
+    assert read_encoder(Checkpoint(tmp_path))[1]["activation"] == want != "gelu"
 
 
 def test_a_tied_decoder_is_the_word_table(tmp_path):
@@ -185,11 +187,11 @@ def test_a_tied_decoder_is_the_word_table(tmp_path):
 def test_an_untied_decoder_keeps_its_own_weight(tmp_path):
     hf = random_hf.save(tmp_path, "bert", "masked-lm", tie_word_embeddings=False)
     encoder, meta = read_encoder(Checkpoint(tmp_path))
-    assert not encoder.head.stages[-1].tied
+    assert not encoder.operands()[-1].tied
     ids = random_hf.sequences()
     inputs = pack([(s, np.zeros_like(s)) for s in ids], meta)
     want = wanted(hf, inputs, ids, None, "masked-lm")
-    np.testing.assert_allclose(encoder.forward(inputs), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(encoder, inputs), want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_zero_row_keeps_its_bias(tmp_path):

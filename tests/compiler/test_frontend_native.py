@@ -7,10 +7,13 @@ import pytest
 import random_hf
 
 from intformer import ranges
-from intformer.frontend import calibration, scales
+from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import read_encoder
-from intformer.frontend.native import Plan, equalisation, lower
+from intformer.frontend.encoder import read_encoder
+from intformer.quantize.methods import METHODS
+from intformer.quantize.native import lower
+from intformer.quantize.native.scales import equalisation
+from intformer.quantize.observe import observe
 from intformer.relay_ops import i_layernorm, rescale
 
 NORMS = ("embed.norm", "layer0.norm1", "layer0.norm2", "layer1.norm1", "layer1.norm2")
@@ -29,7 +32,7 @@ def calibrated(tmp_path_factory):
             encoder, meta = read_encoder(Checkpoint(folder))
             texts = [(s, np.zeros_like(s)) for s in random_hf.sequences()]
             inputs = calibration.batches(texts, meta)
-            known[key] = encoder, calibration.observe(encoder, inputs), inputs[0]
+            known[key] = encoder, observe(encoder, inputs), inputs[0]
         return known[key]
 
     return read
@@ -54,14 +57,14 @@ def lowered(encoder, seen, method="minmax", rounded=None):
     return model
 
 
-@pytest.mark.parametrize("method", scales.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_layernorm_channel_that_calibration_never_saw(calibrated, method):
     """Its scale is raised to what gamma allows; the scales of the others stay as they are."""
     encoder, seen, _ = calibrated()
     dead = shrunk(seen, NORMS, 1e-12, 5)
     model = lowered(encoder, dead, method)
     factors = equalisation(encoder, dead)
-    norm = encoder.layers[0].norm1
+    norm = encoder["layer0.norm1"].params
     least = i_layernorm.least_scale(norm.weight, norm.bias)
     scale = np.array(model.values["layer0.norm1.int8"].scale)
     unit = scale / factors["layer0.ffn1"]
@@ -72,7 +75,7 @@ def test_a_layernorm_channel_that_calibration_never_saw(calibrated, method):
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-9])
-@pytest.mark.parametrize("method", scales.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_layernorms_that_are_almost_zero_everywhere(calibrated, method, size):
     """Raising all channels lowers no other: one pass is enough."""
     encoder, seen, _ = calibrated()
@@ -96,12 +99,12 @@ def test_a_gelu_that_is_almost_zero(calibrated, activation, size):
 def test_a_decoder_tied_to_the_word_table(calibrated):
     """It has no factors of its channels: all of them get the scale that the smallest one needs."""
     encoder, seen, _ = calibrated(head="masked-lm")
-    last = Plan(encoder).head[-1]
+    last = encoder.operands()[-1]
     assert last.tied
-    (tap,) = last.taps
+    (tap,) = last.edges
     for size in (1e-3, 1e-9):
         model = lowered(encoder, shrunk(seen, [tap], size))
-        norm = encoder.head.stages[-2].norm
+        norm = encoder[tap].params
         least = i_layernorm.least_scale(norm.weight, norm.bias)
         assert model.values[tap + ".int8"].scale >= least.max() * (1 - 1e-9)
 
@@ -109,7 +112,7 @@ def test_a_decoder_tied_to_the_word_table(calibrated):
 def test_a_layer_that_repeats_takes_the_larger_of_its_needs(calibrated):
     encoder, seen, _ = calibrated("albert", "features", layers=3)
     model = lowered(encoder, shrunk(seen, ["layer1.norm1"], 1e-9, 5))
-    norm = encoder.layers[0].norm1
+    norm = encoder["layer0.norm1"].params
     least = i_layernorm.least_scale(norm.weight, norm.bias)
     for layer in range(3):
         assert np.array(model.values[f"layer{layer}.norm1.int8"].scale)[5] >= least[5] * (1 - 1e-9)
@@ -139,12 +142,13 @@ def test_methods_share_rounded_weights_only_where_their_factors_agree(calibrated
 def test_a_dead_weight_row_keeps_its_bias(calibrated):
     """Its weights are far below its bias: the accumulator stays within what rescale takes."""
     encoder, seen, inputs = calibrated("bert", "features", layers=1, seed=3)
-    ffn = encoder.layers[0].ffn1
+    node = encoder["layer0.ffn1"]
+    ffn = node.params
     weight, bias = ffn.weight.copy(), ffn.bias.copy()
     weight[4], weight[5], bias[4], bias[5] = 0, 1e-30, 1.5, -0.7
-    layer = replace(encoder.layers[0], ffn1=replace(ffn, weight=weight, bias=bias))
-    encoder = replace(encoder, layers=[layer])
-    seen = calibration.observe(encoder, [inputs])
+    ffn = replace(ffn, weight=weight, bias=bias)
+    encoder = encoder.replaced([replace(node, params=ffn)])
+    seen = observe(encoder, [inputs])
     model = lowered(encoder, seen)
     values = model.run(inputs)
     step = model.values["layer0.act"].scale

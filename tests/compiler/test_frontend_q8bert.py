@@ -13,7 +13,8 @@ from intformer import ranges
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.families import read_encoder
+from intformer.frontend.encoder import read_encoder
+from intformer.quantize.observe import observe
 
 HEAD = "sequence-classification"
 FLOAT_OUTPUT = ("attention.output.dense", "intermediate.dense", "output.dense", "pooler.dense")
@@ -48,7 +49,7 @@ def model(tmp_path_factory):
     model = random_hf.save(folder, "bert", HEAD)
     encoder, meta = read_encoder(Checkpoint(folder))
     texts = [(s, np.zeros_like(s)) for s in random_hf.sequences()]
-    seen = calibration.observe(encoder, calibration.batches(texts, meta))
+    seen = observe(encoder, calibration.batches(texts, meta))
     top = {tap: float(one.peaks.max()) for tap, one in seen.items()}
     state = {}
     for name, module in model.named_modules():

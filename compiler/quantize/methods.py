@@ -8,7 +8,7 @@ f is what SmoothQuant (arXiv 2211.10438) migrates, with its strength searched pe
 
 import numpy as np
 
-from intformer.frontend.calibration import Seen
+from intformer.quantize.observe import Seen
 
 METHODS = ("ema", "minmax", "percentile", "mse")
 EMA_DECAY = 0.9

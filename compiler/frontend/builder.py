@@ -1,0 +1,248 @@
+"""Builds the float graph of a directory: a family's functions call it, it reads the weights.
+
+Edges get their names here, and weights are checked against each other's shapes. Weights that are
+read twice (ALBERT's shared layers) are one weight.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from intformer.errors import CheckpointError
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Graph, Linear, Node, Norm, Tables
+
+WORD = "embeddings.word_embeddings"
+POSITION = "embeddings.position_embeddings"
+TYPES = "embeddings.token_type_embeddings"
+TOKENS, SEQUENCES, POSITIONS = "input_ids", "cu_seqlens", "positions"  # program inputs
+CONFIG_KEYS = {  # what we call it -> config key
+    "hidden": "hidden_size",
+    "heads": "num_attention_heads",
+    "layers": "num_hidden_layers",
+    "activation": "hidden_act",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model_type of transformers.
+
+    encoder      adds the nodes up to the last hidden state, and returns its edge
+    heads        head -> function that adds the nodes of the head behind an edge
+    prefix       of the encoder's keys where a head is on top (a bare model has none)
+    positions    "column": 0, 1, ...; "padding": pad + 1, ... over the ids that are not pad
+    eps          LayerNorm epsilon where config.json does not say
+    act          activation where config.json does not say
+    pad          padding id where config.json does not say
+    config_keys  our name -> config key
+    fold         a single row of types is added to the positions
+    """
+
+    encoder: "Callable[[Builder], str]"
+    heads: "dict[str, Callable[[Builder, str], str]]"
+    prefix: str
+    positions: str = "column"
+    eps: float = 1e-12
+    act: str = "gelu"
+    pad: int = 0
+    config_keys: dict[str, str] = field(default_factory=lambda: CONFIG_KEYS)
+    fold: bool = True
+
+
+class Builder:
+    """Adds nodes, whose weights it reads by their keys.
+
+    hidden, heads, activation  as config.json says
+    """
+
+    def __init__(self, checkpoint: Checkpoint, family: Family):
+        """Read the sizes; raise CheckpointError for what does not fit."""
+        self.checkpoint, self.family = checkpoint, family
+        keys = family.config_keys
+        self.hidden, self.heads = checkpoint.heads_of(keys["hidden"], keys["heads"])
+        self.eps = checkpoint.setting("layer_norm_eps", float, family.eps, least=0)
+        self.activation = activation_of(checkpoint, family)
+        self.prefix = family.prefix if f"{family.prefix}{WORD}.weight" in checkpoint else ""
+        self.at, self.path = "", self.prefix  # before the names of edges, and of keys
+        self._nodes: dict[str, Node] = {}
+        self._linears: dict[tuple[str, ...], tuple[str, Linear]] = {}  # keys -> stem, weight
+        self._norms: dict[str, Norm] = {}
+
+    def graph(self, head: str) -> Graph:
+        """Return what was built."""
+        return Graph(tuple(self._nodes.values()), head)
+
+    def channels(self, edge: str) -> int:
+        """Return the width of an edge."""
+        return self._nodes[edge].channels
+
+    def _add(self, kind: str, name: str, inputs: tuple[str, ...], channels: int, **more) -> str:
+        self._nodes[name] = Node(kind, name, inputs, channels, **more)
+        return name
+
+    # -- where names and keys start -------------------------------------------------------------
+
+    def scope(self, at: str, path: str) -> "Builder":
+        """Return this builder with other beginnings of names and keys; it adds to the same graph.
+
+        path  below the encoder's prefix
+        """
+        inner = object.__new__(Builder)
+        inner.__dict__ = {**self.__dict__, "at": at, "path": f"{self.prefix}{path}"}
+        return inner
+
+    def layers(self, paths: list[str]) -> "Iterator[Builder]":
+        """Yield a builder per layer, in the order of execution; equal paths share weights."""
+        for i, path in enumerate(paths):
+            yield self.scope(f"layer{i}.", f"{path}.")
+
+    def numbered(self, stem: str) -> list[str]:
+        """Return the path of every layer: stem.0, stem.1, ..."""
+        count = self.checkpoint.setting(self.family.config_keys["layers"], int, least=1)
+        return [f"{stem}.{i}" for i in range(count)]
+
+    def has(self, key: str) -> bool:
+        """Say whether the directory has a weight below the present path."""
+        return f"{self.path}{key}.weight" in self.checkpoint
+
+    # -- weights --------------------------------------------------------------------------------
+
+    def table(self, key: str, width: int | None = None) -> np.ndarray:
+        """Read an embedding table [rows, width]."""
+        return self.checkpoint.tensor(f"{self.path}{key}.weight", (None, width))
+
+    def weight(self, key: str, inputs: int, outputs: int | None = None) -> Linear:
+        """Read one linear layer; `key` is complete."""
+        weight = self.checkpoint.tensor(key + ".weight", (outputs, inputs))
+        bias = self.checkpoint.tensor(key + ".bias", tuple(weight.shape[:1]))
+        return Linear(weight, bias, keys=(key,))
+
+    def joined(self, keys: tuple[str, ...], inputs: int, outputs: int | None) -> Linear:
+        """Read linear layers of one input, their rows one below the other."""
+        parts = [self.weight(key, inputs, outputs) for key in keys]
+        if len(parts) == 1:
+            return parts[0]
+        weight = self.checkpoint.join([part.weight for part in parts])
+        bias = self.checkpoint.join([part.bias for part in parts])
+        return Linear(weight, bias, len(parts), keys)
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def embed(self) -> str:
+        """Sum of word, position and, where the directory has them, type rows."""
+        word = self.table(WORD)
+        width = word.shape[1]
+        position, types = self.table(POSITION, width), None
+        if self.has(TYPES):
+            types = self.table(TYPES, width)
+            if len(types) == 1 and self.family.fold:  # nothing to choose
+                position, types = position + types[0], None
+        inputs = (TOKENS, "position_ids")
+        if types is not None:
+            inputs = (TOKENS, "token_type_ids", "position_ids")
+        tables = Tables(word, position, types)
+        return self._add("embed", "embed.sum", inputs, width, params=tables)
+
+    def norm(self, name: str, x: str, key: str) -> str:
+        """LayerNorm of x."""
+        return self._norm(name, x, f"{self.path}{key}")
+
+    def _norm(self, name: str, x: str, key: str) -> str:
+        channels = self.channels(x)
+        if key not in self._norms:
+            names = ("weight", "bias")
+            if f"{key}.gamma" in self.checkpoint:  # checkpoints converted from TensorFlow
+                names = ("gamma", "beta")
+            read = (self.checkpoint.tensor(f"{key}.{name}", (channels,)) for name in names)
+            self._norms[key] = Norm(*read, self.eps)
+        return self._add("norm", self.at + name, (x,), channels, params=self._norms[key])
+
+    def linear(self, name: str, x: str, *keys: str, outputs: int | None = None) -> str:
+        """Linear layers of x, side by side; `outputs` of each of them."""
+        whole = tuple(f"{self.path}{key}" for key in keys)
+        return self._linear(self.at + name, x, whole, outputs)
+
+    def _linear(self, name: str, x: str, keys: tuple[str, ...], outputs: int | None = None) -> str:
+        if keys not in self._linears:
+            self._linears[keys] = name, self.joined(keys, self.channels(x), outputs)
+        stem, linear = self._linears[keys]
+        return self._add("linear", name, (x,), linear.weight.shape[0], params=linear, stem=stem)
+
+    def act(self, name: str, x: str, function: str | None = None) -> str:
+        """Activation of x; None: the one of config.json."""
+        function = function or self.activation
+        name = self.at + name
+        return self._add("act", name, (x,), self.channels(x), attrs={"function": function})
+
+    def add(self, name: str, term: str, stream: str) -> str:
+        """Sum of a term and the residual stream."""
+        return self._add("add", self.at + name, (term, stream), self.channels(stream))
+
+    def attention(self, name: str, qkv: str) -> str:
+        """Softmax attention of queries, keys and values, which are side by side in qkv."""
+        channels, name = self.channels(qkv) // 3, self.at + name
+        return self._add("attention", name, (qkv, SEQUENCES), channels, attrs={"heads": self.heads})
+
+    # -- heads ----------------------------------------------------------------------------------
+
+    def first(self, x: str) -> str:
+        """The first row of every sequence."""
+        attrs = {"rows": "sequence"}
+        return self._add("take", "head.rows", (x, SEQUENCES), self.channels(x), attrs=attrs)
+
+    def asked(self, x: str) -> str:
+        """The rows that the caller asks for."""
+        attrs = {"rows": "position"}
+        return self._add("take", "head.rows", (x, POSITIONS), self.channels(x), attrs=attrs)
+
+    def mean(self, x: str) -> str:
+        """The mean of every sequence's rows."""
+        return self._add("mean", "head.mean", (x, SEQUENCES), self.channels(x))
+
+    def dense(self, x: str, key: str, function: str | None = None, norm: str | None = None) -> str:
+        """One stage of a head: linear, activation, LayerNorm, the latter two where they are named.
+
+        Keys are complete: heads lie beside the encoder.
+        """
+        at = self._stage()
+        x = self._linear(at, x, (key,))
+        if function:
+            x = self.act(f"{at}.act", x, function)
+        return self._norm(f"{at}.norm", x, norm) if norm else x
+
+    def decoder(self, x: str, key: str) -> str:
+        """Masked-LM decoder; tied where its weight is absent or equals the word table."""
+        word = self._nodes["embed.sum"].params.word
+        weight, above = f"{key}.weight", key.rpartition(".")[0]
+        table = self.checkpoint.tensor(weight, word.shape) if weight in self.checkpoint else word
+        own, other = f"{key}.bias", f"{above}.bias"  # transformers ties these two
+        bias = self.checkpoint.tensor(own if own in self.checkpoint else other, word.shape[:1])
+        tied, at = np.array_equal(table, word), self._stage()
+        return self._add(
+            "linear",
+            at,
+            (x,),
+            len(word),
+            params=Linear(table, bias, keys=(key,)),
+            stem=WORD_STEM if tied else at,
+            attrs={"tied": tied},
+        )
+
+    def _stage(self) -> str:
+        count = sum(1 for name in self._nodes if name.startswith("head") and "." not in name)
+        return f"head{count}"
+
+
+def activation_of(checkpoint: Checkpoint, family: Family) -> str:
+    """Return the activation that config.json names, a value of ACTIVATIONS."""
+    key = family.config_keys["activation"]
+    name = checkpoint.setting(key, str, family.act)
+    if name not in ACTIVATIONS or name == "tanh":
+        raise CheckpointError(
+            f"config key {key!r} = {name!r} is not supported",
+            where=str(checkpoint.path / "config.json"),
+            hint="supported: " + ", ".join(sorted(set(ACTIVATIONS) - {"tanh"})),
+        )
+    return ACTIVATIONS[name]

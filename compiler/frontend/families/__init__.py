@@ -1,0 +1,18 @@
+"""One file per family of encoders: which weights it has, and how they are put together."""
+
+from intformer.frontend.builder import Family
+from intformer.frontend.families.albert import ALBERT
+from intformer.frontend.families.bert import BERT
+from intformer.frontend.families.distilbert import DISTILBERT
+from intformer.frontend.families.electra import ELECTRA
+from intformer.frontend.families.roberta import IBERT, ROBERTA
+
+FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "ibert": IBERT,
+    "xlm-roberta": ROBERTA,
+    "distilbert": DISTILBERT,
+    "electra": ELECTRA,
+    "albert": ALBERT,
+}

@@ -1,0 +1,38 @@
+"""BERT (arXiv 1810.04805); transformers' BertModel."""
+
+from intformer.frontend.builder import Builder, Family
+from intformer.frontend.families import post_ln
+from intformer.frontend.families.post_ln import BERT_LAYER
+
+
+def encoder(g: Builder) -> str:
+    """Embeddings and layers."""
+    x = g.norm("embed.norm", g.embed(), "embeddings.LayerNorm")
+    for at in g.layers(g.numbered("encoder.layer")):
+        x = post_ln.layer(at, x, BERT_LAYER)
+    return x
+
+
+def classify(g: Builder, x: str) -> str:
+    """The pooler of the first token, then the classifier."""
+    return g.dense(g.dense(g.first(x), f"{g.prefix}pooler.dense", "tanh"), "classifier")
+
+
+def fill_masks(g: Builder, x: str) -> str:
+    """A word for every position asked for."""
+    at = "cls.predictions.transform"
+    x = g.dense(g.asked(x), f"{at}.dense", g.activation, f"{at}.LayerNorm")
+    return g.decoder(x, "cls.predictions.decoder")
+
+
+BERT = Family(
+    encoder,
+    {
+        "features": post_ln.features,
+        "sequence-classification": classify,
+        "token-classification": post_ln.classify_tokens,
+        "question-answering": post_ln.answer,
+        "masked-lm": fill_masks,
+    },
+    prefix="bert.",
+)

@@ -1,0 +1,54 @@
+"""DistilBERT (arXiv 1910.01108): BERT without token types and pooler, under other names."""
+
+from intformer.frontend.builder import Builder, Family
+from intformer.frontend.families import post_ln
+from intformer.frontend.families.post_ln import LayerKeys
+
+LAYER = LayerKeys(
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    out="attention.out_lin",
+    norm1="sa_layer_norm",
+    ffn1="ffn.lin1",
+    ffn2="ffn.lin2",
+    norm2="output_layer_norm",
+)
+
+
+def encoder(g: Builder) -> str:
+    """Embeddings and layers."""
+    x = g.norm("embed.norm", g.embed(), "embeddings.LayerNorm")
+    for at in g.layers(g.numbered("transformer.layer")):
+        x = post_ln.layer(at, x, LAYER)
+    return x
+
+
+def classify(g: Builder, x: str) -> str:
+    """A dense layer of the first token, then the classifier."""
+    return g.dense(g.dense(g.first(x), "pre_classifier", "relu"), "classifier")
+
+
+def fill_masks(g: Builder, x: str) -> str:
+    """A word for every position asked for."""
+    x = g.dense(g.asked(x), "vocab_transform", g.activation, "vocab_layer_norm")
+    return g.decoder(x, "vocab_projector")
+
+
+DISTILBERT = Family(
+    encoder,
+    {
+        "features": post_ln.features,
+        "sequence-classification": classify,
+        "token-classification": post_ln.classify_tokens,
+        "question-answering": post_ln.answer,
+        "masked-lm": fill_masks,
+    },
+    prefix="distilbert.",
+    config_keys={
+        "hidden": "dim",
+        "heads": "n_heads",
+        "layers": "n_layers",
+        "activation": "activation",
+    },
+)

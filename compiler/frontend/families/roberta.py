@@ -1,0 +1,34 @@
+"""RoBERTa (arXiv 1907.11692) and what has its shape: XLM-R; I-BERT's float model."""
+
+from dataclasses import replace
+
+from intformer.frontend.builder import Builder, Family
+from intformer.frontend.families import post_ln
+from intformer.frontend.families.bert import encoder
+
+
+def classify(g: Builder, x: str) -> str:
+    """A dense layer of the first token, then the classifier."""
+    return g.dense(g.dense(g.first(x), "classifier.dense", "tanh"), "classifier.out_proj")
+
+
+def fill_masks(g: Builder, x: str) -> str:
+    """A word for every position asked for."""
+    x = g.dense(g.asked(x), "lm_head.dense", "gelu", "lm_head.layer_norm")
+    return g.decoder(x, "lm_head.decoder")
+
+
+ROBERTA = Family(
+    encoder,
+    {
+        "features": post_ln.features,
+        "sequence-classification": classify,
+        "token-classification": post_ln.classify_tokens,
+        "question-answering": post_ln.answer,
+        "masked-lm": fill_masks,
+    },
+    prefix="roberta.",
+    positions="padding",
+    pad=1,
+)
+IBERT = replace(ROBERTA, prefix="ibert.", fold=False)  # the float model it was trained as

@@ -1,0 +1,1 @@
+"""What programs are: the float graph of an encoder."""

@@ -1,0 +1,142 @@
+"""The float graph in float32, over packed tokens: what calibration observes and accuracy means."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from intformer.ir.graph import TANH_GELU, Graph, Node
+
+Hook = Callable[[str, object], object]
+
+
+def run(
+    graph: Graph,
+    inputs: dict[str, np.ndarray],
+    tap: Hook | None = None,
+    operand: Hook | None = None,
+    start: tuple[str, object] | None = None,
+) -> np.ndarray:
+    """Run packed tokens in float32.
+
+    inputs   as IntModel.run takes them
+    tap      called with (edge, float32 tensor [rows, channels]) as each edge is made; a tensor that
+             it returns takes the place of the edge
+    operand  called with (edge, what a linear reads there) in the same way; what it returns is read
+             by that linear alone, not by the residual
+    start    (edge, x): one of Graph.cuts and its torch tensor, to go on from
+    Returns float32 [rows, channels]: what the compiled model's output stands for.
+    """
+    import torch
+
+    with torch.inference_mode():
+        return _run(graph, inputs, tap or _watch, operand or _watch, start).numpy()
+
+
+def _watch(edge: str, x) -> None:
+    """Change nothing: the hook of a plain run."""
+
+
+def _run(graph: Graph, inputs: dict, tap: Hook, operand: Hook, start):
+    edges: dict[str, object] = {}
+    nodes = graph.nodes
+    if start is not None:
+        edges[start[0]] = start[1]
+        nodes = nodes[1 + nodes.index(graph[start[0]]) :]
+    last = {name: node for node in nodes for name in node.inputs}  # memory: drop what is read
+    for node in nodes:
+        read = [edges[name] for name in node.inputs if name in graph]
+        if node.kind == "linear":
+            new = operand(graph.source(node.inputs[0]), read[0])
+            read[0] = read[0] if new is None else new
+        made = RUN[node.kind](node, inputs, *read)
+        if node.kind not in ("take", "mean"):
+            new = tap(node.name, made)
+            made = made if new is None else new
+        edges[node.name] = made
+        for name in node.inputs:
+            if last[name] is node:
+                edges.pop(name, None)
+    return edges[graph.output]
+
+
+def activate(x, function: str):
+    """Apply one of ACTIVATIONS' values to a torch tensor."""
+    from torch.nn import functional
+
+    if function == "relu":
+        return functional.relu(x)
+    if function == "tanh":
+        return x.tanh()
+    return functional.gelu(x, approximate="tanh" if function == TANH_GELU else "none")
+
+
+def _embed(node: Node, inputs: dict):
+    import torch
+
+    tables = node.params
+    x = torch.from_numpy(tables.word[inputs["input_ids"]])
+    if tables.types is not None:
+        x = x + torch.from_numpy(tables.types[inputs["token_type_ids"]])
+    return x + torch.from_numpy(tables.position[inputs["position_ids"]])
+
+
+def _norm(node: Node, inputs: dict, x):
+    import torch
+    from torch.nn import functional
+
+    norm = node.params
+    weight, bias = torch.from_numpy(norm.weight), torch.from_numpy(norm.bias)
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+
+
+def _linear(node: Node, inputs: dict, x):
+    import torch
+    from torch.nn import functional
+
+    weight, bias = torch.from_numpy(node.params.weight), torch.from_numpy(node.params.bias)
+    return functional.linear(x, weight, bias)
+
+
+def _act(node: Node, inputs: dict, x):
+    return activate(x, node.attrs["function"])
+
+
+def _add(node: Node, inputs: dict, term, stream):
+    return term + stream
+
+
+def _attention(node: Node, inputs: dict, qkv):
+    import torch
+    from torch.nn import functional
+
+    q, k, v = qkv.chunk(3, dim=-1)
+    context, heads = torch.empty_like(q), node.attrs["heads"]
+    for start, end in pairwise(inputs["cu_seqlens"].tolist()):
+        parts = (t[start:end].unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k, v))
+        one = functional.scaled_dot_product_attention(*parts)
+        context[start:end] = one.transpose(0, 1).flatten(1)
+    return context
+
+
+def _take(node: Node, inputs: dict, x):
+    index = inputs[node.inputs[1]].tolist()
+    return x[index[:-1] if node.attrs["rows"] == "sequence" else index]
+
+
+def _mean(node: Node, inputs: dict, x):
+    import torch
+
+    return torch.stack([x[a:b].mean(0) for a, b in pairwise(inputs["cu_seqlens"].tolist())])
+
+
+RUN = {
+    "embed": _embed,
+    "norm": _norm,
+    "linear": _linear,
+    "act": _act,
+    "add": _add,
+    "attention": _attention,
+    "take": _take,
+    "mean": _mean,
+}

@@ -1,0 +1,251 @@
+"""The float graph: one description of an encoder, walked by everything that comes after.
+
+A graph is a list of nodes in the order of execution; each makes one edge, which has its name. Who
+reads an edge decides how wide its integers are: a `linear` reads an int8 operand, `add` and `norm`
+read 16 bits or more.
+
+kind       inputs            parameters  attributes
+embed      ids of the batch  Tables
+norm       x                 Norm
+linear     x                 Linear      tied: the weight is the word table
+act        x                             function: a value of ACTIVATIONS
+add        term, stream                  the stream is the residual that goes past the term
+attention  qkv, cu_seqlens               heads
+take       x, index                      rows: what a picked row stands for
+mean       x, cu_seqlens                 one row per sequence
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+TANH_GELU = "gelu_tanh"
+ACTIVATIONS = {  # config value -> the function it names
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": TANH_GELU,
+    "gelu_fast": TANH_GELU,
+    "gelu_pytorch_tanh": TANH_GELU,
+    "relu": "relu",
+    "tanh": "tanh",
+}
+KINDS = ("embed", "norm", "linear", "act", "add", "attention", "take", "mean")
+WORD_STEM = "embed.word"  # where the word table is stored, which a tied decoder multiplies with
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """y = x @ weight.T + bias; weight float32 [N, K], bias float32 [N].
+
+    parts  how many tensors of the checkpoint the rows are, all of one size
+    keys   their keys in the checkpoint, without .weight and .bias
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    parts: int = 1
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """LayerNorm over the last axis; weight, bias float32 [C]."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Embedding tables that are added up; word [V, E], position [P, E].
+
+    types  [T, E], or None where there is nothing to choose
+    """
+
+    word: np.ndarray
+    position: np.ndarray
+    types: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One step.
+
+    kind      one of KINDS
+    name      of the edge it makes
+    inputs    edges, and names of program inputs
+    channels  of the edge
+    params    what the kind takes, see above
+    stem      of a linear: where its weight is stored; layers that share a weight share the stem
+    attrs     of the kind, see above
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    channels: int
+    params: Linear | Norm | Tables | None = None
+    stem: str = ""
+    attrs: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One weight and everything that multiplies with it.
+
+    stem    where the weight is stored
+    linear  the float weight
+    edges   what feeds it: one edge, or one per repetition of a shared layer
+    tied    the weight is the word table, which has one scale per row and no more
+    """
+
+    stem: str
+    linear: Linear
+    edges: tuple[str, ...]
+    tied: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in order of execution; the last one makes what the model returns.
+
+    head  name of the head
+    """
+
+    nodes: tuple[Node, ...]
+    head: str
+
+    @cached_property
+    def _by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _readers(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
+
+    def __getitem__(self, edge: str) -> Node:
+        """Return the node that makes an edge."""
+        return self._by_name[edge]
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether this is an edge, and not an input of the program."""
+        return name in self._by_name
+
+    @property
+    def output(self) -> str:
+        """The edge that the model returns."""
+        return self.nodes[-1].name
+
+    @property
+    def tables(self) -> Tables:
+        """The embedding tables."""
+        return next(node.params for node in self.nodes if node.kind == "embed")
+
+    def of_kind(self, kind: str) -> list[Node]:
+        """Return all nodes of one kind."""
+        return [node for node in self.nodes if node.kind == kind]
+
+    def readers(self, edge: str) -> list[Node]:
+        """Return the nodes that read an edge."""
+        return self._readers.get(edge, [])
+
+    def source(self, edge: str) -> str:
+        """Return the edge whose values these are: that which a `take` picks rows from."""
+        while self[edge].kind == "take":
+            edge = self[edge].inputs[0]
+        return edge
+
+    def final_readers(self, edge: str) -> list[Node]:
+        """Return the nodes that compute with an edge's values, past every `take`."""
+        found = []
+        for node in self.readers(edge):
+            found += self.final_readers(node.name) if node.kind == "take" else [node]
+        return found
+
+    def linear_reader(self, edge: str) -> Node | None:
+        """Return the linear node that reads an edge as int8; None where none does."""
+        found = {n.stem: n for n in self.final_readers(edge) if n.kind == "linear"}
+        if len(found) > 1:
+            raise ValueError(f"{edge} is read by the weights {', '.join(found)}: join them")
+        return next(iter(found.values()), None)
+
+    def adds(self, edge: str) -> list[Node]:
+        """Return the sums in which an edge is the residual."""
+        return [n for n in self.readers(edge) if n.kind == "add" and n.inputs[1] == edge]
+
+    def operands(self) -> list[Operand]:
+        """Return every weight of a linear once, in the order of first use."""
+        nodes: dict[str, list[Node]] = {}
+        for node in self.of_kind("linear"):
+            nodes.setdefault(node.stem, []).append(node)
+        return [
+            Operand(
+                stem,
+                uses[0].params,
+                tuple(self.source(node.inputs[0]) for node in uses),
+                bool(uses[0].attrs.get("tied")),
+            )
+            for stem, uses in nodes.items()
+        ]
+
+    def ranged(self) -> dict[str, int]:
+        """Return edge -> channels of all whose range decides a scale.
+
+        The others follow: a sum of table entries has a bound, a term of a sum the scale of the sum,
+        an input of an activation that of its output, and logits the bound of their weights.
+        """
+        found = {}
+        for node in self.nodes:
+            if node.kind in ("norm", "act", "add", "attention"):
+                found[node.name] = node.channels
+            elif node.kind == "linear":
+                readers = self.final_readers(node.name)
+                if self.adds(node.name) or any(r.kind in ("attention", "linear") for r in readers):
+                    found[node.name] = node.channels
+        return found
+
+    def cuts(self) -> list[str]:
+        """Return the edges from which alone all that comes after can be computed, in order."""
+        last = {node.inputs[i]: at for at, node in enumerate(self.nodes) for i in _edges(node)}
+        found, reach = [], -1
+        for at, node in enumerate(self.nodes[:-1]):
+            # nothing made before this edge is read after it
+            if reach <= at and node.kind not in ("take", "mean"):
+                found.append(node.name)
+            reach = max(reach, last.get(node.name, at))
+        return found
+
+    def replaced(self, changed: Iterable[Node]) -> "Graph":
+        """Return the graph with the nodes of these names replaced."""
+        new = {node.name: node for node in changed}
+        return replace(self, nodes=tuple(new.get(node.name, node) for node in self.nodes))
+
+    def with_weight(self, stem: str, weight: np.ndarray) -> "Graph":
+        """Return the graph with one weight or table replaced, everywhere it is used.
+
+        stem    Operand.stem, or embed.word, embed.type, embed.position
+        weight  of the same shape; taken as float32
+        """
+        weight, changed = weight.astype(np.float32), []
+        for node in self.nodes:
+            if node.kind == "linear" and node.stem == stem:
+                changed.append(replace(node, params=replace(node.params, weight=weight)))
+            if node.kind == "embed" and (table := TABLES.get(stem)):
+                changed.append(replace(node, params=replace(node.params, **{table: weight})))
+        return self.replaced(changed)
+
+
+TABLES = {WORD_STEM: "word", "embed.type": "types", "embed.position": "position"}  # stem -> field
+
+
+def _edges(node: Node) -> range:
+    """Return which inputs of a node are edges: the first ones; embed has none."""
+    count = {"embed": 0, "add": 2}.get(node.kind, 1)
+    return range(count)

@@ -1,0 +1,1 @@
+"""A float graph becomes an integer program."""

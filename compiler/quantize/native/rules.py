@@ -1,0 +1,185 @@
+"""One rule per kind of node: what it becomes in recipe native.
+
+A rule reads the integers its inputs already have, and makes those its readers need: int8 for a
+linear, int16 for the residual of a sum, an accumulator for what brings it to a scale of its own.
+"""
+
+import numpy as np
+
+from intformer.ir.graph import Node
+from intformer.model import IntModel
+from intformer.quantize.methods import TINY
+from intformer.quantize.native.emitter import NativeEmitter
+from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
+from intformer.relay_ops import attention
+
+SUM_MAX = 2**17 - 1  # of the embedding sum, in int32
+LOGIT_BITS = 24  # logits fit this many bits whatever the input
+POOL_FRACTION_BITS = 12
+WIDTHS = {
+    "word embedding": "int8, one scale per row",
+    "type and position embedding": "int16, one scale per row",
+    "embedding sum": "int32 (18 bits)",
+    "matmul operands": "int8",
+    "weights": "int8, one scale per output channel",
+    "bias": "int32",
+    "accumulators": "int32",
+    "residual sum": "int32 (17 bits), of two int16 terms",
+    "LayerNorm output": "int8 operand and int16 residual",
+    "GELU": "int16, 9 to 13 fraction bits",
+    "tanh": "int32, Q12 in",
+    "attention numerators": "int16, row maximum 4095",
+    "context accumulator": "int32",
+    "mean pooling": f"int32, {POOL_FRACTION_BITS} fraction bits of the int16 scale",
+    "logits": "int32, one scale",
+}
+
+
+class Rules(NativeEmitter):
+    """The state of one lowering: which values hold each edge.
+
+    operands   edge -> int8 value
+    streams    edge -> int16 value at the scale of the residual
+    wide       edge -> int32 or int16 value that is brought to a scale by what reads it
+    """
+
+    def __init__(self, *args):
+        """Start empty."""
+        super().__init__(*args)
+        self.operands: dict[str, str] = {}
+        self.streams: dict[str, str] = {}
+        self.wide: dict[str, str] = {}
+
+    def model(self) -> IntModel:
+        """Run the rule of every node, then bring the last edge to the output."""
+        for node in self.graph.nodes:
+            RULES[node.kind](self, node)
+        output = result(self, self.graph[self.graph.output])
+        meta = {
+            "recipe": "native",
+            "output_rows": self.values[output].rows,
+            "output_scale": self.values[output].scale,
+            "widths": WIDTHS,
+            "warnings": self.warnings,
+        }
+        return IntModel(self.nodes, self.tensors, self.values, output, meta)
+
+
+def emit(scales: Scales, origin: str, rounded: dict, grain: str) -> IntModel:
+    """Return the program (arguments: native.lower)."""
+    return Rules(scales, origin, rounded, grain).model()
+
+
+def embed(e: Rules, node: Node) -> None:
+    """Sum of the tables' rows, at a scale that holds the largest sum."""
+    t = node.params
+    tables = [t.word, t.position] if t.types is None else [t.word, t.types, t.position]
+    reach = sum(float(np.abs(table).max()) for table in tables)
+    scale = max(reach, TINY) * (1 + 1e-3) / SUM_MAX
+    origin = "bound: largest sum of table entries"
+    out = e.value(node.name, "int32", node.channels, scale, origin)
+    constants = e.table("embed.word", t.word, INT8_MAX, scale)
+    if t.types is not None:
+        constants += e.table("embed.type", t.types, INT16_MAX, scale)
+    constants += e.table("embed.position", t.position, INT16_MAX, scale)
+    types = int(t.types is not None)
+    e.node("embed", (*node.inputs, *constants), out, lo=-SUM_MAX, hi=SUM_MAX, types=types)
+    e.wide[node.name] = out
+
+
+def norm(e: Rules, node: Node) -> None:
+    """LayerNorm, to an int8 operand and an int16 residual at once."""
+    s8, s16 = e.scales.operand(node.name), e.scales.stream(node.name)
+    x8, x16 = e.norm(e.wide[node.inputs[0]], node.name, node.params, s8, s16)
+    e.operands[node.name], e.streams[node.name] = x8, x16
+
+
+def linear(e: Rules, node: Node) -> None:
+    """Matrix product; its accumulator stays as it is where what reads it has a scale of its own."""
+    acc = e.matmul(node.name, e.operands[node.inputs[0]], node.stem, node.params)
+    e.wide[node.name] = acc
+    if e.graph.linear_reader(node.name):
+        name, scale = node.name + ".int8", e.scales.operand(node.name)
+        e.operands[node.name] = e.rescale(acc, name, "int8", scale, e.calibrated, INT8_MAX)
+    if e.graph.adds(node.name):
+        name, scale = node.name + ".int16", e.scales.stream(node.name)
+        e.streams[node.name] = e.rescale(acc, name, "int16", scale, e.calibrated, INT16_MAX)
+
+
+def act(e: Rules, node: Node) -> None:
+    """Activation of an accumulator: an int8 operand, or what a LayerNorm reads."""
+    acc, function = e.wide[node.inputs[0]], node.attrs["function"]
+    if e.graph.linear_reader(node.name):
+        scale = e.scales.operand(node.name)
+        e.operands[node.name] = e.activation8(acc, node.name, function, scale)
+    else:
+        e.wide[node.name] = e.activation(acc, node.name, function)
+
+
+def add(e: Rules, node: Node) -> None:
+    """A term brought to the scale of the residual, which is that of the sum, and added to it."""
+    term, stream = node.inputs
+    x16 = e.streams[stream]
+    scale = float(e.scale(x16))
+    y16 = e.rescale(e.wide[term], term, "int16", scale, e.calibrated, INT16_MAX)
+    e.wide[node.name] = e.value(node.name, "int32", node.channels, scale, e.calibrated)
+    e.node("add", (y16, x16), node.name)
+
+
+def attend(e: Rules, node: Node) -> None:
+    """Queries, keys and values to int8, then attention to an int8 operand."""
+    edge, c, heads = node.inputs[0], node.channels, node.attrs["heads"]
+    s_q, s_k, s_v, product = e.scales.attention(edge)
+    scale = np.concatenate([s_q, s_k, s_v])
+    qkv = e.rescale(e.wide[edge], edge, "int8", scale, e.calibrated, INT8_MAX)
+    s_context = e.scales.operand(node.name)
+    tables = attention.tables(product, 1.0, s_v, c // heads, s_context)
+    names = [e.constant(f"{node.name}.{key}", table) for key, table in tables.items()]
+    out = e.value(node.name, "int8", c, s_context, e.calibrated)
+    attrs = {"heads": heads, "head_dim": c // heads}
+    e.node("attention", (qkv, node.inputs[1], *names), out, **attrs)
+    e.operands[node.name] = out
+
+
+def take(e: Rules, node: Node) -> None:
+    """Rows of an operand, or of the residual where no linear reads them."""
+    edge, index = node.inputs
+    held = e.operands if e.graph.linear_reader(node.name) else e.streams
+    v, rows = e.values[held[edge]], node.attrs["rows"]
+    held[node.name] = e.value(node.name, v.dtype, v.channels, v.scale, v.origin, rows)
+    e.node("take_rows", (held[edge], index), node.name, rows=rows)
+
+
+def mean(e: Rules, node: Node) -> None:
+    """Mean of each sequence, with fraction bits, which are the output's."""
+    edge, index = node.inputs
+    x = e.streams[edge]
+    scale = e.scale(x) / 2**POOL_FRACTION_BITS
+    e.value("output", "int32", node.channels, scale, "bound: exact mean", "sequence")
+    e.node("mean_pool", (x, index), "output", fraction_bits=POOL_FRACTION_BITS)
+
+
+def result(e: Rules, node: Node) -> str:
+    """Return the int32 output that the last edge becomes."""
+    if node.kind == "mean":
+        return "output"
+    if node.kind == "linear":
+        acc, limit = e.wide[node.name], 2 ** (LOGIT_BITS - 1) - 1
+        top = float((e.reach[acc] * e.channel_scale(acc)).max())
+        scale = max(top, TINY) / (limit - 1)
+        origin = "bound: largest logit the weights allow"
+        return e.requantize(acc, "output", "int32", scale, origin, limit)
+    x = e.streams[node.name]
+    return e.requantize(x, "output", "int32", e.scale(x), e.values[x].origin, INT16_MAX)
+
+
+RULES = {
+    "embed": embed,
+    "norm": norm,
+    "linear": linear,
+    "act": act,
+    "add": add,
+    "attention": attend,
+    "take": take,
+    "mean": mean,
+}

@@ -1,0 +1,130 @@
+"""Which scale every edge gets, in recipe native, from ranges and factors."""
+
+import numpy as np
+
+from intformer.ir.graph import Graph, Operand
+from intformer.progress import progress
+from intformer.quantize.methods import TINY, channel_peaks, equalise, peak
+from intformer.quantize.observe import Seen
+from intformer.relay_ops import i_gelu, i_layernorm, requantize16
+
+INT8_MAX = 127
+INT16_MAX = 2**15 - 1
+HEADROOM = 2.0  # of 16 and 17-bit scales over the calibrated peak
+GRAINS = ("channel", "tensor")  # what has one weight scale
+
+
+def split_scales(q, k, v):
+    """Return s_q, s_k, s_v [C] and s_q * s_k, which is the same in every channel.
+
+    q, k, v  peaks [C], positive; NumPy or torch
+    Only the product matters to a score, so each channel splits it to fit its own q and k; v has a
+    scale per channel, which the context's requantize takes out again.
+    """
+    product = (q * k).max() / INT8_MAX**2
+    s_q = (product * q / k) ** 0.5
+    return s_q, product / s_q, v / INT8_MAX, product
+
+
+def equalisation(graph: Graph, seen: dict[str, Seen]) -> dict[str, np.ndarray]:
+    """Return weight stem -> channel factors f [K] of its operand."""
+    return {
+        operand.stem: np.ones(operand.linear.weight.shape[1])
+        if operand.tied
+        else equalise([seen[edge] for edge in operand.edges], operand.linear.weight)
+        for operand in progress(graph.operands(), "equalising channels")
+    }
+
+
+def neutral(graph: Graph) -> dict[str, np.ndarray]:
+    """Return channel factors that change nothing: weight stem -> ones [K]."""
+    return {o.stem: np.ones(o.linear.weight.shape[1]) for o in graph.operands()}
+
+
+class Scales:
+    """Scales of one graph.
+
+    factors  weight stem -> [K]; raised where a channel's producer cannot express less
+    """
+
+    def __init__(self, graph: Graph, seen: dict[str, Seen], factors: dict, method: str):
+        """Choose the scale of every int8 operand."""
+        self.graph, self.seen, self.factors, self.method = graph, seen, dict(factors), method
+        # (weight stem, edge) -> int8 scale of the operand there over its channel factors
+        self.units: dict[tuple[str, str], float] = {}
+        for operand in graph.operands():
+            for edge in operand.edges:
+                self.units[operand.stem, edge] = self._unit(operand, edge)
+            self._raise(operand)
+
+    def operand(self, edge: str) -> np.ndarray:
+        """Return the int8 scale of each channel of an edge, [C]; of its peak if no linear reads it.
+
+        A linear behind a `take` reads it too.
+        """
+        reader = self.graph.linear_reader(edge)
+        if reader is None:
+            top = peak(self.seen[edge], self.method)
+            return np.full(self.graph[edge].channels, max(top, TINY) / INT8_MAX)
+        return self.factors[reader.stem] * self.units[reader.stem, self.graph.source(edge)]
+
+    def stream(self, edge: str) -> float:
+        """Return the int16 scale of an edge that a sum or the output reads.
+
+        It holds what the edge and the sums it goes into saw, and what a LayerNorm can make. It is
+        also that of the other term of the sum: where a sum and its residual are within half of the
+        range, the other term is within the whole.
+        """
+        edges = [edge, *(node.name for node in self.graph.adds(edge))]
+        top = max(float(self.seen[name].peaks.max()) for name in edges)
+        scale = HEADROOM * max(top, TINY) / INT16_MAX
+        made_by = self.graph[edge]
+        if made_by.kind == "norm":
+            least = i_layernorm.least_scale(made_by.params.weight, made_by.params.bias)
+            scale = max(scale, float(least.max()))
+        return scale
+
+    def attention(self, edge: str):
+        """Return split_scales of queries, keys and values."""
+        return split_scales(*np.split(channel_peaks(self.seen[edge], self.method), 3))
+
+    def gelu_top(self, edge: str) -> float:
+        """Return the largest output of an activation that a LayerNorm reads."""
+        return HEADROOM * float(self.seen[edge].peaks.max())
+
+    # -- how the operands' are chosen -----------------------------------------------------------
+
+    def _unit(self, operand: Operand, edge: str) -> float:
+        f = self.factors[operand.stem]
+        importance = np.square(operand.linear.weight).sum(0) * np.square(f)
+        return max(peak(self.seen[edge], self.method, f, importance), TINY) / INT8_MAX
+
+    def _raise(self, operand: Operand) -> None:
+        """Raise the scales of channels too small for what their producer can express.
+
+        A raised channel reaches less of its int8 than it could and clips nothing.
+        """
+        missing = np.ones(1)
+        for edge in operand.edges:
+            scale = self.factors[operand.stem] * self.units[operand.stem, edge]
+            missing = np.maximum(missing, self._least(edge, scale) / scale)
+        if missing.max() == 1:
+            return
+        if operand.tied:  # its factors are 1: all channels get what the smallest one needs
+            for edge in operand.edges:
+                self.units[operand.stem, edge] *= float(missing.max())
+        else:
+            self.factors[operand.stem] = self.factors[operand.stem] * missing
+
+    def _least(self, edge: str, scale: np.ndarray) -> np.ndarray | float:
+        """Return the smallest int8 scale, [K] or one, that an edge can be brought to.
+
+        scale  those chosen so far, [K]: the fraction bits of GELU follow the largest
+        """
+        maker = self.graph[edge]
+        if maker.kind == "norm":
+            return i_layernorm.least_scale(maker.params.weight, maker.params.bias)
+        if maker.kind != "act" or maker.attrs["function"] in ("relu", "tanh"):
+            return 0.0
+        step = 2.0 ** -i_gelu.fraction_bits(INT8_MAX * float(scale.max()))
+        return step / requantize16.MAX_RATIO * (1 + 1e-6)
