@@ -13,7 +13,7 @@ PUBLIC = {  # name -> module that has it
     "import_model": "intformer.frontend",
     "compile": "intformer.pipeline",
     "load": "intformer.runtime",
-    "verify": "intformer.compare",
+    "verify": "intformer.proof.verify",
     "evaluate": "intformer.accuracy",
     "TARGETS": "intformer.targets",
     "IntformerError": "intformer.errors",
@@ -30,10 +30,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from intformer.accuracy import evaluate
-    from intformer.compare import verify
     from intformer.errors import IntformerError
     from intformer.frontend import import_model
     from intformer.pipeline import compile
+    from intformer.proof.verify import verify
     from intformer.runtime import load
     from intformer.targets import TARGETS
 
@@ -42,7 +42,12 @@ def __getattr__(name: str) -> object:
     """Load a public name on first use (PEP 562)."""
     if name not in PUBLIC:
         raise AttributeError(f"module 'intformer' has no attribute {name!r}")
-    value = getattr(import_module(PUBLIC[name]), name)
+    try:
+        value = getattr(import_module(PUBLIC[name]), name)
+    except ModuleNotFoundError as error:
+        from intformer.errors import missing_extra
+
+        raise missing_extra(error) from None
     globals()[name] = value
     return value
 

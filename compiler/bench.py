@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.compare import given, random_batch, real_batches, verify
 from intformer.cpu_features import cpu_name
 from intformer.errors import IntformerError
 from intformer.frontend.calibration import read_texts
+from intformer.proof.inputs import given, random_batch, real_batches
+from intformer.proof.verify import verify
 from intformer.roofline import OpTime, op_times
 from intformer.runtime import Library, load
 

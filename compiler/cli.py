@@ -19,15 +19,8 @@ from typing import NoReturn
 
 import intformer
 from intformer import knobs
-from intformer.errors import IntformerError
+from intformer.errors import IntformerError, missing_extra
 
-EXTRAS = {  # module -> extra that brings it
-    name: "compiler"
-    for name in (
-        *("tvm", "tvm_ffi", "torch", "transformers", "safetensors", "rich", "iced_x86"),
-        *("xgboost", "psutil", "cloudpickle", "tornado"),
-    )
-} | {"accelerate": "qat", "matplotlib": "qat"}
 HEADS = (
     *("features", "sentence-embedding", "sequence-classification", "token-classification"),
     *("question-answering", "masked-lm"),
@@ -67,12 +60,7 @@ def as_fault(error: Exception) -> IntformerError:
     if isinstance(error, OSError):
         what = error.strerror or str(error)
         return IntformerError(what.lower(), where=str(error.filename or ""))
-    extra = EXTRAS.get((error.name or "").split(".")[0])
-    if extra is None:
-        raise error
-    return IntformerError(
-        f"{error.name} is not installed", hint=f"pip install 'intformer[{extra}]'"
-    )
+    return missing_extra(error)
 
 
 def one_line(text: str) -> str:
@@ -392,13 +380,14 @@ def rpc_server_verb(args: argparse.Namespace) -> NoReturn:
 
 def verify_verb(args: argparse.Namespace) -> Result:
     """Proof that a library is integer-only and exact."""
-    from intformer.compare import verify
     from intformer.frontend.calibration import read_texts
+    from intformer.proof.verify import verify
 
     report = verify(
         args.library,
         args.source,
         calibrate=args.calibrate,
+        tokenizer=args.tokenizer,
         texts=read_texts(args.texts)[: args.limit] if args.texts else (),
         cases=args.cases,
         seed=args.seed,
@@ -412,7 +401,7 @@ def verify_verb(args: argparse.Namespace) -> Result:
         lines += [f"        {where}: {what}" for where, what in check.findings[:10]]
         if len(check.findings) > 10:
             lines.append(f"        and {len(check.findings) - 10} more (--json shows all)")
-    lines.append(verified_line(report))
+    lines += [verified_line(report), report.scope]
     return report.to_json(), lines
 
 
@@ -428,9 +417,9 @@ def verified_line(report) -> str:
 
 def inspect_verb(args: argparse.Namespace) -> Result:
     """What a library says of itself."""
-    from intformer.runtime import load
+    from intformer.runtime import LibraryFile
 
-    library = load(args.library, run=False)
+    library = LibraryFile(args.library)
     graph = library.graph()
     about = {k: v for k, v in library.metadata.items() if k not in ("labels", "variants")}
     kernels: dict[str, int] = {}
@@ -443,9 +432,7 @@ def inspect_verb(args: argparse.Namespace) -> Result:
         "library": str(args.library),
         "bytes": Path(args.library).stat().st_size,
         "metadata": library.metadata,
-        "variant_in_use": library.variant,
-        "device": library.device,
-        "not_run_here": {name: why for name, why in library.refusals().items() if why},
+        "not_run_here": not_run_here(library),
         "ops": ops,
         "kernels": kernels,
         "values": graph["values"],
@@ -468,18 +455,24 @@ def inspect_verb(args: argparse.Namespace) -> Result:
     return data, lines
 
 
+def not_run_here(library) -> dict[str, str]:
+    """Return why variants do not run on this machine, by what the system says of its CPU."""
+    from intformer.cpu_features import host_features
+
+    have = host_features()
+    lacks = {name: set(features) - have for name, features in library.variants.items()}
+    return {name: f"this CPU lacks {', '.join(sorted(f))}" for name, f in lacks.items() if f}
+
+
 def variant_rows(library, data: dict) -> list[tuple[str, str, str]]:
-    """Return a line for each variant: its name, what it is on this machine, what it needs."""
+    """Return a line for each variant: its name, whether this CPU has what it needs, its needs."""
     rows = []
     arches = {v["name"]: v["arch"] for v in library.metadata["variants"]}
-    used = data["variant_in_use"]
     for name, features in library.variants.items():
         here = data["not_run_here"].get(name, "runs")
         needs = " ".join(features) or "any x86-64"
         if arches[name]:
-            needs = f"GPU, {arches[name]} or newer"
-        if used and used.split(" ")[0] == name:  # of a GPU: "t4 cubin"
-            here = f"in use: {used}, {data['device']}" if data["device"] else "in use"
+            here, needs = "not tried", f"GPU, {arches[name]} or newer"
         rows.append((name, here, needs))
     return rows
 
@@ -906,6 +899,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("library")
     sub.add_argument("--source", metavar="SRC", help="import this again and compare the integers")
     sub.add_argument("--calibrate", metavar="FILE", help="calibration text of that import")
+    sub.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of that import")
     sub.add_argument("--texts", metavar="FILE", help="real inputs to run as well")
     sub.add_argument("--limit", type=positive, default=64, help="texts to take (default: 64)")
     sub.add_argument("--cases", type=positive, default=2, help="random batches (default: 2)")

@@ -1,5 +1,15 @@
 """The errors a user sees: what is wrong (with the value), where, and what to do."""
 
+from importlib.util import find_spec
+
+EXTRAS = {  # module -> extra that brings it
+    name: "compiler"
+    for name in (
+        *("tvm", "tvm_ffi", "torch", "transformers", "safetensors", "rich", "iced_x86"),
+        *("xgboost", "psutil", "cloudpickle", "tornado"),
+    )
+} | {"accelerate": "qat", "matplotlib": "qat"}
+
 
 class IntformerError(Exception):
     """Anything the user can mend. Printed as one line, exit code 1.
@@ -34,3 +44,24 @@ class LibraryError(IntformerError):
     """
 
     code = 0
+
+
+def missing_extra(error: ModuleNotFoundError) -> IntformerError:
+    """Return the error that names the extra to install; raise any other missing module again."""
+    extra = EXTRAS.get((error.name or "").split(".")[0])
+    if extra is None:
+        raise error
+    return IntformerError(
+        f"{error.name} is not installed", hint=f"pip install 'intformer[{extra}]'"
+    )
+
+
+def require(*modules: str) -> None:
+    """Raise the error of `missing_extra` unless all these modules are installed."""
+    for name in modules:
+        try:
+            found = find_spec(name)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise missing_extra(ModuleNotFoundError(name=name))

@@ -23,13 +23,15 @@ from pathlib import Path
 import numpy as np
 
 import intformer
-from intformer import footer, plan_c
+from intformer import plan_c
 from intformer.cpu_features import CPU_FEATURES
 from intformer.elf import Elf
 from intformer.errors import CompileError
 from intformer.memory import ROWS
 from intformer.model import INPUTS, IntModel
 from intformer.plan import BLOCK, COUNTS, Buffer, Launch, Plan, Variant, capability, symbol
+from intformer.runtime import footer
+from intformer.runtime.file import ENTRY, INDEX, INDEX_MAGIC
 
 SOURCES = Path(__file__).parent / "c"
 GLIBC_FLOOR = (2, 34)  # libraries run on this glibc and newer; the build fails if one would not
@@ -50,11 +52,23 @@ CFLAGS = [
     *("-ffunction-sections", "-fno-strict-aliasing", "-D__NO_INLINE__", "-Wall", "-Wextra"),
 ]
 LDFLAGS = [
-    *("-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,--strip-debug", "-Wl,--as-needed"),
+    *(
+        "-shared",
+        "-nostartfiles",
+        "-Wl,-z,separate-code",
+        "-Wl,-Bsymbolic",
+        "-Wl,--gc-sections",
+        "-Wl,--strip-debug",
+        "-Wl,--as-needed",
+    ),
     *("-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-z,noexecstack", "-Wl,-z,relro", "-Wl,-z,now"),
 ]
 RUNTIME = ("runtime", "input", "host", "pool", "cpu")  # sources in compiler/c of a library
 RUNTIME_GPU = ("runtime", "input", "cuda", "cuda_driver", "cuda_kernels", "cuda_memory")
+BUILD_KEYS = {  # of metadata.json that are not the model's; `warnings` joins those of both
+    *("name", "intformer", "abi_version", "target", "variants", "inputs", "output", "output_rows"),
+    *("output_channels", "limits", "glibc", "kernels", "steps", "tuning", "warnings"),
+}
 LIBRARIES = ["-lc", "-lm", "-lpthread"]
 
 
@@ -106,7 +120,7 @@ def build(
             _check_gpu(plan, variant)
         else:
             _check_objects(plan, variant)
-    limits = _limits(plan, model.meta)
+    checked = limits(plan, model.meta)
     output = plan.buffers[plan.output]
     about = {
         **model.meta,
@@ -122,12 +136,12 @@ def build(
         "output": plan.output,
         "output_rows": output.rows,
         "output_channels": output.channels,
-        "limits": limits,
+        "limits": checked,
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            job = _Job(plan, variants, model, name, limits)
+            job = _Job(plan, variants, model, name, checked)
             done = _build_in(Path(folder), job, path.name, about)
             if header:
                 for file in ("intformer.h", "intformer_open.c"):
@@ -229,7 +243,7 @@ def _launch_fault(launch: Launch) -> str | None:
     return None
 
 
-def _limits(plan: Plan, meta: dict) -> dict[str, int]:
+def limits(plan: Plan, meta: dict) -> dict[str, int]:
     """Return what the library checks input numbers against, from the model's meta."""
     try:
         first = {"column": 0, "padding": (meta.get("pad_token_id") or 0) + 1}[meta["position_rule"]]
@@ -332,19 +346,35 @@ def _bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _write_blob(path: Path, sections: dict[str, bytes], align: int) -> dict[str, tuple[int, int]]:
-    """Write the sections, each aligned, and return name -> (offset, size).
+def _write_blob(
+    path: Path, sections: dict[str, bytes], align: int
+) -> tuple[dict[str, tuple[int, int]], int]:
+    """Write the index and the sections, each aligned; return name -> (offset, size), and all bytes.
 
-    A zero byte follows each of them: the driver reads PTX as a C string.
+    A zero byte follows each section: the driver reads PTX as a C string.
     """
+    head = INDEX.size + ENTRY.size * len(sections)
+    names = b"".join(name.encode() + b"\0" for name in sections)
+    at = _aligned(head + len(names), align)
     index: dict[str, tuple[int, int]] = {}
+    for name, data in sections.items():
+        index[name] = (at, len(data))
+        at = _aligned(at + len(data) + 1, align)
     with path.open("wb") as file:
+        file.write(INDEX.pack(INDEX_MAGIC, len(sections)))
+        for name, (offset, size) in index.items():
+            file.write(ENTRY.pack(head, offset, size))
+            head += len(name.encode()) + 1
+        file.write(names)
         for name, data in sections.items():
-            index[name] = (file.tell(), len(data))
+            file.write(bytes(index[name][0] - file.tell()))
             file.write(data)
-            file.write(bytes(align - file.tell() % align))
-        file.write(bytes(align))  # never empty
-    return index
+        file.write(bytes(at - file.tell()))
+    return index, at
+
+
+def _aligned(size: int, align: int) -> int:
+    return -(-size // align) * align
 
 
 _BLOB_S = """\
@@ -357,6 +387,13 @@ _BLOB_S = """\
 intformer_blob:
 .incbin "blob"
 .size intformer_blob,.-intformer_blob
+# where readers of the file find plan_table: runtime/file.py
+.section .note.intformer,"a",@note
+.balign 4
+.long 10, 8, 1
+.asciz "intformer"
+.balign 4
+.quad intformer_plan - .
 .section .note.GNU-stack,"",@progbits
 """
 
@@ -401,10 +438,11 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
         _call([*cc, *CFLAGS, "-c", f"{source}.c", "-o", made], folder, "compiling")
 
     def link(sections: dict[str, bytes]) -> bytes:
-        index = _write_blob(folder / "blob", sections, GPU_ALIGN if job.gpu else ALIGN)
+        align = GPU_ALIGN if job.gpu else ALIGN
+        index, size = _write_blob(folder / "blob", sections, align)
         inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in runtime))]
         build_id = _digest(inputs, json.dumps([job.name, about["variants"], job.limits]))
-        tables = plan_c.source(job.plan, job.variants, job.name, job.limits, index, build_id)
+        tables = plan_c.source(job.plan, job.variants, job.name, job.limits, index, size, build_id)
         (folder / "plan.c").write_text(tables)
         (folder / "blob.s").write_text(_BLOB_S.format(build_id=build_id.hex()))
         _call([*cc, *CFLAGS, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")

@@ -11,7 +11,7 @@ from intformer.errors import CompileError
 from intformer.model import IntModel
 from intformer.object_cache import ObjectCache
 from intformer.plan import Plan, Variant, symbol
-from intformer.runtime import Library, load
+from intformer.runtime import Library
 from intformer.targets import TargetSpec, chips, get, weight_packing
 
 
@@ -128,7 +128,7 @@ def compile(
             },
             header=header,
         )
-    return load(path, run=False)  # this machine may have no GPU for it
+    return Library(path)  # not loaded: it may be for another machine
 
 
 def _named_for(variant: str, module):
@@ -147,7 +147,7 @@ def compress(module) -> bytes:
 
 
 def _check_integers(module, spec: TargetSpec) -> None:
-    from intformer import tir_check
+    from intformer.proof import tir_check
 
     for finding in tir_check.check(module, vector_shifts=spec.vector_shifts):
         raise CompileError(f"kernel is not integer-only: {finding}", where=f"target {spec.name}")

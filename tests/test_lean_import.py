@@ -48,6 +48,20 @@ def test_what_needs_an_extra_says_so():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "call", ["verify('x.so')", "compile('x', 'x.so')", "import_model('x', head='features')"]
+)
+def test_python_says_which_extra_a_function_needs(call):
+    done = run(
+        "import intformer\n"
+        f"try: intformer.{call}\n"
+        "except intformer.IntformerError as error: print(error)"
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.endswith("is not installed - pip install 'intformer[compiler]'")
+
+
 def test_importing_is_quick():
     """No heavy module comes along, even where the extras are installed."""
     code = (

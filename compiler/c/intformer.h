@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define INTFORMER_ABI_VERSION 3
+#define INTFORMER_ABI_VERSION 4
 
 enum {
   INTFORMER_OK = 0,
@@ -50,8 +50,11 @@ typedef struct {
   void *user; /* handed to observer */
 } intformer_input;
 
+/* Later versions only add fields at the end, so a program built with this header runs every library
+ * from ABI 4 on. Before reading a field that is newer than ABI 4, compare its offset with size. */
 typedef struct {
-  uint32_t abi_version; /* INTFORMER_ABI_VERSION */
+  uint32_t size; /* bytes of this table in the library */
+  uint32_t abi_version; /* INTFORMER_ABI_VERSION it was built with, at least 4 */
   uint32_t output_channels;
   const char *name;
   const uint8_t *build_id; /* 32 bytes, the same as in the file's footer */

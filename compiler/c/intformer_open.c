@@ -10,7 +10,7 @@
 
 #include "intformer.h"
 
-enum { FOOTER = 64, PART = 1 << 16, LANES = 4 };
+enum { FOOTER = 64, PART = 1 << 16, LANES = 4, OLDEST_ABI = 4 };
 
 static uint32_t word(const unsigned char *b) {
   return b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
@@ -142,6 +142,11 @@ static const intformer_api *load(const char *path, const unsigned char *footer, 
     }
     const intformer_api *(*get)(void);
     memcpy(&get, &symbol, sizeof get);
+    if (get()->size < sizeof(intformer_api)) {
+      snprintf(err, err_len, "its table has %u bytes, %zu expected - %s", get()->size,
+               sizeof(intformer_api), path);
+      return NULL;
+    }
     if (!memcmp(get()->build_id, footer + 24, 32)) return get();
   }
   snprintf(err, err_len, "an older library is loaded under this path - %s", path);
@@ -167,9 +172,9 @@ const intformer_api *intformer_open(const char *path, char *err, size_t err_len)
   unsigned abi = (unsigned)little_endian(footer + 56, 4);
   unsigned major = (unsigned)little_endian(footer + 20, 2);
   unsigned minor = (unsigned)little_endian(footer + 22, 2);
-  if (abi != INTFORMER_ABI_VERSION) {
-    snprintf(err, err_len, "library has interface version %u, this program %d - %s", abi,
-             INTFORMER_ABI_VERSION, path);
+  if (abi < OLDEST_ABI) {
+    snprintf(err, err_len, "library has interface version %u, this program reads %d and newer - %s - "
+             "compile the model again", abi, OLDEST_ABI, path);
     return NULL;
   }
   if (!glibc_at_least(major, minor)) {

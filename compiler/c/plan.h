@@ -74,10 +74,15 @@ typedef struct {
   uint64_t bytes[ROW_KINDS]; /* per block of rows; the slot holds the largest of the three */
 } plan_slot;
 
+/* The blob starts with this index, which readers of the file use as well (runtime/file.py): where
+ * the zero-terminated name of each section, its first byte and its size are, from the blob's start. */
 typedef struct {
-  const char *name;
-  uint64_t offset, size; /* in the blob */
-} plan_section;
+  char magic[8]; /* IFINDEX1 */
+  uint64_t count;
+  struct {
+    uint64_t name, offset, size;
+  } sections[];
+} blob_index;
 
 typedef struct {
   const char *name;
@@ -98,7 +103,13 @@ typedef struct {
   uint64_t offset; /* of the cubin or PTX in the blob; a zero byte follows it */
 } plan_variant;
 
+/* A note in the library says where this table is. It starts with what readers of the file need. */
 typedef struct {
+  uint32_t size; /* bytes of this table */
+  uint32_t zero;
+  const intformer_api *api;
+  const unsigned char *blob;
+  uint64_t blob_size;
   const plan_tensor *tensors;
   int32_t num_tensors;
   const plan_step *steps;
@@ -110,8 +121,6 @@ typedef struct {
   const int32_t *outputs;
   const plan_slot *slots;
   int32_t num_slots;
-  const plan_section *sections;
-  int32_t num_sections;
   const plan_variant *variants; /* the fastest first */
   int32_t num_variants;
   int32_t output; /* tensor returned to the caller */

@@ -138,15 +138,23 @@ int if_run(const intformer_input *in, int32_t *out, size_t out_len, char *text, 
 
 /* ---- sections ---- */
 
+static const char *section_name(uint64_t number) {
+  const blob_index *index = (const void *)plan->blob;
+  return number < index->count ? (const char *)plan->blob + index->sections[number].name : NULL;
+}
+
 const void *if_section(const char *name, size_t *size) {
-  for (int32_t i = 0; name && i < plan->num_sections; i++)
-    if (!strcmp(plan->sections[i].name, name)) {
-      if (size) *size = plan->sections[i].size;
-      return intformer_blob + plan->sections[i].offset;
+  const blob_index *index = (const void *)plan->blob;
+  for (uint64_t i = 0; name && i < index->count; i++)
+    if (!strcmp(section_name(i), name)) {
+      if (size) *size = index->sections[i].size;
+      return plan->blob + index->sections[i].offset;
     }
   return NULL;
 }
 
-const char *if_section_name(size_t index) {
-  return index < (size_t)plan->num_sections ? plan->sections[index].name : NULL;
-}
+const char *if_section_name(size_t index) { return section_name(index); }
+
+/* What crtbeginS.o would define: pthread_atfork() names the library by it. Libraries are linked
+ * without that file, so that nothing in them runs when they are loaded. */
+__attribute__((visibility("hidden"))) void *const __dso_handle = (void *)&__dso_handle;

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from intformer.cuda import ptx_check, sass_check
 from intformer.errors import CompileError
-from intformer.finding import Finding
+from intformer.proof.finding import Finding
 
 
 def check(

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from intformer.finding import Finding
+from intformer.proof.finding import Finding
 
 ALLOWED = frozenset(
     """

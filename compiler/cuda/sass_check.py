@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from intformer.cuda.sass import Function, disassemble
 from intformer.cuda.sass_opcodes import MATRIX, fault, is_constant_move
-from intformer.finding import Finding
+from intformer.proof.finding import Finding
 
 TENSOR_CORES = ("dense", "attention")  # kernels that must use them, by how their names start
 NO_SPILLS = ("dense",)  # kernels that may not touch local memory

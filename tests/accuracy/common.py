@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import intformer
-from intformer.compare import carried_tensors, first_difference
 from intformer.errors import IntformerError
 from intformer.model import IntModel
+from intformer.proof.results import first_difference
+from intformer.proof.tensors import carried_tensors
 from intformer.runtime import Library
 from intformer.targets import host_target
 

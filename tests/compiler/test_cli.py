@@ -14,8 +14,8 @@ from small_tokenizer import SENTENCES
 
 import intformer
 from intformer import cli
-from intformer.compare import Check, Report
-from intformer.finding import Finding
+from intformer.proof.finding import Finding
+from intformer.proof.report import Check, Report
 
 DATA = Path(__file__).parents[1] / "data"
 SHAPE = {"hidden": 32, "heads": 1, "layers": 1, "ffn": 48, "labels": 2}

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import intformer
-from intformer import footer, library, runtime
+from intformer import library, runtime
 from intformer.elf import Elf
 from intformer.errors import CompileError, LibraryError
 from intformer.memory import assign_slots, block_bytes
 from intformer.plan import Buffer, Plan, Step
+from intformer.runtime import footer
 
 # ---- what is in the file ----
 
@@ -44,7 +45,7 @@ def test_exports_the_two_entries_alone(toy_path):
 
 def test_code_is_integer_only(toy_path):
     pytest.importorskip("iced_x86")
-    from intformer import machine_code
+    from intformer.proof import machine_code
 
     assert not machine_code.check(toy_path).findings
 

@@ -9,9 +9,10 @@ import pytest
 import toy
 import toy_cuda
 
-from intformer import footer, library, runtime
+from intformer import library, runtime
 from intformer.elf import Elf
 from intformer.errors import CompileError
+from intformer.runtime import footer
 
 
 def build(folder, plan=None, variants=None, **options):
@@ -66,7 +67,7 @@ def test_needs_libc_alone_and_hides_its_symbols(path):
 
 def test_code_is_integer_only(path):
     pytest.importorskip("iced_x86")
-    from intformer import machine_code
+    from intformer.proof import machine_code
 
     assert not machine_code.check(path).findings
 

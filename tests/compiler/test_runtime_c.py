@@ -14,9 +14,10 @@ import pytest
 import toy
 from c_program import PRINT, batch_c, run_c
 
-from intformer import footer, library, runtime
+from intformer import library, runtime
 from intformer.cpu_features import host_features
 from intformer.errors import LibraryError
+from intformer.runtime import footer
 
 SUPPORT = Path(toy.__file__).parent
 

@@ -8,7 +8,7 @@ tvm = pytest.importorskip("tvm", reason="needs the compiler extra")
 
 from tvm.script import tirx as T  # noqa: E402
 
-from intformer import tir_check  # noqa: E402
+from intformer.proof import tir_check  # noqa: E402
 
 
 @T.prim_func(s_tir=True)

@@ -15,11 +15,12 @@ from c_program import PRINT, batch_c, run_c
 from kernels import MISSING
 
 import intformer
-from intformer import compare, library, machine_code, runtime
+from intformer import compare, library, runtime
 from intformer.cpu_features import host_features
 from intformer.elf import Elf
 from intformer.errors import LibraryError
 from intformer.frontend import import_model
+from intformer.proof import machine_code
 from intformer.targets import TARGETS, chips, host_target
 
 SUPPORT = Path(toy.__file__).parent

@@ -12,11 +12,13 @@ import small_tokenizer
 import tvm
 from tvm import te, tirx
 
-from intformer import compare, footer, frontend, pipeline, tir_check
+from intformer import compare, frontend, pipeline
 from intformer.errors import CompileError, IntformerError
-from intformer.finding import Finding
 from intformer.frontend import import_model
+from intformer.proof import tir_check
+from intformer.proof.finding import Finding
 from intformer.relay_ops import OPS
+from intformer.runtime import footer
 
 SHAPE = {"hidden": 32, "heads": 2, "layers": 1, "ffn": 48, "labels": 3, "activation": "relu"}
 CALIBRATION = (7, 12, 30, 3) * 4
@@ -185,13 +187,13 @@ def extra_program():
 
 def test_wrong_default_positions_are_caught(model, tmp_path, monkeypatch):
     """Positions given are right; those the library counts itself start one too late."""
-    limits = pipeline.library._limits
+    limits = pipeline.library.limits
 
     def shifted_limits(plan, meta):
         found = limits(plan, meta)
         return {**found, "first_position": found["first_position"] + 1}
 
-    monkeypatch.setattr(pipeline.library, "_limits", shifted_limits)
+    monkeypatch.setattr(pipeline.library, "limits", shifted_limits)
     report = compare.verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64"))
     found = failed(report)
     assert list(found) == ["defaults"]

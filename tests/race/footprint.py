@@ -97,7 +97,8 @@ def memory(path: Path) -> dict:
 
 def first(path: Path) -> dict:
     """Return milliseconds of the first answer and its parts."""
-    from intformer import footer, runtime
+    from intformer import runtime
+    from intformer.runtime import footer
 
     batch, parts = inputs(16), {}
     check = footer.check

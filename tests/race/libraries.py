@@ -139,7 +139,7 @@ def verified(library: Path) -> list[dict]:
 
 
 def _verify(library: Path) -> list[dict]:
-    from intformer.compare import random_batch
+    from intformer.proof.inputs import random_batch
 
     loaded = intformer.load(library)
     batch = random_batch(loaded.metadata, list(VERIFY_TOKENS), np.random.default_rng(0))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernels import MISSING, Graph, Program, integers, lowered
 
-from intformer import machine_code, tir_check
+from intformer.proof import machine_code, tir_check
 
 TARGET = "sapphirerapids"
 runs_here = pytest.mark.skipif(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from kernels import CHIPS, Chain, Graph, Program
 
-from intformer import machine_code
-from intformer.compare import BASELINE, spelling
 from intformer.elf import Elf
 from intformer.passes.fuse import CHAINS
+from intformer.proof import machine_code
+from intformer.proof.code import BASELINE, spelling
 from intformer.relay_ops import attention, attention_ibert, i_gelu
 from intformer.targets import TARGETS
 

@@ -7,11 +7,11 @@ import pytest
 from kernels import CHIPS, Chain, Graph, Program, lowered, on_every_target
 from tvm.ir import assert_structural_equal
 
-from intformer import machine_code
+from intformer.proof import machine_code
+from intformer.proof.tir_check import check
 from intformer.relay_ops import attention
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.targets import TARGETS
-from intformer.tir_check import check
 
 DENSE = ("matmul", "rescale", "i_gelu", "requantize16")
 K, N = 96, 192  # small, but 12 vectors of columns let most tiles fit

@@ -11,7 +11,7 @@ import lzma
 import warnings
 from typing import TYPE_CHECKING
 
-from intformer.finding import Finding
+from intformer.proof.finding import Finding
 
 if TYPE_CHECKING:
     import tvm

@@ -16,7 +16,8 @@ import numpy as np
 from intformer.errors import LibraryError
 
 MAGIC = b"INTFORM2"
-ABI_VERSION = 3  # INTFORMER_ABI_VERSION of intformer.h
+ABI_VERSION = 4  # INTFORMER_ABI_VERSION of intformer.h
+OLDEST_ABI = 4  # of a library that is still read: the table grows at its end from this one on
 # magic, file length, checksum of all before the footer, glibc floor, build id, ABI version, CRC-32
 # of the footer so far
 _LAYOUT = struct.Struct("<8sQIHH32sI")

@@ -1,7 +1,6 @@
-"""Loads and runs a compiled library. Needs numpy alone, no TVM."""
+"""Loads and runs a compiled library: dlopen, and its table of C functions."""
 
 import ctypes
-import json
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer import footer, knobs
+from intformer import knobs
 from intformer.errors import LibraryError
+from intformer.runtime import footer
+from intformer.runtime.file import LibraryFile
 
 _CODE_HINTS = {3: "see `intformer targets`"}  # INTFORMER_CPU; other messages carry their own
 _INT32 = np.iinfo(np.int32)
@@ -43,7 +44,8 @@ class _Input(ctypes.Structure):
 
 
 class _Api(ctypes.Structure):
-    _fields_ = (
+    _fields_ = (  # as of ABI 4; a later library has more behind them
+        ("size", ctypes.c_uint32),
         ("abi_version", ctypes.c_uint32),
         ("output_channels", ctypes.c_uint32),
         ("name", ctypes.c_char_p),
@@ -82,91 +84,29 @@ def load(path: str | os.PathLike, *, run: bool = True) -> "Library":
     run  False: to read it, so that a missing GPU is no error before `Library.run`; and the process
          may still fork, while True opens the driver of a GPU
     """
-    library = Library(path)
+    library = Library(path).open()
     if run and library.for_gpu:
         library.set_variant(None)
     return library
 
 
-class Library:
-    """A compiled model. Stays loaded until the process ends; usable from several threads.
+class Library(LibraryFile):
+    """A compiled model that runs. Stays loaded until the process ends; usable from several threads.
 
-    path      where it was loaded from
-    metadata  what the compiler wrote about it (section metadata.json)
+    Its code is loaded at the first call that needs it; what LibraryFile has is read from the file.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        """Check the file, then map it; raise LibraryError."""
-        self.path = Path(path)
-        self._api = _open(self.path, footer.check(self.path))
-        self.metadata: dict = self.json("metadata.json")
+    @cached_property
+    def _api(self) -> _Api:
+        api = _open(self.path, self.footer)
         if threads := knobs.threads():
-            self.set_threads(threads)
+            _set_threads(api, threads)
+        return api
 
-    def sections(self) -> list[str]:
-        """Return the names of all sections."""
-        names, index = [], 0
-        while name := self._api.section_name(index):
-            names.append(name.decode())
-            index += 1
-        return names
-
-    def _view(self, name: str) -> np.ndarray:
-        size = ctypes.c_size_t()
-        address = self._api.section(name.encode(), ctypes.byref(size))
-        if address is None:
-            raise LibraryError(f"no section {name!r}", where=str(self.path))
-        view = np.frombuffer((ctypes.c_uint8 * size.value).from_address(address), np.uint8)
-        view.flags.writeable = False
-        return view
-
-    def section(self, name: str) -> bytes:
-        """Return the bytes of a section, such as "plan.json" or "files/tokenizer.json"."""
-        return self._view(name).tobytes()
-
-    def json(self, name: str) -> dict:
-        """Return a JSON section as a dict."""
-        return json.loads(self.section(name))
-
-    def graph(self) -> dict:
-        """Return the IntModel's graph, as IntModel.to_json made it."""
-        return self.json("graph.json")
-
-    def files(self) -> dict[str, bytes]:
-        """Return the tokenizer and config files carried along."""
-        prefix = "files/"
-        names = [name for name in self.sections() if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self.section(name) for name in names}
-
-    @cached_property
-    def plan(self) -> dict:
-        """Steps and buffers as the library runs them (section plan.json)."""
-        return self.json("plan.json")
-
-    @cached_property
-    def packing(self) -> dict:
-        """Dtype, shape and packing of every constant (section packing.json)."""
-        return self.json("packing.json")
-
-    def tensor(self, name: str) -> np.ndarray:
-        """Return a packed constant: a read-only view of the library's own memory."""
-        about = self.packing.get(name)
-        if about is None:
-            raise LibraryError(f"no constant {name!r}", where=str(self.path))
-        return self._view(f"constants/{name}").view(about["dtype"]).reshape(about["shape"])
-
-    def logical(self, name: str, data: np.ndarray) -> np.ndarray:
-        """Return a buffer as the IntModel means it.
-
-        data    physical [rows, width], as an observer sees it
-        result  [rows, channels], zero point removed; int8 where the buffer stores uint8
-        """
-        about = self.plan["buffers"][name]
-        columns = about["channel_map"]
-        data = data[:, : about["channels"]] if columns is None else data[:, columns]
-        if about["zero_point"]:
-            data = (data.astype(np.int32) - about["zero_point"]).astype(np.int8)
-        return data
+    def open(self) -> "Library":
+        """Load the code now; return the library. Raises LibraryError where it does not load."""
+        _ = self._api
+        return self
 
     @property
     def threads(self) -> int:
@@ -175,24 +115,13 @@ class Library:
 
     def set_threads(self, threads: int) -> None:
         """Set the threads of one run; 0 = as affinity and the cgroup quota allow (default)."""
-        if not 0 <= threads <= 1024 or self._api.set_threads(threads):
-            raise LibraryError(f"{threads} threads", hint="a number from 0 to 1024 is needed")
-
-    @property
-    def for_gpu(self) -> bool:
-        """True if the kernels run on a GPU."""
-        return any(v["arch"] for v in self.metadata["variants"])
+        _set_threads(self._api, threads)
 
     @property
     def device(self) -> str | None:
         """Name of the GPU that runs the library; None on a CPU, and where no GPU runs it."""
         name = self._api.device()
         return None if name is None else name.decode()
-
-    @property
-    def variants(self) -> dict[str, list[str]]:
-        """CPU features that each variant of the kernels needs, the fastest variant first."""
-        return {v["name"]: v["cpu_features"] for v in self.metadata["variants"]}
 
     @property
     def variant(self) -> str | None:
@@ -276,6 +205,11 @@ class Library:
         return out
 
 
+def _set_threads(api: _Api, threads: int) -> None:
+    if not 0 <= threads <= 1024 or api.set_threads(threads):
+        raise LibraryError(f"{threads} threads", hint="a number from 0 to 1024 is needed")
+
+
 def _int32(name: str, values: np.ndarray | None) -> np.ndarray | None:
     if values is None:
         return None
@@ -307,12 +241,6 @@ def _wrap(observer: Observer, failed: list[BaseException]) -> _OBSERVER:
 
 def _open(path: Path, about: footer.Footer) -> _Api:
     where = str(path)
-    if about.abi != footer.ABI_VERSION:
-        raise LibraryError(
-            f"library has interface version {about.abi}, this intformer {footer.ABI_VERSION}",
-            where=where,
-            hint="compile the model again",
-        )
     have = _glibc()
     if have is not None and have < about.glibc:
         raise LibraryError(
@@ -331,6 +259,12 @@ def _open(path: Path, about: footer.Footer) -> _Api:
             raise LibraryError(f"cannot load library: {error}", where=where) from None
         loaded.intformer_get.restype = ctypes.POINTER(_Api)
         api = loaded.intformer_get().contents
+        if api.size < ctypes.sizeof(_Api):
+            raise LibraryError(
+                f"its table has {api.size} bytes, {ctypes.sizeof(_Api)} expected",
+                where=where,
+                hint="compile the model again",
+            )
         if bytes(api.build_id.contents) == about.build_id:
             return api
     raise LibraryError("an older library is loaded under this path", where=where)

@@ -1,0 +1,43 @@
+"""The tensor programs (TIR) that a library carries: integers alone, for the kernels it runs."""
+
+from intformer.plan import symbol
+from intformer.proof import tir_check
+from intformer.proof.code import gpu_arches
+from intformer.proof.finding import Finding
+from intformer.proof.report import Check
+from intformer.runtime import LibraryFile
+
+
+def check_programs(library: LibraryFile) -> Check:
+    """Read the TIR that the library carries, which must be of the kernels it runs.
+
+    That the machine code comes from this TIR is not shown here: check_machine_code reads the code.
+    """
+    kernels = {step["kernel"] for step in library.plan["steps"]}
+    arches = gpu_arches(library)
+    findings, functions = [], 0
+    for variant, features in library.variants.items():
+        section = f"tir/{variant}.json.xz"
+        try:
+            module = tir_check.load(library.section(section))
+        except Exception as error:  # lzma, UTF-8, JSON and TVM each have their own
+            fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            findings.append(Finding(section, f"cannot be read: {fault}"))
+            continue
+        functions += len(module.functions)
+        if variant in arches:
+            run = {v["function"] for vs in library.plan["launches"].values() for v in vs}
+        else:
+            run = {symbol(kernel, variant) for kernel in kernels}
+        findings += misnamed(module, run)
+        shifts = variant in arches or "avx2" in features
+        findings += tir_check.check(module, vector_shifts=shifts)
+    return Check("tensor programs", f"{functions} functions", findings)
+
+
+def misnamed(module, kernels: set[str]) -> list[Finding]:
+    """Return what a module has beside one PrimFunc of its own name for each kernel, or lacks."""
+    found = tir_check.programs(module)
+    findings = [Finding(name, "is run, but has no tensor program") for name in kernels - found]
+    findings += [Finding(name, "is no kernel that the library runs") for name in found - kernels]
+    return sorted(findings)

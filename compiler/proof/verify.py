@@ -1,0 +1,125 @@
+"""verify: proves from the library file alone that it is integer-only and computes its IntModel.
+
+First the file is read, and nothing of it runs:
+  loading          loading it maps it and does nothing else: no code runs, no other library comes
+  C table          limits, buffers, steps and CPU features that the code works by are those of its
+                   JSON, and what answers are made with is the model's
+  tensor programs  no float, no division by a variable, no shift LLVM turns into float
+  machine code     every instruction is on the written list of integer work, and the CPU features
+                   each variant uses are the ones it asks for; of a library for GPUs also PTX and
+                   SASS, which must use tensor cores and fit the chip
+  tensors          the packed constants, unpacked, have the SHA-256 recorded before packing
+Then, where nothing was found, it is loaded and run:
+  results          every observed value equals the NumPy reference, bit for bit, in each variant
+                   that this CPU runs
+  defaults         the same with types and positions left to the library, on 1 thread and on several
+And with the checkpoint at hand:
+  source           importing it again gives the same program, integers, meaning and tokenizer
+docs/security.md says what this proves, and what it does not.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from intformer.errors import IntformerError, require
+from intformer.model import IntModel
+from intformer.proof.code import check_machine_code
+from intformer.proof.finding import Finding
+from intformer.proof.inputs import random_batches, real_batches
+from intformer.proof.loading import check_loading
+from intformer.proof.programs import check_programs
+from intformer.proof.report import Check, Report
+from intformer.proof.results import check_defaults, check_results
+from intformer.proof.source import check_source
+from intformer.proof.table import check_table
+from intformer.proof.tensors import carried_tensors, check_tensors
+from intformer.runtime import Library, LibraryFile
+
+NOT_ASKED = "not run, as asked"  # of a check without findings that did not run
+NOT_SOUND = "not run: the library is not loaded, because a check of the file failed"
+STATIC = (
+    ("loading", check_loading),
+    ("C table", check_table),
+    ("tensor programs", check_programs),
+    ("machine code", check_machine_code),
+)
+
+
+def verify(
+    library: LibraryFile | str | Path,
+    source: str | Path | None = None,
+    *,
+    calibrate: str | Path | Sequence | None = None,
+    tokenizer: str | Path | None = None,
+    texts: Sequence[tuple[str, ...]] = (),
+    batches: Sequence[dict[str, np.ndarray]] | None = None,
+    cases: int = 2,
+    seed: int = 0,
+    run: bool = True,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Report:
+    """Check a compiled library; nothing but the file is needed.
+
+    source     the checkpoint it was made from: import again and compare integers and files
+    calibrate  the calibration text of that import
+    tokenizer  the tokenizer.json of that import, where it is not the checkpoint's
+    texts      real inputs to run as well: (sentence,) or (sentence1, sentence2) each
+    batches    inputs to run in place of random ones
+    cases      random batches
+    run        False: read the file alone, and say so; nothing is computed
+    progress   called with the name of each check when it starts
+    Raises LibraryError for a file that is no intformer library.
+    """
+    require("iced_x86", "tvm")
+    if not isinstance(library, LibraryFile):
+        library = Library(library)
+    report = Report(str(library.path), source is not None)
+
+    def add(name: str, check: Callable[[], Check]) -> None:
+        progress(name)
+        report.checks.append(check())
+
+    for name, check in STATIC:
+        add(name, lambda name=name, check=check: guarded(name, check, library))
+    model = read_model(library, report)
+    if model:
+        add("tensors", lambda: check_tensors(library, model.tensors))
+    if not model or not report.ok or not run:
+        why = NOT_ASKED if report.ok else NOT_SOUND
+        report.checks += [Check(name, why, ran=False) for name in ("results", "defaults")]
+    else:
+        kind = "random" if batches is None else "given"
+        batches = random_batches(model.meta, cases, seed) if batches is None else list(batches)
+        add("results", lambda: check_results(library, model, batches, kind))
+        add("defaults", lambda: check_defaults(library, model, seed))
+        if texts:
+            real = real_batches(library, texts)
+            add("results", lambda: check_results(library, model, real, "real"))
+    if source is not None and model:
+        # what answers are made with is metadata.json, which holds the model's meta
+        shipped = replace(model, meta=library.metadata)
+        add("source", lambda: check_source(shipped, source, calibrate, tokenizer))
+    return report
+
+
+def guarded(name: str, check: Callable[[LibraryFile], Check], library: LibraryFile) -> Check:
+    """Return a check of the file; what it cannot read, in a file that may lie, is a finding."""
+    try:
+        return check(library)
+    except IntformerError as error:
+        return Check(name, "cannot be read", [Finding("file", error.what)])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        return Check(name, "cannot be read", [Finding("file", f"{type(error).__name__}: {error}")])
+
+
+def read_model(library: LibraryFile, report: Report) -> IntModel | None:
+    """Return the model with the tensors in the library; None, and a finding, if it cannot."""
+    try:
+        return IntModel.from_json(library.graph(), carried_tensors(library), library.files())
+    except (IntformerError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        finding = Finding("packing.json", f"cannot be unpacked: {error}")
+        report.checks.append(Check("tensors", "cannot be read", [finding]))
+        return None
