@@ -19,11 +19,11 @@ import pytest
 import random_hf
 
 import intformer
-from intformer import compare
 from intformer.cuda import toolchain
 from intformer.cuda.device import Device
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
+from intformer.proof import inputs, results
 from intformer.targets import TARGETS
 
 CASES = [  # family, head, shape; one in the quick tests
@@ -103,11 +103,11 @@ def test_library_on_a_real_gpu(tmp_path, case, own):
     )
     library = intformer.load(intformer.compile(model, tmp_path / "m.so", target=target).path)
     assert intformer.verify(library, cases=2).ok
-    batches = compare.random_batches(library.metadata, 2, seed=1)
+    batches = inputs.random_batches(library.metadata, 2, seed=1)
     for form in ("cubin", "ptx") if own else ("ptx",):
         library.set_variant(f"{target} {form}")
         for batch in batches:
-            finding, _ = compare.first_difference(library, model, batch, model.run(batch))
+            finding, _ = results.first_difference(library, model, batch, model.run(batch))
             assert finding is None
 
 

@@ -15,12 +15,13 @@ from c_program import PRINT, batch_c, run_c
 from kernels import MISSING
 
 import intformer
-from intformer import compare, library, runtime
+from intformer import library, runtime
 from intformer.cpu_features import host_features
 from intformer.elf import Elf
 from intformer.errors import LibraryError
 from intformer.frontend import import_model
-from intformer.proof import machine_code
+from intformer.proof import code, inputs, machine_code, results
+from intformer.proof.verify import verify
 from intformer.targets import TARGETS, chips, host_target
 
 SUPPORT = Path(toy.__file__).parent
@@ -228,7 +229,7 @@ def test_the_best_variant_is_in_use(auto):
 
 
 def test_all_variants_are_proved(auto):
-    report = compare.verify(auto, cases=1)
+    report = verify(auto, cases=1)
     assert report.ok, report
     results = next(check for check in report.checks if check.name == "results")
     assert f"variants {' '.join(HERE)}" in results.detail
@@ -238,7 +239,7 @@ def test_all_variants_are_proved(auto):
 
 def test_all_variants_give_the_same_numbers(auto):
     rng = np.random.default_rng(0)
-    batch = compare.given(auto, compare.random_batch(auto.metadata, [1, 9, 17, 2, 32], rng))
+    batch = inputs.given(auto, inputs.random_batch(auto.metadata, [1, 9, 17, 2, 32], rng))
     before, seen = auto.variant, {}
     for name in HERE:
         auto.set_variant(name)
@@ -252,8 +253,8 @@ def test_a_wrong_variant_is_named(auto, model, monkeypatch):
     run = auto.run
     wrong = HERE[-1]
     monkeypatch.setattr(auto, "run", lambda **x: run(**x) + (auto.variant == wrong))
-    batches = compare.random_batches(model.meta, 1, 0)
-    (finding,) = compare.check_results(auto, model, batches, "random").findings
+    batches = inputs.random_batches(model.meta, 1, 0)
+    (finding,) = results.check_results(auto, model, batches, "random").findings
     assert finding.where.endswith(f", {wrong}")
 
 
@@ -286,7 +287,7 @@ def test_code_of_one_variant_in_another_is_caught(auto, tmp_path):
     ]
     auto.metadata = {**metadata, "variants": swapped}
     try:
-        findings = compare.check_machine_code(auto).findings
+        findings = code.check_machine_code(auto).findings
     finally:
         auto.metadata = metadata
     assert {f.what for f in findings} >= {"code uses AVX2, which variant avx2 does not ask for"}

@@ -12,11 +12,14 @@ import small_tokenizer
 import tvm
 from tvm import te, tirx
 
-from intformer import compare, frontend, pipeline
+from intformer import frontend, pipeline, runtime
 from intformer.errors import CompileError, IntformerError
 from intformer.frontend import import_model
-from intformer.proof import tir_check
+from intformer.model import IntModel
+from intformer.proof import inputs, programs, results, tir_check
 from intformer.proof.finding import Finding
+from intformer.proof.source import check_source
+from intformer.proof.verify import verify
 from intformer.relay_ops import OPS
 from intformer.runtime import footer
 
@@ -82,14 +85,15 @@ def failed(report):
 
 
 def test_a_sound_library_passes(library, source):
-    report = compare.verify(library)
+    report = verify(library)
     assert report.ok, report
     assert [check.name for check in report.checks] == [
-        *("tensor programs", "machine code", "tensors", "results", "defaults")
+        *("loading", "C table", "tensor programs", "machine code", "tensors"),
+        *("results", "defaults"),
     ]
     assert json.loads(json.dumps(report.to_json()))["ok"] is True
     longest = library.metadata["max_length"]
-    lengths = [np.diff(b["cu_seqlens"]) for b in compare.random_batches(library.metadata, 2, 0)]
+    lengths = [np.diff(b["cu_seqlens"]) for b in inputs.random_batches(library.metadata, 2, 0)]
     for wanted in (1, 2, 3, 5, longest):
         assert wanted in np.concatenate(lengths)
 
@@ -125,7 +129,7 @@ def off_by_one(x, c):
     ],
 )
 def test_forbidden_work_is_caught(sabotaged, unchecked, change, words):
-    found = failed(compare.verify(sabotaged("relu", change)))
+    found = failed(verify(sabotaged("relu", change)))
     for check, word in words.items():
         assert any(word in finding.what for finding in found[check]), found
         assert "dense_relu" in found[check][0].where
@@ -139,7 +143,7 @@ def test_the_compiler_refuses_forbidden_work_itself(sabotaged, change, tmp_path)
 
 
 def test_an_off_by_one_in_a_kernel_is_caught(sabotaged):
-    found = failed(compare.verify(sabotaged("requantize", off_by_one)))
+    found = failed(verify(sabotaged("requantize", off_by_one)))
     assert list(found) == ["results", "defaults"]
     (finding,) = found["results"]
     assert finding.where.startswith("requantize -> ")
@@ -174,7 +178,7 @@ def test_tensor_programs_of_other_kernels_are_caught(library, monkeypatch, carri
     section, others = "tir/x86-64.json.xz", library.section
     other = carried(tir_check.load(library.section(section)))
     monkeypatch.setattr(library, "section", lambda name: other if name == section else others(name))
-    check = compare.check_programs(library)
+    check = programs.check_programs(library)
     assert any(words in finding.what for finding in check.findings), check
 
 
@@ -194,10 +198,10 @@ def test_wrong_default_positions_are_caught(model, tmp_path, monkeypatch):
         return {**found, "first_position": found["first_position"] + 1}
 
     monkeypatch.setattr(pipeline.library, "limits", shifted_limits)
-    report = compare.verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64"))
+    report = verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64"))
     found = failed(report)
     assert list(found) == ["defaults"]
-    threads = max(2, compare.load(tmp_path / "a.so").threads)
+    threads = max(2, runtime.load(tmp_path / "a.so").threads)
     assert [finding.where.split(", ")[1] for finding in found["defaults"]] == [
         *("threads: 1", f"threads: {threads}")
     ]
@@ -206,7 +210,7 @@ def test_wrong_default_positions_are_caught(model, tmp_path, monkeypatch):
 def test_a_result_that_depends_on_threads_is_caught(library, model, monkeypatch):
     before, run = library.threads, library.run
     monkeypatch.setattr(library, "run", lambda **inputs: run(**inputs) + (library.threads > 1))
-    check = compare.check_defaults(library, model, 0)
+    check = results.check_defaults(library, model, 0)
     assert len(check.findings) == 1
     assert ", threads: " in check.findings[0].where
     assert library.threads == before
@@ -223,8 +227,8 @@ def test_a_later_run_without_an_observer_is_caught(library, model, monkeypatch, 
         return run(**inputs) + ("observer" not in inputs and len(alone) == wrong_run)
 
     monkeypatch.setattr(library, "run", wrong)
-    batch = compare.random_batches(library.metadata, 1, seed=0)[0]
-    finding, _ = compare.first_difference(library, model, batch, model.run(batch))
+    batch = inputs.random_batches(library.metadata, 1, seed=0)[0]
+    finding, _ = results.first_difference(library, model, batch, model.run(batch))
     assert finding and model.output in finding.where
 
 
@@ -241,7 +245,7 @@ def test_one_wrong_weight_is_caught(model, tmp_path, monkeypatch):
         return build(plan, *args, **kwargs)
 
     monkeypatch.setattr(pipeline.library, "build", build_with_wrong_weight)
-    found = failed(compare.verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64")))
+    found = failed(verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64")))
     # the stored bias holds the weight's row sums, so it no longer fits its hash either
     assert {finding.where for finding in found["tensors"]} >= {name}
     assert all("SHA-256" in finding.what for finding in found["tensors"])
@@ -265,7 +269,7 @@ def test_a_wrong_number_in_padding_is_caught(model, tmp_path, monkeypatch):
         return build(plan, *args, **kwargs)
 
     monkeypatch.setattr(pipeline.library, "build", build_with_dirty_padding)
-    report = compare.verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64"))
+    report = verify(pipeline.compile(model, tmp_path / "a.so", target="x86-64"))
     assert padded
     assert Finding(padded[0], "is not what packing its tensor gives") in failed(report)["tensors"]
 
@@ -274,20 +278,20 @@ def test_code_for_a_cpu_not_asked_for_is_caught(model, tmp_path, monkeypatch):
     """A library that would die of SIGILL where its metadata says it runs."""
     spec = pipeline.get("cascadelake")
     monkeypatch.setattr(pipeline, "get", lambda name: dataclasses.replace(spec, features=()))
-    report = compare.verify(pipeline.compile(model, tmp_path / "a.so"))
+    report = verify(pipeline.compile(model, tmp_path / "a.so"))
     assert any("AVX512" in finding.what for finding in failed(report)["machine code"])
 
 
 def test_a_second_import_is_compared(library, source):
     ids = random_hf.sequences(CALIBRATION, seed=1)
     again = imported(source)
-    model = compare.IntModel.from_json(library.graph(), again.tensors, {})
-    check = compare.check_source(model, source, ids)
+    model = IntModel.from_json(library.graph(), again.tensors, library.files())
+    check = check_source(model, source, ids)
     assert check.ok, check.findings
     name = next(name for name, tensor in again.tensors.items() if tensor.dtype == np.int8)
     again.tensors[name] = again.tensors[name].copy()
     again.tensors[name].flat[3] ^= 1
-    (finding,) = compare.check_source(model, source, ids).findings
+    (finding,) = check_source(model, source, ids).findings
     assert finding.where == name
     assert ", source " in finding.what
 
@@ -313,12 +317,12 @@ def test_a_second_import_is_compared(library, source):
 def test_a_graph_that_is_not_the_source_s_is_caught(model, source, monkeypatch, change, where):
     monkeypatch.setattr(frontend, "import_model", lambda *args, **options: model)
     graph = json.loads(json.dumps(model.to_json()))
-    sound = compare.IntModel.from_json(graph, model.tensors, {})
-    assert compare.check_source(sound, source, None).ok
+    sound = IntModel.from_json(graph, model.tensors, model.files)
+    assert check_source(sound, source, None).ok
     changed = json.loads(json.dumps(graph))
     change(changed)
-    other = compare.IntModel.from_json(changed, model.tensors, {})
-    (finding,) = compare.check_source(other, source, None).findings
+    other = IntModel.from_json(changed, model.tensors, model.files)
+    (finding,) = check_source(other, source, None).findings
     assert finding.where.startswith(where)
 
 
@@ -326,7 +330,7 @@ def test_the_shipped_metadata_is_compared(library, model, source, monkeypatch):
     """Answers are made with metadata.json; graph.json alone may be right."""
     monkeypatch.setattr(frontend, "import_model", lambda *args, **options: model)
     monkeypatch.setitem(library.metadata, "output_scale", 7.0)
-    report = compare.verify(library, source, cases=1)
+    report = verify(library, source, cases=1)
     assert [finding.where for finding in failed(report)["source"]] == ["meta output_scale"]
 
 
@@ -335,7 +339,7 @@ def test_what_this_machine_cannot_run_is_not_proved(library, monkeypatch):
     why = dict.fromkeys(library.variants, "no GPU here")
     monkeypatch.setattr(type(library), "refusals", lambda self: why)
     monkeypatch.setattr(type(library), "variant", None)
-    report = compare.verify(library)
+    report = verify(library)
     assert not report.ok
     refused = [Finding(name, "no GPU here") for name in library.variants]
     assert failed(report) == {"results": refused, "defaults": refused}
@@ -345,7 +349,7 @@ def test_what_this_machine_cannot_run_is_not_proved(library, monkeypatch):
 
 def test_reading_alone_says_that_nothing_ran(library, monkeypatch):
     monkeypatch.setattr(type(library), "run", None)
-    report = compare.verify(library, run=False, texts=[("a", "b")])
+    report = verify(library, run=False, texts=[("a", "b")])
     assert report.ok
     unrun = [(check.name, check.detail) for check in report.checks if not check.ran]
     assert unrun == [("results", "not run, as asked"), ("defaults", "not run, as asked")]
@@ -358,10 +362,10 @@ def test_real_texts_of_a_masked_lm_may_fill_the_limit(tmp_path):
     model = imported(source)
     made = pipeline.compile(model, tmp_path / "a.so", target="x86-64")
     texts = [(" ".join(["the"] * 200),), ("the",)]
-    (batch,) = compare.real_batches(made, texts)
+    (batch,) = inputs.real_batches(made, texts)
     assert np.diff(batch["cu_seqlens"]).tolist() == [made.metadata["max_length"], 3]
     assert len(batch["positions"]) == 2
-    check = compare.check_results(made, model, [batch], "real")
+    check = results.check_results(made, model, [batch], "real")
     assert check.ok, check
 
 
@@ -369,4 +373,4 @@ def test_a_damaged_library_is_refused(library, tmp_path):
     path = tmp_path / "cut.so"
     path.write_bytes(library.path.read_bytes()[: -footer.SIZE - 8])
     with pytest.raises(IntformerError, match="cut short"):
-        compare.verify(path)
+        verify(path)

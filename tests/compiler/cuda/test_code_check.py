@@ -5,9 +5,9 @@ import types
 import cuda_compilers
 import pytest
 
-from intformer import compare
 from intformer.cuda import code_check, sass, toolchain
 from intformer.errors import CompileError
+from intformer.proof import code
 
 SOURCE = """
 extern "C" __global__ void copy__t4(const int *a, int *o, const int *counts) {
@@ -88,7 +88,7 @@ def test_verify_reads_the_code_of_a_library(toy_path):
         plan={"launches": LAUNCHES},
         section={"cuda/t4.cubin": built.cubin, "cuda/t4.ptx": built.ptx}.__getitem__,
     )
-    check = compare.check_machine_code(library)
+    check = code.check_machine_code(library)
     assert not check.ok and check.ran
     assert {finding.where.partition("+")[0] for finding in check.findings} == {
         "cuda/t4.ptx, add__t4",

@@ -7,9 +7,10 @@ import cuda_compilers
 import pytest
 import random_hf
 
-from intformer import cli, compare, pipeline
+from intformer import cli, pipeline
 from intformer.cuda import chips, code_check, predict, toolchain
 from intformer.frontend import import_model
+from intformer.proof import code
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_products_are_those_of_the_shape(library):
 
 def test_its_code_passes_from_either_compiler(library):
     """The library has that of one; the source it carries goes to NVRTC, which has no C headers."""
-    check = compare.check_machine_code(library)
+    check = code.check_machine_code(library)
     assert check.ok, check.findings
     source = lzma.decompress(library.section("cuda/t4.cu.xz")).decode()
     built = toolchain.build(source, "sm_75", compiler=cuda_compilers.compiler("nvrtc"))
