@@ -401,7 +401,7 @@ def verify_verb(args: argparse.Namespace) -> Result:
         lines += [f"        {where}: {what}" for where, what in check.findings[:10]]
         if len(check.findings) > 10:
             lines.append(f"        and {len(check.findings) - 10} more (--json shows all)")
-    lines += [verified_line(report), report.scope]
+    lines += [report.scope, verified_line(report)]
     return report.to_json(), lines
 
 

@@ -44,8 +44,8 @@ class Report:
     """
 
     library: str
-    source: bool = False
     checks: list[Check] = field(default_factory=list)
+    source: bool = False
 
     @property
     def ok(self) -> bool:

@@ -76,7 +76,7 @@ def verify(
     require("iced_x86", "tvm")
     if not isinstance(library, LibraryFile):
         library = Library(library)
-    report = Report(str(library.path), source is not None)
+    report = Report(str(library.path), source=source is not None)
 
     def add(name: str, check: Callable[[], Check]) -> None:
         progress(name)

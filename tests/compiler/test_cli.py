@@ -137,7 +137,8 @@ def test_verify_verb(library, source, call, data, tmp_path):
     found = data("verify", library, "--texts", DATA / "sentences.txt", "--limit", 4)
     assert found["ok"]
     assert [check["name"] for check in found["checks"]] == [
-        *("tensor programs", "machine code", "tensors", "results", "defaults", "results")
+        *("loading", "C table", "tensor programs", "machine code", "tensors"),
+        *("results", "defaults", "results"),
     ]
     calibrate = DATA / "sentences.txt"
     code, out, _ = call("verify", library, "--source", source, "--calibrate", calibrate)
@@ -383,7 +384,7 @@ def test_debug_shows_the_traceback(call, tmp_path, monkeypatch):
 
 def test_a_flag_that_is_no_number(call, library, monkeypatch):
     monkeypatch.setenv("INTFORMER_THREADS", "many")
-    assert "INTFORMER_THREADS='many'" in fault(call, "inspect", library)
+    assert "INTFORMER_THREADS='many'" in fault(call, "run", library, "--text", "a")
 
 
 @pytest.mark.parametrize(
