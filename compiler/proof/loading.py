@@ -1,12 +1,13 @@
 """What the loader would do with a library: map it, and nothing else.
 
 Read are the program headers and the dynamic section, as the loader reads them. A library may need
-libc, libm and libpthread, import the functions listed here and export its two entries. Nothing in
+libc, libm and libpthread, import the functions listed in c/imports.txt and export its two entries. Nothing in
 it may run when it is loaded.
 """
 
 from collections.abc import Iterator
 
+from intformer import library as linker
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
 from intformer.runtime import LibraryFile
@@ -22,15 +23,8 @@ from intformer.runtime.image import (
 )
 
 NEEDED = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2"}
-# what compiler/c calls, and what compilers add to it
-FUNCTIONS = set(
-    "__errno_location __memcpy_chk __register_atfork __sched_cpualloc __sched_cpucount "
-    "__sched_cpufree __snprintf_chk __stack_chk_fail __vsnprintf_chk calloc clock_gettime close "
-    "free getenv getpid malloc memcmp memcpy memmove memset open posix_memalign pthread_atfork "
-    "pthread_create pthread_getspecific pthread_join pthread_key_create pthread_mutex_lock "
-    "pthread_mutex_unlock pthread_once pthread_setspecific read sched_getaffinity snprintf strchr "
-    "strcmp strcspn strerror strlen strncmp strrchr strstr syscall vsnprintf".split()
-)
+# what the sources in compiler/c call, and what compilers add to it
+FUNCTIONS = set((linker.SOURCES / "imports.txt").read_text().split())
 FUNCTIONS_GPU = {"dlerror", "dlopen", "dlsym"}  # the driver is opened at the first run
 # tags of the dynamic section that say where tables are, or are checked below
 HARMLESS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 16, 20, 23, 24, 30}
