@@ -1,8 +1,8 @@
 """What the loader would do with a library: map it, and nothing else.
 
 Read are the program headers and the dynamic section, as the loader reads them. A library may need
-libc, libm and libpthread, import the functions listed in c/imports.txt and export its two entries. Nothing in
-it may run when it is loaded.
+libc, libm and libpthread, import the functions listed in c/imports.txt and export its two entries.
+Nothing in it may run when it is loaded.
 """
 
 from collections.abc import Iterator
