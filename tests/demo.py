@@ -18,9 +18,9 @@ from rich.table import Table
 import intformer
 from intformer import accuracy, bench
 from intformer.edge import Edge, predict
-from intformer.frontend.calibration import read_texts
 from intformer.runtime import Library
 from intformer.targets import host_target
+from intformer.texts import read_texts
 
 DATA = Path(__file__).parent / "data"
 OUT = Path("out")

@@ -16,6 +16,7 @@ FOLDERS = {
 LAYERS = [
     (
         "errors",
+        "texts",
         "knobs",
         "proof.finding",
         "object_cache",

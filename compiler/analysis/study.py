@@ -22,6 +22,7 @@ from intformer.ir.graph import Graph
 from intformer.model import IntModel
 from intformer.progress import progress as bar
 from intformer.quantize.methods import METHODS
+from intformer.texts import read_texts
 
 BATCH_TOKENS = 512  # run at a time: every value of the model is kept for one batch
 JUDGED_TOKENS = 2048  # of the held-out text, compared tensor by tensor
@@ -148,17 +149,12 @@ def study(
             where=str(checkpoint.path / Q8BERT_FILE),
             hint="analyze the FP32 model that it was trained from",
         )
-    texts = calibration.read_texts(calibrate) if isinstance(calibrate, str | Path) else calibrate
+    texts = read_texts(calibrate) if isinstance(calibrate, str | Path) else calibrate
     texts = list(texts)
     if rows is not None and rows < len(texts):
         texts = [texts[i] for i in np.linspace(0, len(texts) - 1, rows).astype(int)]
     if len(texts) < calibration.HELD_OUT:
-        raise CheckpointError(
-            f"{len(texts)} rows of calibration text, {calibration.HELD_OUT} are the least: every "
-            f"{calibration.HELD_OUT}th is held out to judge on",
-            where=str(calibrate) if isinstance(calibrate, str | Path) else "",
-            hint="give more text, or a larger --rows",
-        )
+        raise too_few(len(texts))
     progress("calibrating, and judging every method on held-out text")
     read = ibert if checkpoint.setting("model_type", str) == "ibert" else fp32
     subject = read(checkpoint, texts, method, mode, head)
@@ -169,10 +165,21 @@ def study(
     return measured(subject, str(source), command, progress)
 
 
+def too_few(count: int) -> CheckpointError:
+    """Return the error for text of which nothing could be held out."""
+    return CheckpointError(
+        f"{count} different rows of calibration text, {calibration.HELD_OUT} are the least: every "
+        f"{calibration.HELD_OUT}th is held out to judge on",
+        hint="give more text, or a larger --rows",
+    )
+
+
 def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     """Calibrate a float encoder in every way; the subject is what `compile` would take."""
     calibrated.check_options(checkpoint, None, mode, method)
     seen = calibrated.observe(checkpoint, head, texts)
+    if not seen.held:
+        raise too_few(seen.split.distinct)
     inputs = judged(seen.batches(BATCH_TOKENS))
     wanted = calibrated.float_outputs(seen.graph, inputs)
     remedies, models = [], {}
@@ -205,18 +212,20 @@ def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     import_ibert(checkpoint, mode=mode, head=head, method=method)  # refuses what cannot be
     graph, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
-    fit, held = calibration.choose(calibrated.sequences(texts, files, meta))
+    split = calibration.choose(calibrated.sequences(texts, files, meta))
+    if not split.held:
+        raise too_few(split.distinct)
     mask_id = calibrated.mask_token_id(files, meta)
-    inputs = judged(calibration.batches(held, meta, mask_id, BATCH_TOKENS))
+    inputs = judged(calibration.batches(split.held, meta, mask_id, BATCH_TOKENS))
     wanted = calibrated.float_outputs(graph, inputs)
     remedies, found = [], None
     for each in bar(MODES, "trying both modes"):
-        model = import_ibert(checkpoint, mode=each, head=head, calibrate=fit)
+        model = import_ibert(checkpoint, mode=each, head=head, calibrate=split.fit)
         title, options = f"scales of the checkpoint, mode {each}", f"--mode {each}"
         remedies.append(remedy(title, options, meta, inputs, wanted, model))
         if each == mode:
             found, remedies[-1].chosen = model, True
-    return Subject(graph, found, fit, inputs, f"mode {mode}", remedies)
+    return Subject(graph, found, split.fit, inputs, f"mode {mode}", remedies)
 
 
 def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
@@ -229,10 +238,8 @@ def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
 
     title = f"QAT without labels, {steps} steps"
     meta = subject.model.meta
-    fit = unseen(subject.fit, subject.inputs)
     try:
-        if not fit:
-            raise CheckpointError("the calibration text holds nothing beside its held-out part")
+        fit = subject.fit  # no sequence of it is held out
         model = self_distilled(checkpoint.path, subject.graph, meta, fit, steps).int_model()
         wanted = calibrated.float_outputs(subject.graph, subject.inputs)
         found = remedy(title, None, meta, subject.inputs, wanted, model)
@@ -241,16 +248,6 @@ def try_training(checkpoint: Checkpoint, subject: Subject, steps: int) -> None:
         subject.untried[title] = getattr(error, "what", said.splitlines()[0])
         return
     subject.remedies.append(replace(found, steps=steps))
-
-
-def unseen(sequences: list[calibration.Sequence], inputs: list[dict]) -> list[calibration.Sequence]:
-    """Return those of `sequences` whose ids are none of the sequences in `inputs`."""
-    taken = {
-        ids.tobytes()
-        for batch in inputs
-        for ids in np.split(batch["input_ids"], batch["cu_seqlens"][1:-1])
-    }
-    return [one for one in sequences if one[0].tobytes() not in taken]
 
 
 def judged(inputs: list[dict]) -> list[dict]:

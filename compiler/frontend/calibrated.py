@@ -19,8 +19,10 @@ from intformer.quantize.native import lower
 from intformer.quantize.native.scales import equalisation, neutral
 from intformer.quantize.observe import Seen
 from intformer.quantize.observe import observe as watch
+from intformer.texts import read_texts
 
 JUDGED_TOKENS = 2048  # of the held-out text, run through the integer reference for each method
+UNJUDGED = "minmax"  # the method where nothing is held out: it clips nothing that was seen
 
 
 def import_calibrated(
@@ -29,18 +31,21 @@ def import_calibrated(
     """Read an FP32 encoder and calibrate it (arguments: import_model)."""
     check_options(checkpoint, recipe, mode, method)
     observed = observe(checkpoint, head, calibrate)
-    judged = observed.batches()[: -(-JUDGED_TOKENS // calibration.BATCH_TOKENS)]
-    model, scores = best(observed, judged, METHODS if method is None else (method,))
-    calibration_report = {
-        "method": max(scores, key=scores.get),
+    if observed.held:
+        judged = observed.batches()[: -(-JUDGED_TOKENS // calibration.BATCH_TOKENS)]
+        model, scores = best(observed, judged, METHODS if method is None else (method,))
+        method = max(scores, key=scores.get)
+    else:  # no text is left to judge on
+        method, scores = method or UNJUDGED, {}
+        model = observed.lower(observed.factors(), method)
+    model.meta["warnings"] += observed.split.warnings(observed.meta, observed.files)
+    report = {
+        "method": method,
         "held_out_snr_db": {name: round(score, 2) for name, score in scores.items()},
-        "sequences": observed.sequences,
-        "tokens": observed.tokens,
         "held_out_sequences": len(observed.held),
+        **observed.split.report(),
     }
-    return completed(
-        model, observed.meta, observed.files, observed.mask_id, calibration=calibration_report
-    )
+    return completed(model, observed.meta, observed.files, observed.mask_id, calibration=report)
 
 
 def completed(
@@ -85,8 +90,7 @@ class Observed:
     meta       the part of IntModel.meta that comes from the checkpoint
     files      that travel with a library
     seen       tap -> what it showed
-    fit        sequences that set the ranges
-    held       sequences that set no range
+    split      the sequences that set the ranges, and those that set none
     mask_id    of the tokenizer, for a masked-LM head
     """
 
@@ -94,9 +98,18 @@ class Observed:
     meta: dict
     files: dict[str, bytes]
     seen: dict[str, Seen]
-    fit: list[calibration.Sequence]
-    held: list[calibration.Sequence]
+    split: calibration.Split
     mask_id: int | None
+
+    @property
+    def fit(self) -> list[calibration.Sequence]:
+        """The sequences that set the ranges."""
+        return self.split.fit
+
+    @property
+    def held(self) -> list[calibration.Sequence]:
+        """The sequences that set no range."""
+        return self.split.held
 
     @property
     def sequences(self) -> int:
@@ -134,10 +147,10 @@ def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
             hint=calibration.HINT,
         )
     files = checkpoint.files()
-    fit, held = calibration.choose(sequences(calibrate, files, meta))
+    split = calibration.choose(sequences(calibrate, files, meta))
     mask_id = mask_token_id(files, meta)
-    seen = watch(graph, calibration.batches(fit, meta, mask_id))
-    return Observed(graph, meta, files, seen, fit, held, mask_id)
+    seen = watch(graph, calibration.batches(split.fit, meta, mask_id))
+    return Observed(graph, meta, files, seen, split, mask_id)
 
 
 def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntModel:
@@ -156,20 +169,18 @@ def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntM
 
 def sequences(calibrate, files: dict[str, bytes], meta: dict) -> list[calibration.Sequence]:
     """Return calibration data, in any of the forms import_model takes, as token sequences."""
+    where = ""
     if isinstance(calibrate, str | Path):
-        calibrate = calibration.read_texts(calibrate)
+        where, calibrate = str(calibrate), read_texts(calibrate)
     calibrate = list(calibrate)
-    if not calibrate:
-        raise CheckpointError("calibration text is empty", hint=calibration.HINT)
     items = [item if isinstance(item, tuple) else (item,) for item in calibrate]
     if all(isinstance(part, str) for item in items for part in item):
         found = calibration.encode(items, files, meta)
     else:
-        found = [
-            (np.array(ids, np.int32), np.array(types[0] if types else np.zeros(len(ids)), np.int32))
-            for ids, *types in items
-        ]
-    return calibration.check_ids(found, meta)
+        found = [(ids, types[0] if types else None) for ids, *types in items]
+    if not found:
+        raise CheckpointError("calibration text is empty", where=where, hint=calibration.HINT)
+    return [calibration.checked(*one, i, meta) for i, one in enumerate(found)]
 
 
 def mask_token_id(files: dict[str, bytes], meta: dict) -> int | None:

@@ -1,7 +1,7 @@
 """Calibration text: read, tokenized and packed. There is no padding, only real tokens are seen."""
 
 import random
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,45 +9,23 @@ from intformer.edge import Edge, hf_positions
 from intformer.errors import CheckpointError
 
 SENTENCES = 512  # taken evenly from the calibration text
-HELD_OUT = 8  # every 8th sentence chooses the method and sets no range
+HELD_OUT = 8  # every 8th sequence chooses the method and sets no range
+FEW = 16  # with fewer distinct sequences a warning says so
 BATCH_TOKENS = 1024  # one batch of statistics
 MASKED_SHARE = 0.15  # masked-LM calibration masks what pre-training masks
-TEXT_COLUMNS = ("sentence", "sentence1", "sentence2")
-HINT = "pass --calibrate FILE with one sentence per line, or a TSV with a sentence column"
+HINT = "pass --calibrate FILE: a text per line, two with a tab between them, or a TSV"
+SINGLE_HEADS = ("sentence-embedding",)  # never given a pair
+PAIR_HEADS = ("sequence-classification", "question-answering")  # given pairs by every family
 
 Sequence = tuple[np.ndarray, np.ndarray]  # token ids, token types; int32 [length]
 
 
-def read_texts(file: str | Path) -> list[tuple[str, ...]]:
-    """Return the texts of a calibration file: (sentence,) or (sentence1, sentence2) each.
-
-    A header line with tabs and one of TEXT_COLUMNS makes it a TSV; else it is a sentence per line.
-    """
-    path = Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"cannot read calibration text: {error}", where=str(path), hint=HINT
-        ) from error
-    header = lines[0].split("\t")
-    columns = [header.index(name) for name in TEXT_COLUMNS if name in header]
-    if len(header) > 1 and columns:
-        rows = [line.split("\t") for line in lines[1:] if line.strip()]
-        short = next((i for i, row in enumerate(rows) if len(row) <= max(columns)), None)
-        if short is not None:
-            raise CheckpointError("a TSV row is too short", where=f"{path}, row {short + 2}")
-        texts = [tuple(row[c].strip() for c in columns) for row in rows]
-    else:
-        texts = [(line.strip(),) for line in lines]
-    texts = [text for text in texts if all(text)]
-    if not texts:
-        raise CheckpointError("calibration text is empty", where=str(path), hint=HINT)
-    return texts
-
-
 def encode(texts: list[tuple[str, ...]], files: dict[str, bytes], meta: dict) -> list[Sequence]:
-    """Return the texts as sequences; pairs stay pairs unless single sentences are embedded.
+    """Return the texts as sequences.
+
+    Pairs stay pairs, unless single sentences are embedded. Single texts for a model that may be
+    given pairs are followed by pairs of neighbours: without these, calibration would never see the
+    second token type, nor a separator in the middle.
 
     files  of Checkpoint.files or IntModel.files
     """
@@ -56,41 +34,126 @@ def encode(texts: list[tuple[str, ...]], files: dict[str, bytes], meta: dict) ->
             "the model directory has no tokenizer, so text cannot calibrate it",
             hint="save a fast tokenizer beside the weights, or pass tokenizer=FILE",
         )
-    if meta["head"] == "sentence-embedding":
+    texts = [text for text in texts if all(text)]
+    if meta["head"] in SINGLE_HEADS:
         texts = [(part,) for text in texts for part in text]
-    return Edge(meta, files).sequences(texts)
+    elif takes_pairs(meta) and all(len(text) == 1 for text in texts):
+        texts = paired(texts)
+    return Edge(meta, files).sequences(texts) if texts else []
 
 
-def check_ids(sequences: list[Sequence], meta: dict) -> list[Sequence]:
-    """Return the sequences with types within range; raises for ids the model does not have."""
-    for ids, _ in sequences:
-        if not len(ids):
-            raise CheckpointError("a calibration sequence is empty", hint=HINT)
-        if len(ids) > meta["max_length"]:
+def takes_pairs(meta: dict) -> bool:
+    """Say whether a model may be given two texts at once."""
+    two_types = meta["type_vocab_size"] > 1
+    return meta["head"] in PAIR_HEADS or (two_types and meta["head"] not in SINGLE_HEADS)
+
+
+def paired(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return single texts, with the pair of each two neighbours behind them."""
+    found = []
+    for i in range(0, len(texts), 2):
+        two = texts[i : i + 2]
+        found += two
+        if len(two) == 2:
+            found.append((*two[0], *two[1]))
+    return found
+
+
+def checked(ids, types, number: int, meta: dict) -> Sequence:
+    """Return one sequence as int32 arrays; raise CheckpointError for what the model cannot take."""
+    where = f"calibration sequence {number}"
+    ids = integers(ids, "token ids", where)
+    types = np.zeros_like(ids) if types is None else integers(types, "token types", where)
+    if not len(ids):
+        raise CheckpointError("a calibration sequence is empty", where=where, hint=HINT)
+    if len(types) != len(ids):
+        raise CheckpointError(f"{len(types)} token types for {len(ids)} token ids", where=where)
+    if len(ids) > meta["max_length"]:
+        raise CheckpointError(
+            f"a calibration sequence has {len(ids)} tokens, the limit is {meta['max_length']}",
+            where=where,
+        )
+    for name, array, size in (("id", ids, "vocab_size"), ("type", types, "type_vocab_size")):
+        outside = array[(array < 0) | (array >= meta[size])]
+        if outside.size:
             raise CheckpointError(
-                f"a calibration sequence has {len(ids)} tokens, the limit is {meta['max_length']}"
+                f"token {name} {int(outside[0])} is out of range, the model has {meta[size]}",
+                where=where,
+                hint="the tokenizer belongs to another model" if name == "id" else "",
             )
-        if ids.min() < 0 or ids.max() >= meta["vocab_size"]:
-            raise CheckpointError(
-                f"token id {int(ids.max())} is out of range, the model has {meta['vocab_size']}",
-                hint="the tokenizer belongs to another model",
-            )
-    top = meta["type_vocab_size"] - 1
-    return [(ids, np.minimum(types, top)) for ids, types in sequences]
+    return ids, types
 
 
-def choose(sequences: list[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
-    """Return (for ranges, held out): SENTENCES taken evenly, every HELD_OUT-th held out.
+def integers(values, name: str, where: str) -> np.ndarray:
+    """Return a row of integers as int32; raise CheckpointError for anything else."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise CheckpointError(f"{name} are not a row of integers", where=where) from error
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise CheckpointError(
+            f"{name} are {array.dtype} {list(array.shape)}, not a row of integers",
+            where=where,
+            hint="pass texts, arrays of token ids, or tuples (ids, types) of such arrays",
+        )
+    if array.size and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
+        raise CheckpointError(f"{name} go beyond 32 bits", where=where)
+    return array.astype(np.int32)
 
-    With fewer than HELD_OUT sequences the held-out part is the ranges' own.
+
+@dataclass(frozen=True)
+class Split:
+    """Calibration data, divided.
+
+    fit       distinct sequences that set the ranges
+    held      others, which set no range; none where there are fewer than HELD_OUT
+    distinct  how many different sequences were given
     """
+
+    fit: list[Sequence]
+    held: list[Sequence]
+    distinct: int
+
+    def report(self) -> dict:
+        """Return what a library says about the text that set its ranges."""
+        lengths = sorted(len(ids) for ids, _ in self.fit)
+        return {
+            "sequences": len(self.fit),
+            "tokens": sum(lengths),
+            "distinct": self.distinct,
+            "lengths": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
+            "token_types": sorted({int(t) for _, types in self.fit for t in np.unique(types)}),
+        }
+
+    def warnings(self, meta: dict, files: dict[str, bytes]) -> list[str]:
+        """Return what a user should know of text that shows too little."""
+        found = []
+        if self.distinct < FEW:
+            found.append(
+                f"only {self.distinct} distinct calibration sequences: ranges are poor, and other "
+                f"text may be clipped; give {FEW} or more, better some hundred lines of real text"
+            )
+        sent = Edge(meta, files).sends_types if "tokenizer.json" in files else True
+        unseen = set(range(meta["type_vocab_size"])) - set(self.report()["token_types"])
+        if unseen and sent and meta["head"] not in SINGLE_HEADS:
+            found.append(
+                f"no calibration sequence has token type {min(unseen)}: pairs of texts may be "
+                "clipped; calibrate with pairs, two texts with a tab between them"
+            )
+        return found
+
+
+def choose(sequences: list[Sequence]) -> Split:
+    """Drop repetitions, take SENTENCES evenly, and hold every HELD_OUT-th of them out."""
     if not sequences:
         raise CheckpointError("calibration text is empty", hint=HINT)
-    picked = np.unique(np.linspace(0, len(sequences) - 1, SENTENCES).astype(int))
-    sequences = [sequences[i] for i in picked]
-    held = sequences[HELD_OUT - 1 :: HELD_OUT]
-    rest = [s for i, s in enumerate(sequences) if (i + 1) % HELD_OUT]
-    return rest, held or rest
+    different = {(ids.tobytes(), types.tobytes()): (ids, types) for ids, types in sequences}
+    distinct = list(different.values())
+    picked = np.unique(np.linspace(0, len(distinct) - 1, SENTENCES).astype(int))
+    taken = [distinct[i] for i in picked]
+    held = taken[HELD_OUT - 1 :: HELD_OUT]
+    fit = [s for i, s in enumerate(taken) if (i + 1) % HELD_OUT]
+    return Split(fit, held, len(distinct))
 
 
 def pack(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> dict:

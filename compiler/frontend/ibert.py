@@ -106,10 +106,13 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
         meta["mask_token_id"] = mask_token_id(files, meta)
     seen = None
     if calibrate is not None:
-        chosen, _ = calibration.choose(sequences(calibrate, files, meta))
+        split = calibration.choose(sequences(calibrate, files, meta))
+        chosen = split.fit
         every = -(-len(chosen) // CALIBRATION_SENTENCES)
         batches = calibration.batches(chosen[::every], meta, meta.get("mask_token_id"))
         seen, meta["calibration"] = _observe(reader, features, head, batches)
+        if seen is not None:  # the head's range comes from this text
+            reader.warnings += split.warnings(meta, files)
     output = Head(reader, seen).build(head, pooling, features)
     value = reader.values[output]
     meta |= {

@@ -60,15 +60,11 @@ def import_q8bert(
     head = head or named_head(checkpoint)
     graph, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
-    seen, about = {}, {}
+    seen, about, warnings = {}, {}, []
     if calibrate is not None:
-        found, _ = calibration.choose(sequences(calibrate, files, meta))
-        inputs = calibration.batches(found, meta)
-        seen = observe(graph, inputs)
-        about = {
-            "sequences": len(found),
-            "tokens": sum(len(batch["input_ids"]) for batch in inputs),
-        }
+        split = calibration.choose(sequences(calibrate, files, meta))
+        seen = observe(graph, calibration.batches(split.fit, meta))
+        about, warnings = split.report(), split.warnings(meta, files)
     peaks = thresholds(graph, state)
     sums = "shown by calibration text" if seen else "bounds of the weights"
     for edge, size in graph.ranged().items():
@@ -82,6 +78,7 @@ def import_q8bert(
     ranges = {edge: Seen.known(peak) for edge, peak in peaks.items()}
     origin = f"checkpoint: {WEIGHTS_FILE}, input_thresh and output_thresh; 16-bit sums: {sums}"
     model = lower(graph, ranges, neutral(graph), "ema", origin, weights="tensor")
+    model.meta["warnings"] += warnings
     training = {"recipe": "q8bert", "weights": "tensor"}
     return completed(model, meta, files, None, calibration=about, training=training)
 

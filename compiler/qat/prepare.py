@@ -90,8 +90,8 @@ def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
     if calibrate is not None:
         limit = prepared.meta["position_count"] - 1 - prepared.meta["pad_token_id"]
         meta = {**prepared.meta, "max_length": limit, "truncate_length": limit}
-        found, _ = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
-        run(prepared, calibration.batches(found, meta))
+        split = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
+        run(prepared, calibration.batches(split.fit, meta))
     return prepared
 
 
@@ -101,8 +101,8 @@ def start(
     """Set ranges and factors from calibration data."""
     import torch
 
-    found, _ = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
-    seen = observe(graph, calibration.batches(found, meta))
+    split = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
+    seen = observe(graph, calibration.batches(split.fit, meta))
     factors = equalisation(graph, seen) if weights == "channel" else {}
     peaks = {tap: ranges.shared(tap, torch.from_numpy(seen[tap].peaks)) for tap in ranges.taps}
     ranges.start({tap: ema(one.numpy()) for tap, one in peaks.items()}, factors)

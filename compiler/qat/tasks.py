@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from intformer import accuracy
-from intformer.edge import Edge, Packed, text_lines
+from intformer.edge import Edge, Packed
 from intformer.errors import IntformerError
 from intformer.qat.metrics import OUTSIDE, answer_scores, word_scores
 from intformer.qat.packing import IGNORED
+from intformer.texts import text_lines
 
 CLASSIFICATION, TOKENS, ANSWERS = "classification", "token-classification", "question-answering"
 NAMES = (*accuracy.TASKS, CLASSIFICATION, TOKENS, ANSWERS)

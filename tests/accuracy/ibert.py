@@ -13,8 +13,8 @@ from ibert_compare import compare
 from make_ibert import sst2
 
 import intformer
-from intformer.frontend.calibration import read_texts
 from intformer.proof.inputs import real_batches
+from intformer.texts import read_texts
 
 FLOAT_GAP = 1e-4  # of hidden states around 1: float32 sums in another order
 

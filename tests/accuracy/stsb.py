@@ -5,8 +5,8 @@ from pathlib import Path
 from common import Bound, compiled, exact, package, say, table
 
 import intformer
-from intformer.frontend.calibration import read_texts
 from intformer.proof.inputs import real_batches
+from intformer.texts import read_texts
 
 
 def run(data: Path, out: Path) -> list[Bound]:

@@ -403,7 +403,8 @@ def test_the_verb(tmp_path, capsys):
     data = json.loads(capsys.readouterr().out)
     assert [each["steps"] for each in data["remedies"]].count(2) == 1
     assert data["report"] == str(file)
-    assert (data["sequences"], data["held_sequences"]) == (35, 5)
+    # 40 rows, and the 20 pairs of neighbours
+    assert (data["sequences"], data["held_sequences"]) == (53, 7)
     shares = [line["share"] for line in data["rows"]]
     assert shares == sorted(shares, reverse=True)
     assert str(source) in file.read_text()
@@ -415,7 +416,7 @@ def test_the_verb(tmp_path, capsys):
 
 def test_errors(tmp_path, capsys, monkeypatch):
     random_hf.save(tmp_path, "bert", "features")
-    with pytest.raises(CheckpointError, match="7 rows of calibration text, 8 are the least"):
+    with pytest.raises(CheckpointError, match="7 different rows of calibration text"):
         study.study(tmp_path, IDS[:7])
     with pytest.raises(CheckpointError, match="method 'best' is not known"):
         study.study(tmp_path, IDS, method="best")

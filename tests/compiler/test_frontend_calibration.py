@@ -1,8 +1,11 @@
 """Calibration text, the statistics taken from it, and the scales made from those."""
 
+import re
+
 import numpy as np
 import pytest
 import random_hf
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -45,21 +48,6 @@ def text(count, seed=0):
 # ---- text ----
 
 
-def test_text_files_of_both_kinds(tmp_path):
-    plain = tmp_path / "plain.txt"
-    plain.write_text("one sentence\n\n  another \n")
-    assert calibration.read_texts(plain) == [("one sentence",), ("another",)]
-    breaks = "one\u2028two\x85three\x0bfour\x1cfive"  # no line ends, whatever str.splitlines says
-    plain.write_bytes(f"{breaks}\r\nsix\n".encode())
-    assert calibration.read_texts(plain) == [(breaks,), ("six",)]
-    single = tmp_path / "single.tsv"
-    single.write_text("idx\tlabel\tsentence\n0\t1\ta b\n")
-    assert calibration.read_texts(single) == [("a b",)]
-    pairs = tmp_path / "pairs.tsv"
-    pairs.write_text("idx\tlabel\tsentence1\tsentence2\n0\t1\ta\tb\n1\t0\tc\td\n")
-    assert calibration.read_texts(pairs) == [("a", "b"), ("c", "d")]
-
-
 @pytest.mark.parametrize("content", ["", "\n \n", "idx\tsentence\n"])
 def test_empty_text_is_refused(tmp_path, content):
     random_hf.save(tmp_path, "bert", "features")
@@ -73,12 +61,6 @@ def test_empty_text_is_refused(tmp_path, content):
 
 
 def test_text_that_cannot_be_used(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot read calibration text"):
-        calibration.read_texts(tmp_path / "absent.txt")
-    short = tmp_path / "short.tsv"
-    short.write_text("idx\tsentence\n0\ta\n1\n")
-    with pytest.raises(CheckpointError, match=r"too short - .*row 3"):
-        calibration.read_texts(short)
     random_hf.save(tmp_path, "bert", "features")
     with pytest.raises(CheckpointError, match="no tokenizer"):
         import_model(tmp_path, calibrate=["w7 w8"])
@@ -96,7 +78,7 @@ def test_text_that_cannot_be_used(tmp_path):
 def test_text_becomes_unpadded_tokens_and_pairs_have_types(tmp_path):
     write_tokenizer(tmp_path)
     tokenizer = {"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()}
-    meta = {"head": "sequence-classification", "truncate_length": 7}
+    meta = {"head": "sequence-classification", "truncate_length": 7, "type_vocab_size": 2}
     (ids, types), (long, _) = calibration.encode([("w5 w6", "w7"), ("w5 " * 30,)], tokenizer, meta)
     assert ids.tolist() == [2, 5, 6, 3, 7, 3]
     assert types.tolist() == [0, 0, 0, 0, 1, 1]
@@ -121,11 +103,111 @@ def test_masked_lm_is_calibrated_on_masks(tmp_path):
 
 def test_the_held_out_text_sets_no_range():
     ids = [(np.array([i]), np.zeros(1, np.int32)) for i in range(2000)]
-    ranges, held = calibration.choose(ids)
+    split = calibration.choose(ids)
+    ranges, held = split.fit, split.held
     assert len(ranges) + len(held) == calibration.SENTENCES
     assert len(held) == calibration.SENTENCES // calibration.HELD_OUT
     assert not {int(s[0][0]) for s in ranges} & {int(s[0][0]) for s in held}
-    assert calibration.choose(ids[:2]) == (ids[:2], ids[:2])
+    few = calibration.choose(ids[:7])
+    assert (few.fit, few.held) == (ids[:7], [])
+
+
+def test_repeated_text_is_not_held_out_from_itself():
+    """200 copies of 9 sentences are 9 sentences: one of them is held out, in none of its copies."""
+    ids = [(np.array([i % 9]), np.zeros(1, np.int32)) for i in range(1800)]
+    split = calibration.choose(ids)
+    assert split.distinct == 9
+    assert [int(s[0][0]) for s in split.held] == [7]
+    assert sorted(int(s[0][0]) for s in split.fit) == [0, 1, 2, 3, 4, 5, 6, 8]
+
+
+@pytest.mark.parametrize("lines, measured", [(1, False), (7, False), (8, True), (15, True)])
+def test_few_lines_are_a_warning_and_nothing_is_measured_on_the_text_of_ranges(
+    tmp_path, lines, measured
+):
+    random_hf.save(tmp_path, "bert", "token-classification")
+    write_tokenizer(tmp_path)
+    texts = [(line, line) for line in dict.fromkeys(text(9))][:lines]
+    meta = import_model(tmp_path, calibrate=texts * 3).meta
+    report = meta["calibration"]
+    assert bool(report["held_out_snr_db"]) == measured == (report["held_out_sequences"] > 0)
+    assert report["distinct"] == lines
+    (warning,) = meta["warnings"]
+    assert f"only {lines} distinct calibration sequences" in warning
+
+
+def test_enough_lines_are_no_warning(tmp_path):
+    random_hf.save(tmp_path, "bert", "token-classification")
+    write_tokenizer(tmp_path)
+    meta = import_model(tmp_path, calibrate=text(9)).meta
+    assert meta["warnings"] == []
+    report = meta["calibration"]
+    assert report["token_types"] == [0, 1]
+    lengths = report["lengths"]
+    assert lengths == sorted(lengths)
+    assert lengths[2] > 11 + 2  # a pair of two lines is longer than the longest line
+
+
+def test_single_texts_are_paired_for_models_that_take_pairs():
+    two, one = {"type_vocab_size": 2}, {"type_vocab_size": 1}
+    takes = calibration.takes_pairs
+    for head in ("features", "token-classification", "masked-lm"):
+        assert takes({"head": head, **two})
+        assert not takes({"head": head, **one})
+    for head in ("sequence-classification", "question-answering"):
+        assert takes({"head": head, **two})
+        assert takes({"head": head, **one})  # RoBERTa has one type, and pairs
+    assert not takes({"head": "sentence-embedding", **two})
+    singles = [("a",), ("b",), ("c",)]
+    assert calibration.paired(singles) == [("a",), ("b",), ("a", "b"), ("c",)]
+
+
+def test_a_model_for_pairs_is_right_on_pairs_when_calibrated_with_single_lines(tmp_path):
+    """A type row as large as BERT's words: what calibration never sees is clipped."""
+    model = random_hf.save(tmp_path, "bert", "sequence-classification")
+    with torch.no_grad():
+        model.bert.embeddings.token_type_embeddings.weight[1] *= 8
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    lines = text(40)
+    ours = import_model(tmp_path, calibrate=lines)
+    assert ours.meta["calibration"]["token_types"] == [0, 1]
+    files = {"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()}
+    pairs = list(zip(text(20, seed=5), text(20, seed=6), strict=True))
+    sequences = calibration.encode(pairs, files, ours.meta)
+    inputs = calibration.pack(sequences, ours.meta)
+    got = ours.run(inputs)["output"] * ours.meta["output_scale"]
+    ids, types = ([s[i] for s in sequences] for i in (0, 1))
+    want = np.concatenate(random_hf.padded_outputs(model, ids, types))
+    assert 1 in types[0]
+    spread = want.std()
+    assert np.abs(got - want).max() < 0.25 * spread
+    # the same lines as ids of single texts: nothing can be paired, which is said
+    alone = [one for one in calibration.encode([(x,) for x in lines], files, ours.meta)]
+    alone = [(one, kinds) for one, kinds in alone if not kinds.any()]
+    blind = import_model(tmp_path, calibrate=alone)
+    assert any("token type 1" in warning for warning in blind.meta["warnings"])
+    clipped = blind.run(inputs)["output"] * blind.meta["output_scale"]
+    assert np.abs(clipped - want).max() > 2 * np.abs(got - want).max()
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ([np.array([1.5, 2.0])], "token ids are float64 [2], not a row of integers"),
+        ([np.array([[1, 2]])], "token ids are int64 [1, 2]"),
+        ([np.array([-1, 2])], "token id -1 is out of range"),
+        ([(np.array([5, 6]), np.array([0, 2]))], "token type 2 is out of range, the model has 2"),
+        ([(np.array([5, 6]), np.array([0]))], "1 token types for 2 token ids"),
+        ([[[1], [2, 3]]], "token ids are not a row of integers"),
+        ([np.array([2**40])], "token ids go beyond 32 bits"),
+    ],
+)
+def test_arrays_that_are_no_token_ids(tmp_path, wrong, said):
+    random_hf.save(tmp_path, "bert", "features")
+    with pytest.raises(CheckpointError, match=re.escape(said)) as raised:
+        import_model(tmp_path, calibrate=[np.array([5, 6]), *wrong])
+    assert raised.value.where == "calibration sequence 1"
 
 
 def test_import_is_reproducible_and_reports_the_choice(tmp_path):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from intformer.errors import IntformerError
-from intformer.frontend.calibration import read_texts
+from intformer.texts import read_texts
 
 COUNT = 32
 BUCKETS = (4, 8)  # sequences

@@ -32,6 +32,7 @@ from intformer.frontend.calibrated import sequences
 from intformer.frontend.ibert import read
 from intformer.model import IntModel
 from intformer.relay_ops import OPS
+from intformer.texts import read_texts
 
 CLASSES = {
     "features": IBertModel,
@@ -238,7 +239,7 @@ def compare(source: Path, texts, *, mode="hf_compat", calibrate=None, size=16, s
     model = read(source, mode=mode, calibrate=calibrate)
     meta = model.meta
     hf = load(source, meta["head"])
-    rows = calibration.check_ids(sequences(texts, model.files, meta), meta)
+    rows = sequences(texts, model.files, meta)
     rows.sort(key=lambda row: len(row[0]))
     kinds = ("float32", "float64") if steps else ("float32",)
     free, local = ({kind: Tally() for kind in kinds} for _ in range(2))
@@ -320,7 +321,7 @@ def main() -> None:
     parser.add_argument("--no-steps", action="store_true", help="leave out the local comparison")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    texts = calibration.read_texts(args.tsv)[: args.rows]
+    texts = read_texts(args.tsv)[: args.rows]
     figures = compare(args.source, texts, mode=args.mode, steps=not args.no_steps)
     print(json.dumps(figures, indent=1))
 
