@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-import toy
 
 from intformer import library
+from intformer_testing import toy
 
 ROOT = Path(__file__).parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

@@ -15,8 +15,7 @@ def blocks(language):
 
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tvm", reason="needs the compiler extra")
-    import random_hf
-    import small_tokenizer
+    from intformer_testing import random_hf, small_tokenizer
 
     model = tmp_path / "my-model"
     random_hf.save(model, "bert", "features", hidden=32, heads=1, layers=1, ffn=48)

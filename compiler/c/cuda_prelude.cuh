@@ -1,7 +1,7 @@
 /* What the kernels for GPUs are made of beside plain C: tensor cores, shared memory, warps.
  * Every generated kernel starts with this file. Pointers come with an offset: in bytes for memory,
- * in numbers for the registers of a thread. tests/support/cuda_on_cpu.h has the same functions for
- * the CPU. */
+ * in numbers for the registers of a thread. tests/support/intformer_testing/cuda_on_cpu.h has the
+ * same functions for the CPU. */
 #ifndef INTFORMER_ON_CPU
 typedef unsigned char uchar;
 typedef unsigned short ushort;

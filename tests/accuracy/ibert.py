@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 
 from common import Bound, compiled, exact, package, say, table
-from ibert_compare import compare
-from make_ibert import sst2
 
 import intformer
 from intformer.proof.inputs import real_batches
 from intformer.texts import read_texts
+from intformer_testing.ibert_compare import compare
+from intformer_testing.make_ibert import sst2
 
 FLOAT_GAP = 1e-4  # of hidden states around 1: float32 sums in another order
 

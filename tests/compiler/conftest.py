@@ -1,9 +1,7 @@
 import pytest
-import random_hf
-import small_tokenizer
-import toy
 
 from intformer import library
+from intformer_testing import random_hf, small_tokenizer, toy
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
-from c_program import PRINT, batch_c, run_c
 
 from intformer import library, runtime
 from intformer.errors import LibraryError
 from intformer.runtime import footer
+from intformer_testing import toy
+from intformer_testing.c_program import PRINT, batch_c, run_c
 
 # a toy library, as the first version with ABI 4 built it: never built again
 FIRST = Path(__file__).parents[1] / "data" / "abi4-toy.so.xz"

@@ -6,11 +6,8 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import make_ibert
 import numpy as np
 import pytest
-import random_hf
-import small_tokenizer
 import torch
 
 from intformer import cli
@@ -26,6 +23,7 @@ from intformer.ir.float_run import run
 from intformer.qat import prepare
 from intformer.quantize.observe import observe
 from intformer.relay_ops import OPS
+from intformer_testing import make_ibert, random_hf, small_tokenizer
 
 IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 2, 3, 11) * 8, seed=1)]
 SPOILED = "layer1.context"

@@ -2,10 +2,8 @@
 
 import sys
 
-import make_ibert
 import numpy as np
 import pytest
-import random_hf
 import torch
 import transformers
 
@@ -16,6 +14,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
 from intformer.qat import packing, prepare, self_distill
+from intformer_testing import make_ibert, random_hf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 4, 7, 11) * 8, seed=1)]

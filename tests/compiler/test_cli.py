@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_hf
-import small_tokenizer
-from small_tokenizer import SENTENCES
 
 import intformer
 from intformer import cli
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check, Report
+from intformer_testing import random_hf, small_tokenizer
+from intformer_testing.small_tokenizer import SENTENCES
 
 DATA = Path(__file__).parents[1] / "data"
 SHAPE = {"hidden": 32, "heads": 1, "layers": 1, "ffn": 48, "labels": 2}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_hf
 import tvm
 from tvm import te
 
@@ -15,6 +14,7 @@ from intformer import codegen
 from intformer.elf import Elf
 from intformer.frontend import import_model
 from intformer.object_cache import ObjectCache
+from intformer_testing import random_hf
 
 TARGET = {"kind": "llvm", "mcpu": "x86-64"}
 

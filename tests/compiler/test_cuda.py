@@ -10,13 +10,8 @@ import lzma
 import subprocess
 import sys
 
-import cuda_compilers
-import fake_cuda
-import gpu
-import make_ibert
 import numpy as np
 import pytest
-import random_hf
 
 import intformer
 from intformer.cuda import toolchain
@@ -25,6 +20,7 @@ from intformer.errors import IntformerError
 from intformer.frontend import import_model
 from intformer.proof import inputs, results
 from intformer.targets import TARGETS
+from intformer_testing import cuda_compilers, fake_cuda, gpu, make_ibert, random_hf
 
 CASES = [  # family, head, shape; one in the quick tests
     pytest.param("bert", "sequence-classification", {}),

@@ -1,10 +1,10 @@
 """The FP32 model that libraries are compared with is FP32."""
 
-import make_ibert
 import numpy as np
 import torch
 
 from intformer.float_model import FloatModel
+from intformer_testing import make_ibert
 
 
 def test_an_ibert_checkpoint_runs_in_float(tmp_path):

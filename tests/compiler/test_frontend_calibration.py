@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import random_hf
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +19,7 @@ from intformer.quantize import methods as scales
 from intformer.quantize.native import lower
 from intformer.quantize.native.scales import equalisation
 from intformer.quantize.observe import Seen, observe
+from intformer_testing import random_hf
 
 
 def seen(rows, batches=4):

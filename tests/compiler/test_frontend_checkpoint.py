@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_hf
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -16,6 +15,7 @@ from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
+from intformer_testing import random_hf
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import random_hf
 import transformers
 
 from intformer.frontend import import_model
@@ -14,6 +13,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.families import FAMILIES
 from intformer.ir.float_run import run
+from intformer_testing import random_hf
 
 EVERY = [(family, head) for family in random_hf.CLASSES for head in random_hf.HEADS]
 ODD = [  # (family, head, shape)

@@ -1,7 +1,5 @@
 """I-BERT checkpoints: integers, arithmetic and diagnostics against transformers' own modules."""
 
-import ibert_compare
-import make_ibert
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from intformer import ranges
 from intformer.errors import CheckpointError
 from intformer.frontend.ibert import read
+from intformer_testing import ibert_compare, make_ibert
 
 LENGTHS = (2, 3, 5, 17, 30)  # 1 apart: transformers' softmax gives 256 of 256 there
 SHAPES = {

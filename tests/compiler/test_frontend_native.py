@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import random_hf
 
 from intformer import ranges
 from intformer.frontend import calibration
@@ -15,6 +14,7 @@ from intformer.quantize.native import lower
 from intformer.quantize.native.scales import equalisation
 from intformer.quantize.observe import observe
 from intformer.relay_ops import i_layernorm, rescale
+from intformer_testing import random_hf
 
 NORMS = ("embed.norm", "layer0.norm1", "layer0.norm2", "layer1.norm1", "layer1.norm2")
 

@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import qat_batch
-import random_hf
 import torch
 
 import intformer
@@ -15,6 +13,7 @@ from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.quantize.observe import observe
+from intformer_testing import qat_batch, random_hf
 
 HEAD = "sequence-classification"
 FLOAT_OUTPUT = ("attention.output.dense", "intermediate.dense", "output.dense", "pooler.dense")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from intformer.errors import CompileError, LibraryError
 from intformer.memory import assign_slots, block_bytes
 from intformer.plan import Buffer, Plan, Step
 from intformer.runtime import footer
+from intformer_testing import toy
 
 # ---- what is in the file ----
 

@@ -6,13 +6,12 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-import toy
-import toy_cuda
 
 from intformer import library, runtime
 from intformer.elf import Elf
 from intformer.errors import CompileError
 from intformer.runtime import footer
+from intformer_testing import toy, toy_cuda
 
 
 def build(folder, plan=None, variants=None, **options):

@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import random_hf
-import small_tokenizer
 
 import intformer
 from intformer import cli, pipeline, runtime
@@ -20,6 +18,7 @@ from intformer.proof.table import API, TABLE, Reader
 from intformer.proof.verify import verify
 from intformer.runtime import LibraryFile, footer
 from intformer.runtime.file import ENTRY, INDEX
+from intformer_testing import random_hf, small_tokenizer
 
 pytest.importorskip("iced_x86", reason="needs the compiler extra")
 SHAPE = {"hidden": 32, "heads": 2, "layers": 1, "ffn": 48, "labels": 3, "activation": "relu"}

@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from kernels import Chain, Graph, Program, lowered, on_every_target
 from tvm import relax
 
 from intformer.model import Node
@@ -13,6 +12,7 @@ from intformer.passes.fuse import CHAINS
 from intformer.passes.layout import plan_layout
 from intformer.relay_ops import attention, i_gelu, i_layernorm, requantize16, rescale
 from intformer.relay_ops.fixedpoint import make_dyadic
+from intformer_testing.kernels import Chain, Graph, Program, lowered, on_every_target
 
 C = 60
 

@@ -1,14 +1,13 @@
 """Checkpoint to library: every family, head and odd shape, bit for bit, on every x86 target."""
 
-import make_ibert
 import numpy as np
 import pytest
-import random_hf
-from kernels import MISSING
 
 import intformer
 from intformer.errors import CompileError
 from intformer.frontend import import_model
+from intformer_testing import make_ibert, random_hf
+from intformer_testing.kernels import MISSING
 
 EVERY = [(family, head, {}) for family in random_hf.CLASSES for head in random_hf.HEADS]
 ODD = [

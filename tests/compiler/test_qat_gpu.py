@@ -2,17 +2,16 @@
 
 import numpy as np
 import pytest
-import qat_batch
-import random_hf
 import torch
 import transformers
-from train_files import table
 
 import intformer
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import prepare, tasks
 from intformer.qat.trainer import forward_rows
 from intformer.qat.training import Settings, train
+from intformer_testing import qat_batch, random_hf
+from intformer_testing.train_files import table
 
 pytestmark = pytest.mark.usefixtures("quiet", "one_thread")
 

@@ -4,8 +4,6 @@ import copy
 
 import numpy as np
 import pytest
-import qat_batch
-import random_hf
 import torch
 
 import intformer
@@ -13,6 +11,7 @@ from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import prepare
 from intformer.qat.to_ibert import ibert_module, tame
+from intformer_testing import qat_batch, random_hf
 
 MODELS = [
     ("bert", "sequence-classification"),

@@ -4,9 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import qat_batch
-import random_hf
-import small_tokenizer
 import torch
 import transformers
 from torch.nn import functional
@@ -18,6 +15,7 @@ from intformer.qat import fake_quant, prepare
 from intformer.qat.ranges import Ranges
 from intformer.qat.simulate import Dropout
 from intformer.relay_ops import i_gelu
+from intformer_testing import qat_batch, random_hf, small_tokenizer
 
 TRAIN_EVAL_DB = 25  # of random models' logits: every rounding counts in them
 MODELS = [

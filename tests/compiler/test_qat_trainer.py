@@ -3,8 +3,6 @@
 import sys
 
 import pytest
-import qat_batch
-import random_hf
 import torch
 import transformers
 from torch.nn.utils import parameters_to_vector
@@ -14,6 +12,7 @@ from intformer.errors import IntformerError
 from intformer.qat import prepare
 from intformer.qat.ranges import Ranges
 from intformer.qat.simulate import Dropout
+from intformer_testing import qat_batch, random_hf
 
 RECIPES = ["native", "ibert"]
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
-from c_program import PRINT, batch_c, run_c
 
 from intformer import library, runtime
 from intformer.cpu_features import host_features
 from intformer.errors import LibraryError
 from intformer.runtime import footer
+from intformer_testing import toy
+from intformer_testing.c_program import PRINT, batch_c, run_c
 
-SUPPORT = Path(toy.__file__).parent
+SUPPORT = Path(toy.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_without_tvm_torch_and_transformers(toy_path):
                     raise ModuleNotFoundError(name)
         sys.meta_path.insert(0, Refuse())
         sys.path.insert(0, {str(SUPPORT)!r})
-        import intformer, toy
+        import intformer; from intformer_testing import toy
         ids, offsets = toy.batch(0, (3, 4))
         out = intformer.load({str(toy_path)!r}).run(ids, offsets)
         assert (out == toy.expected(0, ids, offsets)).all()
@@ -331,7 +331,7 @@ def test_beside_an_imported_tvm(toy_path, first):
     code = f"""
         import ctypes, os, sys
         sys.path.insert(0, {str(SUPPORT)!r})
-        import numpy as np, toy
+        import numpy as np; from intformer_testing import toy
         def library():
             import intformer
             sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
@@ -457,8 +457,8 @@ def test_tiles_are_asked_for(toy_library, toy_variant):
     code = f"""
         import ctypes, sys
         sys.path.insert(0, {str(SUPPORT)!r})
-        import intformer, toy
-        from deny_tiles import deny_tiles
+        import intformer; from intformer_testing import toy
+        from intformer_testing.deny_tiles import deny_tiles
         if len(sys.argv) > 1:
             deny_tiles()
         ids, offsets = toy.batch(0, (3,))

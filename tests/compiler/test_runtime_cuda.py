@@ -9,22 +9,20 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-import fake_cuda
 import numpy as np
 import pytest
-import toy
-import toy_cuda
-from c_program import PRINT, batch_c, run_c
 
 from intformer import library, runtime
 from intformer.errors import LibraryError
+from intformer_testing import fake_cuda, toy, toy_cuda
+from intformer_testing.c_program import PRINT, batch_c, run_c
 
-SUPPORT = Path(toy.__file__).parent
+SUPPORT = Path(toy.__file__).parents[1]
 BEGIN = f"""
     import os, sys
     sys.path.insert(0, {str(SUPPORT)!r})
     import numpy as np
-    import intformer, toy
+    import intformer; from intformer_testing import toy
     from intformer.errors import LibraryError
 
     def check(lib, lengths, seed=0, **inputs):

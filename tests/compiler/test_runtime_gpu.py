@@ -8,17 +8,15 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import cuda_compilers
 import numpy as np
 import pytest
-import toy
-import toy_cuda
 
 from intformer import library, runtime
 from intformer.cuda import toolchain
 from intformer.cuda.device import Device
+from intformer_testing import cuda_compilers, toy, toy_cuda
 
-SUPPORT = Path(toy.__file__).parent
+SUPPORT = Path(toy.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +181,8 @@ def test_while_torch_waits_and_records(load):
 
 def alone(code):
     """Run Python in a process of its own; a fault of the GPU ends all work of its process."""
-    begin = f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); import intformer, toy\n"
+    begin = f"import sys; sys.path.insert(0, {str(SUPPORT)!r})\nimport intformer\n"
+    begin += "from intformer_testing import toy\n"
     command = [sys.executable, "-c", begin + textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import random_hf
-from c_program import PRINT, batch_c, run_c
 
 import intformer
 from intformer.frontend import import_model
+from intformer_testing import random_hf
+from intformer_testing.c_program import PRINT, batch_c, run_c
 
 LENGTHS = (5, 1, 17, 2, 30, 11)
 

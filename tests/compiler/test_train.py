@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_files import answers, table, words
 
 from intformer import cli
 from intformer.errors import IntformerError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import tasks, trainer, training
 from intformer.qat.training import Settings, train
+from intformer_testing.train_files import answers, table, words
 
 SMALL = {
     "epochs": 2,

@@ -4,9 +4,6 @@ import json
 import shutil
 
 import pytest
-import random_hf
-import small_tokenizer
-from train_files import answers, table, words
 
 import intformer
 from intformer.errors import CheckpointError
@@ -14,6 +11,8 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import tasks, training
 from intformer.qat.fine_tuned import fitting
 from intformer.qat.training import Settings, train
+from intformer_testing import random_hf, small_tokenizer
+from intformer_testing.train_files import answers, table, words
 
 NAMES = ("no", "so", "yes")
 QAT = {"epochs": 0, "qat_epochs": 1, "precision": "fp32", "max_length": 20}

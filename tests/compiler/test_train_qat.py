@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import transformers
-from train_files import answers, table, words
 
 import intformer
 from intformer import cli
@@ -13,6 +12,7 @@ from intformer.accuracy import run_in_batches
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import prepare, tasks, trainer
 from intformer.qat.training import Settings, train
+from intformer_testing.train_files import answers, table, words
 
 SMALL = {"epochs": 1, "qat_epochs": 1, "batch": 8, "max_length": 24, "lr": 1e-3, "qat_lr": 1e-3}
 LENGTH = SMALL["max_length"]

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from train_files import answers, table
 
 from intformer.errors import IntformerError
 from intformer.qat import tasks
 from intformer.qat.packing import IGNORED
+from intformer_testing.train_files import answers, table
 
 CONFIG = SimpleNamespace(pad_token_id=0, type_vocab_size=1)
 SPACE = pre_tokenizers.Metaspace().replacement

@@ -7,13 +7,9 @@ import subprocess
 import sys
 import time
 
-import bad_builds
 import cloudpickle
 import numpy as np
 import pytest
-import random_hf
-import rpc
-from kernels import MISSING
 
 import intformer
 from intformer.cli import main
@@ -28,6 +24,8 @@ from intformer.tuning.measure import Case
 from intformer.tuning.remote import Remote
 from intformer.tuning.runner import Runner
 from intformer.tuning.tasks import Kernels, row_counts, tasks
+from intformer_testing import bad_builds, random_hf, rpc
+from intformer_testing.kernels import MISSING
 
 TARGET = "cascadelake" if not MISSING["cascadelake"] else "x86-64"
 OTHER = "x86-64" if TARGET == "cascadelake" else "cascadelake"

@@ -9,13 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-import cuda_compilers
-import emulated_builds
-import fake_cuda
-import gpu
 import pytest
-import random_hf
-import rpc
 
 import intformer
 from intformer.cuda.device import Device
@@ -25,13 +19,14 @@ from intformer.targets import TARGETS
 from intformer.tuning import records
 from intformer.tuning.driver import tune
 from intformer.tuning.tasks import tasks
+from intformer_testing import cuda_compilers, emulated_builds, fake_cuda, gpu, random_hf, rpc
 
-SUPPORT = Path(gpu.__file__).parent
+SUPPORT = Path(gpu.__file__).parents[1]
 SERVER = [sys.executable, "-m", "intformer", "rpc-server", "--tracker"]
 JOB = """
 import json, sys
 from dataclasses import asdict
-import emulated_builds
+from intformer_testing import emulated_builds
 from intformer.tuning.driver import tune
 report = tune(sys.argv[1], target="t4", trials=14, out=sys.argv[2], tokens=(20,), timeout=900,
               jobs=1, build=emulated_builds.wrong_sums,
@@ -41,7 +36,7 @@ print(json.dumps(asdict(report)))
 FAULTS = """
 import sys
 from pathlib import Path
-import emulated_builds
+from intformer_testing import emulated_builds
 from intformer.targets import TARGETS
 from intformer.tuning.build import Builder
 from intformer.tuning.remote import Remote

@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-from kernels import Chain, Program, lowered, on_every_target
 
 import intformer.tuning_logs
 from intformer.errors import CompileError
@@ -12,6 +11,7 @@ from intformer.passes.form import Form
 from intformer.targets import TARGETS
 from intformer.tuning import records
 from intformer.tuning.records import Choice, Logs, versions
+from intformer_testing.kernels import Chain, Program, lowered, on_every_target
 
 A, B, C = ((("tile", 82),), (("tile", 44),), (("tile", 81),))
 RULE = [(None, dict(A))]

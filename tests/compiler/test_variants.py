@@ -9,10 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_hf
-import toy
-from c_program import PRINT, batch_c, run_c
-from kernels import MISSING
 
 import intformer
 from intformer import library, runtime
@@ -23,8 +19,11 @@ from intformer.frontend import import_model
 from intformer.proof import code, inputs, machine_code, results
 from intformer.proof.verify import verify
 from intformer.targets import TARGETS, chips, host_target
+from intformer_testing import random_hf, toy
+from intformer_testing.c_program import PRINT, batch_c, run_c
+from intformer_testing.kernels import MISSING
 
-SUPPORT = Path(toy.__file__).parent
+SUPPORT = Path(toy.__file__).parents[1]
 IDS, OFFSETS = toy.batch(0, (3, 12, 7))
 NOBODY = ["avx512er"]  # a feature of Xeon Phi alone
 
@@ -183,7 +182,7 @@ def test_without_tiles_the_next_variant_runs(toy_library, variants):
         import sys
         sys.path.insert(0, {str(SUPPORT)!r})
         import intformer
-        from deny_tiles import deny_tiles
+        from intformer_testing.deny_tiles import deny_tiles
         if len(sys.argv) > 1:
             deny_tiles()
         library = intformer.load({str(path)!r})

@@ -7,8 +7,6 @@ import re
 
 import numpy as np
 import pytest
-import random_hf
-import small_tokenizer
 import tvm
 from tvm import te, tirx
 
@@ -22,6 +20,7 @@ from intformer.proof.source import check_source
 from intformer.proof.verify import verify
 from intformer.relay_ops import OPS
 from intformer.runtime import footer
+from intformer_testing import random_hf, small_tokenizer
 
 SHAPE = {"hidden": 32, "heads": 2, "layers": 1, "ffn": 48, "labels": 3, "activation": "relu"}
 CALIBRATION = (7, 12, 30, 3) * 4

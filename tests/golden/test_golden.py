@@ -11,7 +11,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import golden_models
 import pytest
 
 from intformer import packing
@@ -20,6 +19,7 @@ from intformer.passes.layout import plan_layout
 from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
 from intformer.targets import TARGETS, chips, weight_packing
+from intformer_testing import golden_models
 
 HERE = Path(__file__).parent
 LOWERED = "native/bert/sequence-classification"  # whose kernels are hashed, for every target

@@ -110,9 +110,8 @@ def _make_model(model: str, path: Path) -> None:
 
 def _make_ibert(model: str, path: Path) -> None:
     sys.path.insert(0, str(IBERT_SUPPORT))
-    import make_ibert
-
     from intformer.frontend.shapes import SHAPES
+    from intformer_testing import make_ibert
 
     size, partial = MODELS[model], path.with_name(f"partial-{path.name}")
     made = make_ibert.random_model(

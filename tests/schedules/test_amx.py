@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from kernels import MISSING, Graph, Program, integers, lowered
 
 from intformer.proof import machine_code, tir_check
+from intformer_testing.kernels import MISSING, Graph, Program, integers, lowered
 
 TARGET = "sapphirerapids"
 runs_here = pytest.mark.skipif(

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from kernels import CHIPS, Chain, Graph, Program
 
 from intformer.elf import Elf
 from intformer.passes.fuse import CHAINS
@@ -13,6 +12,7 @@ from intformer.proof import machine_code
 from intformer.proof.code import BASELINE, spelling
 from intformer.relay_ops import attention, attention_ibert, i_gelu
 from intformer.targets import TARGETS
+from intformer_testing.kernels import CHIPS, Chain, Graph, Program
 
 iced_x86 = pytest.importorskip("iced_x86", reason="needs the compiler extra")
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernels import Chain, Graph, Program, integers, on_every_cpu, on_every_target
 from tvm import compile as compile_tir
 from tvm import te
 from tvm.runtime import tensor
@@ -32,6 +31,7 @@ from intformer.relay_ops import (
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic, mul_round
 from intformer.schedules.space import CHUNK_BYTES
 from intformer.targets import TARGETS, weight_packing
+from intformer_testing.kernels import Chain, Graph, Program, integers, on_every_cpu, on_every_target
 
 INT32_MAX = 2**31 - 1
 IDENTITY, HALF = (2**30, 30), (2**30, 31)

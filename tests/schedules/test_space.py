@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import pytest
-from kernels import CHIPS, Chain, Graph, Program, lowered, on_every_target
 from tvm.ir import assert_structural_equal
 
 from intformer.proof import machine_code
@@ -12,6 +11,7 @@ from intformer.proof.tir_check import check
 from intformer.relay_ops import attention
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.targets import TARGETS
+from intformer_testing.kernels import CHIPS, Chain, Graph, Program, lowered, on_every_target
 
 DENSE = ("matmul", "rescale", "i_gelu", "requantize16")
 K, N = 96, 192  # small, but 12 vectors of columns let most tiles fit

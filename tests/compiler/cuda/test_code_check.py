@@ -2,12 +2,12 @@
 
 import types
 
-import cuda_compilers
 import pytest
 
 from intformer.cuda import code_check, sass, toolchain
 from intformer.errors import CompileError
 from intformer.proof import code
+from intformer_testing import cuda_compilers
 
 SOURCE = """
 extern "C" __global__ void copy__t4(const int *a, int *o, const int *counts) {

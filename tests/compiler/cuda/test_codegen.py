@@ -3,13 +3,13 @@
 import os
 import re
 
-import cuda_compilers
 import pytest
 import tvm_ffi
-from kernels import Chain, lowered
 from tvm import IRModule
 
 from intformer.cuda import codegen, toolchain
+from intformer_testing import cuda_compilers
+from intformer_testing.kernels import Chain, lowered
 
 FALLBACK = "TVM_COMPILE_FORCE_FALLBACK"
 RUNTIME = "ffi.Module.create.cuda"  # TVM's own is there where libcuda.so.1 is

@@ -3,14 +3,13 @@
 import json
 import lzma
 
-import cuda_compilers
 import pytest
-import random_hf
 
 from intformer import cli, pipeline
 from intformer.cuda import chips, code_check, predict, toolchain
 from intformer.frontend import import_model
 from intformer.proof import code
+from intformer_testing import cuda_compilers, random_hf
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import types
 from dataclasses import replace
 
-import cuda_compilers
 import pytest
 
 from intformer import cli
@@ -11,6 +10,7 @@ from intformer.cuda import chips, predict, sass, toolchain, trace
 from intformer.cuda import multiprocessor as sm
 from intformer.cuda.sass import Function, Instruction
 from intformer.errors import IntformerError
+from intformer_testing import cuda_compilers
 
 T4 = chips.CHIPS["t4"]
 ROWS, COLUMNS, DEPTH = 8, 64, 768  # of a tile; of the product

@@ -1,11 +1,11 @@
 """The checks of PTX and SASS: float work is found, integer work passes, the unknown is refused."""
 
-import cuda_compilers
 import pytest
 
 from intformer.cuda import ptx_check, sass, sass_check, toolchain
 from intformer.cuda.sass_opcodes import ALLOWED, fault, is_constant_move
 from intformer.errors import CompileError
+from intformer_testing import cuda_compilers
 
 ARCHS = ["sm_75", "sm_80", "sm_90"]
 GOOD = """

@@ -1,12 +1,12 @@
 """nvcc and NVRTC: what they build, what they say of it, and what they refuse."""
 
-import cuda_compilers
 import pytest
 
 from intformer.cuda import toolchain
 from intformer.elf import Elf
 from intformer.errors import CompileError
 from intformer.object_cache import ObjectCache
+from intformer_testing import cuda_compilers
 
 KERNELS = """
 #include <stdint.h>

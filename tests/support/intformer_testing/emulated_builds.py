@@ -4,10 +4,9 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-import gpu as on_cpu
-
 from intformer.cuda.toolchain import Built
 from intformer.tuning import gpu
+from intformer_testing import gpu as on_cpu
 
 RIGHT = {"tile": 3, "depth": 64}  # the default of every product of few rows
 

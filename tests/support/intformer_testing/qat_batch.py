@@ -1,10 +1,10 @@
 """Padded batches of the random models' sequences, and what a head returned for their tokens."""
 
 import numpy as np
-import random_hf
 import torch
 
 from intformer.edge import pack
+from intformer_testing import random_hf
 
 
 def batch(pad=0, lengths=random_hf.LENGTHS, seed=0, extra=0, vocab=random_hf.VOCABULARY):

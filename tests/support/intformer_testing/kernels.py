@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-import gpu
 import numpy as np
 import pytest
 from tvm import IRModule, te, tirx
@@ -37,6 +36,7 @@ from intformer.relay_ops import (
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.op import IntOp
 from intformer.targets import TARGETS, weight_packing
+from intformer_testing import gpu
 
 
 def _missing(target) -> list[str]:

@@ -4,10 +4,11 @@ import collections
 import re
 from pathlib import Path
 
-import random_hf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-SENTENCES = (Path(__file__).parents[1] / "data" / "sentences.txt").read_text().splitlines()
+from intformer_testing import random_hf
+
+SENTENCES = (Path(__file__).parents[2] / "data" / "sentences.txt").read_text().splitlines()
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 

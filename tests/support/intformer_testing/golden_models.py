@@ -7,13 +7,13 @@ computed: torch's results differ in the last bit between CPUs, and a hash shows 
 import json
 
 import numpy as np
-import random_hf
 import torch
 import transformers
 from safetensors.numpy import save_file
 
 from intformer.frontend import import_model
 from intformer.model import IntModel
+from intformer_testing import random_hf
 
 HIDDEN, WIDE, LAYERS = 32, 48, 2
 RANGES = "intformer_ranges.safetensors"

@@ -1,10 +1,11 @@
-"""Make I-BERT checkpoints with transformers' own modules, as a user of I-BERT would.
+r"""Make I-BERT checkpoints with transformers' own modules, as a user of I-BERT would.
 
 There is no fine-tuned I-BERT checkpoint in any package, so `sst2` makes one: the weights of a
 BERT-shaped encoder moved into IBertForSequenceClassification, fine-tuned in float (which
 calibrates the ranges), then with quant_mode on. `random_model` makes small ones of odd shapes.
 
-    python tests/support/make_ibert.py BERT_DIR SST2_TRAIN_TSV SST2_DEV_TSV OUT_DIR
+    PYTHONPATH=tests/support python -m intformer_testing.make_ibert \
+        BERT_DIR SST2_TRAIN_TSV SST2_DEV_TSV OUT_DIR
 """
 
 import argparse

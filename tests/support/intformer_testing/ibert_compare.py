@@ -1,6 +1,7 @@
-"""An imported I-BERT model beside transformers' own quantized forward, tensor by tensor.
+r"""An imported I-BERT model beside transformers' own quantized forward, tensor by tensor.
 
-    python tests/support/ibert_compare.py CHECKPOINT TSV [--mode fixed] [--rows 64]
+    PYTHONPATH=tests/support python -m intformer_testing.ibert_compare \
+        CHECKPOINT TSV [--mode fixed] [--rows 64]
 
 transformers simulates integers in float32. Three comparisons tell apart where it differs:
 

@@ -2,7 +2,7 @@
 
 import json
 
-import small_tokenizer
+from intformer_testing import small_tokenizer
 
 
 def table(path, rows=48, labels=(0, 1), pairs=False, sentences=None):

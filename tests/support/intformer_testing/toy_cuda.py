@@ -6,9 +6,8 @@ Once in CUDA C, once as a C file that emulates them for the driver of fake_cuda.
 import subprocess
 from pathlib import Path
 
-import toy
-
 from intformer.plan import GpuCode, Launch, Plan, Variant
+from intformer_testing import toy
 
 SMALL = 8  # rows: `add` has a version for runs up to here
 
