@@ -34,7 +34,7 @@ QAT ?=
 .PHONY: demo test test-all accuracy qat-results bench bench-gpu compile-time tuning-logs install clean
 
 demo: install
-	$(BIN)/python tests/demo.py
+	$(BIN)/python -P tests/demo.py
 
 test: install
 	$(BIN)/ruff check
@@ -58,10 +58,10 @@ bench:
 	.venv-bench/bin/python tests/race $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) $(RACE)
 
 bench-gpu: install
-	$(BIN)/python tests/bench_gpu.py $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -P tests/bench_gpu.py $(if $(DATA),--data "$(DATA)")
 
 compile-time: install
-	$(BIN)/python tests/compile_time.py
+	$(BIN)/python -P tests/compile_time.py
 
 # Ended at any time, it goes on with what it has measured in out/tuning.
 tuning-logs: install

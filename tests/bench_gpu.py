@@ -1,7 +1,7 @@
 """`make bench-gpu`: the libraries on this machine's GPU, beside PyTorch on the same GPU.
 
-    python tests/bench_gpu.py [--shapes bert-base,bert-large] [--lengths 128,256]
-                              [--batches 1,2,4,8] [--seconds 4] [--data DIR]
+    python -P tests/bench_gpu.py [--shapes bert-base,bert-large] [--lengths 128,256]
+                                 [--batches 1,2,4,8] [--seconds 4] [--data DIR]
 
 For every shape: random weights, compiled for this GPU and verified on it. Then, for every length
 and batch, our library, PyTorch FP32 (TF32 off), FP16 and FP16 through torch.compile with CUDA
@@ -37,7 +37,7 @@ BATCH = 32  # sequences of a dev set that are run together
 
 def main() -> int:
     """Race what was asked for; 1 where something is not exact."""
-    top = argparse.ArgumentParser(prog="python tests/bench_gpu.py")
+    top = argparse.ArgumentParser(prog="python -P tests/bench_gpu.py")
     top.add_argument("--shapes", default="bert-base,bert-large")
     top.add_argument("--lengths", default="128,256")
     top.add_argument("--batches", default="1,2,4,8")

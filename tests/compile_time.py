@@ -1,6 +1,6 @@
 """`make compile-time`: seconds from a checkpoint to a library, from a library to its first result.
 
-    python tests/compile_time.py [TARGET]
+    python -P tests/compile_time.py [TARGET]
 
 BERT-base with random weights: compiled with an empty object cache, then with other weights of the
 same shapes, each time in a process of its own; what watches calibration text and judges scales by

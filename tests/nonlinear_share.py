@@ -1,6 +1,6 @@
-"""What everything that is not a matrix product costs: `python tests/nonlinear_share.py`.
+"""What everything that is not a matrix product costs: `python -P tests/nonlinear_share.py`.
 
-    python tests/nonlinear_share.py [--shape bert-base] [--tokens 128] [--target cascadelake]
+    python -P tests/nonlinear_share.py [--shape bert-base] [--tokens 128] [--target cascadelake]
 
 The model of a shape, with random weights, is compiled twice: as it is, and with GELU, softmax and
 LayerNorm replaced by a plain change of scale. In the second program LayerNorm has no residual to

@@ -1,34 +1,19 @@
 """The interval and the table of `make qat-results`, on cells made by hand."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).parent / "qat_results"
+from intformer_qat_results import report
 
 
-@pytest.fixture(scope="module")
-def report():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("qat_report", FOLDER / "report.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-def test_the_interval_of_equal_predictions_is_nothing(report):
+def test_the_interval_of_equal_predictions_is_nothing():
     wanted = np.array([0, 1] * 20)
     assert report.interval("accuracy", [wanted], [wanted], wanted) == (0, 0)
 
 
-def test_the_interval_is_that_of_the_binomial(report):
+def test_the_interval_is_that_of_the_binomial():
     """10 of 100 rows differ: 0.1, and 1.96 standard deviations of sqrt(0.1 * 0.9 / 100)."""
     wanted = np.ones(100, int)
     theirs = wanted.copy()
@@ -38,7 +23,7 @@ def test_the_interval_is_that_of_the_binomial(report):
     assert high == pytest.approx(0.1 + 1.96 * 0.03, abs=0.012)
 
 
-def test_cells_become_a_table(report, tmp_path):
+def test_cells_become_a_table(tmp_path):
     wanted = [0, 1, 1, 0]
     predicted = {"fp32": [0, 1, 1, 1], "qat": [0, 1, 1, 0], "ptq": [1, 1, 1, 1]}
     for kind, labels in predicted.items():

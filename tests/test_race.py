@@ -3,20 +3,19 @@
 import json
 import mmap
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from race import driver, footprint, report, texts
-from race.cells import AMX, BASE, CONTESTANTS, KEY, OURS, TORCH, VNNI, Cell, contestants
-from race.cells import default_cells as default
-from race.driver import Entrant, race
-from race.marks import Mark, lead, marks
-from race.meet import result
+from intformer_race import driver, footprint, report, texts
+from intformer_race.cells import AMX, BASE, CONTESTANTS, KEY, OURS, TORCH, VNNI, Cell, contestants
+from intformer_race.cells import default_cells as default
+from intformer_race.driver import Entrant, race
+from intformer_race.marks import Mark, lead, marks
+from intformer_race.meet import result
 
 TOY = """
 import json, os, sys, time
@@ -287,3 +286,27 @@ def test_pss_is_read():
         block.write(b"\1" * size)
         assert footprint.pss() - before > 0.9 * size
     assert footprint.pss_of(Path(sys.executable).resolve()) > 0
+
+
+@pytest.mark.slow
+def test_a_cell_is_raced_in_the_environment_of_make_bench(tmp_path):
+    """Every kind of contestant, in an environment that has what `make bench` installs, no more."""
+    root = Path(__file__).parents[1]
+    python = root / ".venv-bench" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("no .venv-bench: `make bench` makes it")
+    names = [OURS, TORCH, "openvino-int8", "onnxruntime-int8", "ctranslate2-int8"]
+    command = [python, root / "tests" / "race", "--models", "minilm-l6", "--shapes", "1x16"]
+    command += ["--isa", VNNI, "--threads", "1", "--contestants", ",".join(names)]
+    command += ["--rounds", "1", "--turn", "0.05", "--out", tmp_path]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    if not results["cells"]:
+        pytest.skip("; ".join(results["skipped"]))
+    (raced,) = results["cells"]
+    assert {row["name"]: row.get("error", "") for row in raced["rows"]} == dict.fromkeys(names, "")
+    assert all(row["ms"] > 0 for row in raced["rows"])
+    ours = next(row for row in raced["rows"] if row["name"] == OURS)
+    assert all(check["ok"] for check in results["verified"][ours["library"]])

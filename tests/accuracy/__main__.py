@@ -10,14 +10,10 @@ rxnmapper. What is made goes to out/accuracy.
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-import albert  # noqa: E402
-import ibert  # noqa: E402
-import stsb  # noqa: E402
-
-from intformer.errors import IntformerError  # noqa: E402
+from intformer.errors import IntformerError
+from intformer_accuracy import albert, ibert, stsb
 
 PARTS = {"stsb": stsb.run, "albert": albert.run, "ibert": ibert.run}
 OUT = Path("out/accuracy")

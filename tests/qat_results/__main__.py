@@ -16,15 +16,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from intformer.errors import IntformerError
+from intformer_qat_results import cells, report, small
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import cells  # noqa: E402
-import report  # noqa: E402
-import small  # noqa: E402
-
-from intformer.errors import IntformerError  # noqa: E402
-
 OUT = Path("out/qat-results")
 RESULTS = HERE / "results.json"
 

@@ -15,12 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from intformer.errors import IntformerError
-from race import cells, footprint, libraries, machine, report
-from race.marks import marks
-from race.meet import Meeting
+from intformer_race import cells, footprint, libraries, machine, report
+from intformer_race.marks import marks
+from intformer_race.meet import Meeting
 
 OUT = Path("out/bench")
 QUICK = ((1, 128), (1, 16))

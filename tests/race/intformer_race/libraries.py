@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 import intformer
-from race.cells import IBERT, MODELS, TARGETS, VOCABULARY, Contestant
+from intformer_race.cells import IBERT, MODELS, TARGETS, VOCABULARY, Contestant
 
 SOURCES = ("*.py", "*.c", "*.h", "*.map", "*.json")
 CALIBRATION = 8  # sequences
 VERIFY_TOKENS = (16, 5)  # lengths of the sequences whose every value is compared
 NOISE = 0.05  # of biases and LayerNorms: exporters merge constants that are all equal
-IBERT_SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[2] / "support"
 Say = Callable[[str], None]
 
 
@@ -109,7 +109,7 @@ def _make_model(model: str, path: Path) -> None:
 
 
 def _make_ibert(model: str, path: Path) -> None:
-    sys.path.insert(0, str(IBERT_SUPPORT))
+    sys.path.insert(0, str(SUPPORT))
     from intformer.frontend.shapes import SHAPES
     from intformer_testing import make_ibert
 

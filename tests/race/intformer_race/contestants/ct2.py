@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import protocol
+from intformer_race.contestants import protocol
 
 spec = protocol.spec
 os.environ.setdefault("CT2_FORCE_CPU_ISA", "AVX512")  # it would take AVX2 on a CPU it cannot name

@@ -2,7 +2,7 @@
 
 Each figure is of a fresh process with numpy and intformer.runtime alone, the page cache warm:
 
-    python tests/race/footprint.py LIB memory|first
+    python -P tests/race/intformer_race/footprint.py LIB memory|first
 
 memory  one run of 1x128, then every page of every constant read: PSS (/proc/self/smaps_rollup) of
         the process less its PSS just before load(), so that the interpreter does not count
@@ -33,7 +33,7 @@ def measure(library: Path) -> dict:
 
 def _child(library: Path, what: str) -> dict:
     done = subprocess.run(
-        [sys.executable, __file__, str(library), what],
+        [sys.executable, "-P", __file__, str(library), what],
         env={**os.environ, "INTFORMER_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,

@@ -2,7 +2,7 @@
 
 import os
 
-import protocol
+from intformer_race.contestants import protocol
 
 spec = protocol.spec
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(

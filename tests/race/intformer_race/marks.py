@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from race.cells import AMX, BASE, IBERT, KEY, OURS, TORCH, VNNI, Cell
+from intformer_race.cells import AMX, BASE, IBERT, KEY, OURS, TORCH, VNNI, Cell
 
 MEMORY = 1.3  # times the bytes of the int8 weights
 FIRST = 150.0  # ms

@@ -8,11 +8,10 @@ is kept in out/accuracy/ibert-sst2 and used again.
 import json
 from pathlib import Path
 
-from common import Bound, compiled, exact, package, say, table
-
 import intformer
 from intformer.proof.inputs import real_batches
 from intformer.texts import read_texts
+from intformer_accuracy.common import Bound, compiled, exact, package, say, table
 from intformer_testing.ibert_compare import compare
 from intformer_testing.make_ibert import sst2
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import openvino
-import protocol
 from openvino.properties import hint
+
+from intformer_race.contestants import protocol
 
 spec = protocol.spec
 CALIBRATION = 16  # sequences of 128 tokens

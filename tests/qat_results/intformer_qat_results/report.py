@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from cells import KINDS, PLANS, SMALL
 
 from intformer import accuracy
 from intformer.qat.training import write_json
+from intformer_qat_results.cells import KINDS, PLANS, SMALL
 
 RESAMPLES = 10_000
 COLUMNS = {

@@ -11,9 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
-import protocol
-
 from intformer.roofline import peak_meter
+from intformer_race.contestants import protocol
 
 MACS = 1e9  # that count as one run
 

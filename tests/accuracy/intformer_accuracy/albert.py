@@ -8,16 +8,16 @@ import re
 from pathlib import Path
 
 import numpy as np
-from common import Bound, compiled, exact, package, say
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from intformer.edge import Edge
 from intformer.float_model import FloatModel
+from intformer_accuracy.common import Bound, compiled, exact, package, say
 
 MODEL = "models/transformers/albert_heads_8_uspto_all_1310k"
 BATCH = 32
 LEAST_POSITIONS = 1000
-CALIBRATION = Path(__file__).parents[1] / "data" / "reactions.txt"
+CALIBRATION = Path(__file__).parents[2] / "data" / "reactions.txt"
 
 
 def smiles_tokenizer(package_folder: Path, vocabulary: Path) -> Tokenizer:

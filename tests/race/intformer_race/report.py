@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from race.cells import IBERT, OURS
-from race.marks import Mark, cell_of, median_of
+from intformer_race.cells import IBERT, OURS
+from intformer_race.marks import Mark, cell_of, median_of
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:

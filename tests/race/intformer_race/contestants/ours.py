@@ -1,10 +1,10 @@
 """Our compiled library, on packed tokens."""
 
 import numpy as np
-import protocol
 
 import intformer
 from intformer.runtime import load
+from intformer_race.contestants import protocol
 
 library = load(protocol.spec["library"])
 library.set_threads(protocol.spec["threads"])

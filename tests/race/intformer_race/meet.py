@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from race import texts
-from race.cells import (
+from intformer_race import texts
+from intformer_race.cells import (
     AMX,
     CONTESTANTS,
     IBERT,
@@ -24,10 +24,10 @@ from race.cells import (
     Contestant,
     contestants,
 )
-from race.driver import BUILD_SECONDS, Entrant, race
-from race.libraries import Libraries
+from intformer_race.driver import BUILD_SECONDS, Entrant, race
+from intformer_race.libraries import Libraries
 
-PROGRAMS = Path(__file__).parent / "contestants"
+PROGRAMS = "intformer_race.contestants"  # a package, so that no program's name hides a package's
 
 
 @dataclass
@@ -113,8 +113,8 @@ class Meeting:
     def _start(self, cell: Cell, one: Contestant, name: str, extra: dict) -> Entrant:
         extra = dict(extra)
         command = shlex.split(extra.pop("command", "")) or [
-            sys.executable,
-            str(PROGRAMS / f"{one.program}.py"),
+            *(sys.executable, "-P", "-m"),
+            f"{PROGRAMS}.{one.program}",
         ]
         spec = {
             **{"peer": name, "mode": one.mode, "model": cell.model, **MODELS[cell.model]},

@@ -139,7 +139,7 @@ def artifact(name: str, make: Callable[[Path], None]) -> Path:
             building = {**os.environ, "RACE_BUILD": name}
             building.pop("OMP_NUM_THREADS", None)
             subprocess.run(
-                [sys.executable, *sys.argv],
+                sys.orig_argv,
                 env=building,
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,

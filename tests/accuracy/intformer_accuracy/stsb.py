@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from common import Bound, compiled, exact, package, say, table
-
 import intformer
 from intformer.proof.inputs import real_batches
 from intformer.texts import read_texts
+from intformer_accuracy.common import Bound, compiled, exact, package, say, table
 
 
 def run(data: Path, out: Path) -> list[Bound]:

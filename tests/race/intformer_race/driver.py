@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from race.sandbox import VNNI_ENVIRONMENT, deny_amx
+from intformer_race.sandbox import VNNI_ENVIRONMENT, deny_amx
 
 TURNS = 3  # at least, however long one run takes
 BUILD_SECONDS = 1800.0  # until a contestant must be ready; the first time it builds its models
 TURN_SECONDS = 300.0  # beyond what a turn was given
 RESERVE = 1536 << 20  # bytes: who takes the machine's memory below this is out
+PACKAGES = Path(__file__).parents[1]  # holds intformer_race, which contestants import, alone
 LOOK = 0.5  # seconds between looks at the memory
 _PR_SET_PDEATHSIG = 1
 
@@ -54,6 +55,8 @@ class Entrant:
         self._log, self._rest = log, b""
         threads = str(spec["threads"])
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        paths = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
         capped = spec["isa"] == "vnni"
 
         def prepare() -> None:

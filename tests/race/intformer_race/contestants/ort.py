@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import onnxruntime
-import protocol
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from intformer_race.contestants import protocol
 
 spec = protocol.spec
 CALIBRATION = 8  # sequences of 128 tokens

@@ -1,0 +1,1 @@
+"""The cells and the table of `make qat-results`."""

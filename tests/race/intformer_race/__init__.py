@@ -1,0 +1,1 @@
+"""`make bench`: contestants, driver, marks and report."""
