@@ -20,6 +20,7 @@ from intformer.errors import CompileError
 from intformer.library import SOURCES, compiler
 from intformer.model import IntModel
 from intformer.proof.inputs import given
+from intformer.relay_ops import OPS
 from intformer.runtime import Library
 
 TRIES = 20
@@ -171,12 +172,13 @@ def macs(
     for node in model.nodes:
         work = sum(pending.pop(name, 0) for name in node.inputs)
         out = node.outputs[0]
-        if node.op == "matmul":
-            width, depth = constants[node.inputs[1]]["shape"]
-            work += rows[model.values[out].rows] * width * depth
-        elif node.op.startswith("attention"):
-            hidden = node.attrs["heads"] * node.attrs["head_dim"]
-            work += 2 * int((lengths**2).sum()) * hidden
+        if count := OPS[node.op].work:
+            shapes = {
+                i: constants[name]["shape"]
+                for i, name in enumerate(node.inputs)
+                if name in constants
+            }
+            work += count(node.attrs, rows[model.values[out].rows], lengths, shapes)
         if work:
             (found if out in shown else pending)[out] = work
     return found

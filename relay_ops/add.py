@@ -26,4 +26,9 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(a.shape, lambda *i: a[i].astype("int32") + b[i].astype("int32"), name="add")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="a + b")
+def clamp(attrs: dict, limits: list[int]) -> tuple[int, int]:
+    """Return what the sum is within: its terms are clamped."""
+    return -sum(limits), sum(limits)
+
+
+OP = IntOp(NAME, reference, bounds, define, clamp=clamp, source="a + b")

@@ -35,4 +35,6 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, lambda i, r, c: wrapping_add(x[i, r, c], bias[c]), name="add_bias")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="transformers ibert QuantLinear")
+OP = IntOp(
+    NAME, reference, bounds, define, elementwise=True, source="transformers ibert QuantLinear"
+)

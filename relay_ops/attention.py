@@ -21,7 +21,7 @@ from intformer.errors import RangeError
 from intformer.relay_ops import rescale
 from intformer.relay_ops.fixedpoint import check_fits, clamp, in_blocks, mul_round
 from intformer.relay_ops.interval import Interval
-from intformer.relay_ops.op import IntOp
+from intformer.relay_ops.op import IntOp, Kernel
 
 NAME = "attention"
 Z_BITS = 12  # of d / ln 2
@@ -236,13 +236,20 @@ def cuda(attrs: dict, decisions: dict):
     return attention_cuda.build(attrs, decisions, NUMERICS)
 
 
+def work(attrs: dict, rows: int, lengths: np.ndarray, shapes: dict) -> int:
+    """Multiply-adds of scores and context: two per pair of tokens and channel."""
+    return 2 * int((lengths**2).sum()) * attrs["heads"] * attrs["head_dim"]
+
+
 OP = IntOp(
     NAME,
     reference,
     bounds,
-    kernel=kernel,
-    cuda=cuda,
-    cuda_space=cuda_space,
-    space=space,
+    kernels={"cpu": Kernel(kernel, space), "cuda": Kernel(cuda, cuda_space)},
+    heads=True,
+    by_sequence=True,
+    unpadded=3,
+    clears=True,
+    work=work,
     source="own; arXiv 2103.09301",
 )

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.attention import score_bounds, scores, space
+from intformer.relay_ops.attention import score_bounds, scores, space, work
 from intformer.relay_ops.fixedpoint import (
     clamp,
     dyadic,
@@ -24,7 +24,7 @@ from intformer.relay_ops.fixedpoint import (
     split_dyadic,
 )
 from intformer.relay_ops.interval import Interval
-from intformer.relay_ops.op import IntOp
+from intformer.relay_ops.op import IntOp, Kernel
 
 NAME = "attention_ibert"
 X0 = -0.6931  # IntSoftmax.x0
@@ -199,9 +199,13 @@ OP = IntOp(
     NAME,
     reference,
     bounds,
-    kernel=kernel,
-    cuda=cuda,
-    cuda_space=cuda_space,
-    space=space,
+    kernels={"cpu": Kernel(kernel, space), "cuda": Kernel(cuda, cuda_space)},
+    heads=True,
+    by_sequence=True,
+    unpadded=3,
+    clears=True,
+    work=work,
+    fill={4: 1},  # shift
+    clamp=lambda attrs, limits: (-128, 127),
     source="transformers ibert IntSoftmax + QuantAct(8)",
 )

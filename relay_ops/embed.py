@@ -87,4 +87,12 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute((attrs["blocks"], 8, attrs["width"]), out, name="embed")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="transformers ibert IBertEmbeddings")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    lookup=True,
+    clears=True,
+    source="transformers ibert IBertEmbeddings",
+)

@@ -110,4 +110,11 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, out, name="i_gelu")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="own; Hendrycks and Gimpel, arXiv 1606.08415")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    elementwise=True,
+    source="own; Hendrycks and Gimpel, arXiv 1606.08415",
+)

@@ -171,4 +171,12 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(acc.shape, out, name="i_gelu_ibert")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="transformers ibert IntGELU + QuantAct(8)")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    elementwise=True,
+    fill={5: 33},  # shift
+    source="transformers ibert IntGELU + QuantAct(8)",
+)

@@ -173,4 +173,11 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, out, name="i_layernorm_ibert")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="transformers ibert IntLayerNorm + QuantAct(8)")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    fill={3: 1},  # shift
+    source="transformers ibert IntLayerNorm + QuantAct(8)",
+)

@@ -76,4 +76,4 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, out, name="i_tanh")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="own")
+OP = IntOp(NAME, reference, bounds, define, elementwise=True, source="own")

@@ -109,4 +109,10 @@ def define(args: list, attrs: dict) -> list:
     ]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="arXiv 2101.01321 section 3.1")
+def work(attrs: dict, rows: int, lengths: np.ndarray, shapes: dict) -> int:
+    """Multiply-adds: one per row and weight."""
+    width, depth = shapes[1]
+    return rows * width * depth
+
+
+OP = IntOp(NAME, reference, bounds, define, work=work, source="arXiv 2101.01321 section 3.1")

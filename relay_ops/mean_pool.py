@@ -8,7 +8,7 @@ import numpy as np
 from intformer.errors import RangeError
 from intformer.relay_ops.fixedpoint import check_fits, round_divide
 from intformer.relay_ops.interval import Interval
-from intformer.relay_ops.op import IntOp
+from intformer.relay_ops.op import IntOp, Kernel
 
 NAME = "mean_pool"
 MIN_FRACTION_BITS = 8
@@ -174,5 +174,11 @@ def cuda(attrs: dict, decisions: dict):
 
 
 OP = IntOp(
-    NAME, reference, bounds, kernel=kernel, cuda=cuda, source="sentence-transformers mean pooling"
+    NAME,
+    reference,
+    bounds,
+    kernels={"cpu": Kernel(kernel), "cuda": Kernel(cuda)},
+    by_sequence=True,
+    clears=True,
+    source="sentence-transformers mean pooling",
 )

@@ -1,34 +1,69 @@
-"""IntOp: what one integer op is to every part of the compiler."""
+"""IntOp: what one integer op is to every part of the compiler: all that is known of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An op with loops that no tensor expression can state, for one kind of chip.
+
+    build  "cpu": (attrs, isa, decisions) -> PrimFunc; "cuda": (attrs, decisions) -> PrimFunc, which
+           begins like the kernels of schedules/cuda.py. A decision that is missing takes its
+           default
+    space  (attrs, isa) on a CPU, (attrs) on a GPU -> what may be decided: name -> values
+           (integers), the default first; None: nothing
+    """
+
+    build: Callable
+    space: Callable | None = None
 
 
 @dataclass(frozen=True)
 class IntOp:
     """One integer op.
 
-    name       as in Node.op and, prefixed with "intformer.", in Relax
-    reference  (*arrays, **attrs) -> array or tuple: the meaning, in NumPy
-    bounds     (*intervals_or_arrays, **attrs) -> output interval(s): the range analysis; raises
-               RangeError where an intermediate could leave its type
-    define     (te tensors, attrs) -> te tensors, or None where `kernel` is given instead
-    kernel     (attrs, isa, decisions) -> PrimFunc for ops with loops that no tensor expression can
-               state; a decision that is missing takes its default
-    cuda       (attrs, decisions) -> PrimFunc, the same for GPUs: it begins like the kernels of
-               schedules/cuda.py
-    cuda_space (attrs) -> what may be decided about the kernel for GPUs
-    space      (attrs, isa) -> what may be decided about such a kernel: name -> values (integers),
-               the default first; None: nothing
-    source     paper and section, or the module it must match
+    name        as in Node.op and, prefixed with "intformer.", in Relax
+    reference   (*arrays, **attrs) -> array or tuple: the meaning, in NumPy
+    bounds      (*intervals_or_arrays, **attrs) -> output interval(s): the range analysis; raises
+                RangeError where an intermediate could leave its type
+    define      (te tensors, attrs) -> te tensors, or None where `kernels` are given instead
+    kernels     "cpu" and "cuda" -> Kernel
+    elementwise every channel of the result comes from the same channel of the first argument
+    heads       attrs has heads and head_dim; the first argument holds query, key and value of each
+                head, and the result its context
+    by_sequence the kernel works on whole sequences, so it depends on how long they can be
+    lookup      the constants are tables of which few rows are read
+    unpadded    leading arguments whose last axis is no channels, though it may be as long
+    fill        argument -> its value in padding columns, where 0 would be out of its range
+    clears      the kernel writes zeros to the rows behind the last one
+    work        (attrs, rows, lengths, shapes) -> multiply-adds; rows of the result, int64 lengths
+                of the sequences, shapes of the constants by argument
+    clamp       (attrs, limits of the arguments) -> (low, high) of the result, where attrs has
+                neither lo nor hi and the type does not say it
+    source      paper and section, or the module it must match
     """
 
     name: str
     reference: Callable
     bounds: Callable
     define: Callable | None = None
-    kernel: Callable | None = None
-    cuda: Callable | None = None
-    cuda_space: Callable | None = None
-    space: Callable | None = None
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    elementwise: bool = False
+    heads: bool = False
+    by_sequence: bool = False
+    lookup: bool = False
+    unpadded: int = 0
+    fill: Mapping[int, int] = field(default_factory=dict)
+    clears: bool = False
+    work: Callable | None = None
+    clamp: Callable | None = None
     source: str = ""
+
+    @cached_property
+    def arity(self) -> int:
+        """Number of arguments, as the reference takes them."""
+        parameters = inspect.signature(self.reference).parameters.values()
+        return sum(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in parameters)

@@ -27,4 +27,4 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, lambda i, r, c: te.max(x[i, r, c], zero), name="relu")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="max(x, 0)")
+OP = IntOp(NAME, reference, bounds, define, elementwise=True, source="max(x, 0)")

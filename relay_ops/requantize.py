@@ -62,4 +62,12 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, out, name="requantize")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="transformers ibert FixedPointMul")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    elementwise=True,
+    fill={2: 1},  # shift
+    source="transformers ibert FixedPointMul",
+)

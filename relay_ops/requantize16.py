@@ -70,4 +70,4 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, out, name="requantize16")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="own")
+OP = IntOp(NAME, reference, bounds, define, elementwise=True, source="own")

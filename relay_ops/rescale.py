@@ -112,4 +112,6 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(x.shape, out, name="rescale")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="own; gemmlowp, doc/quantization.md")
+OP = IntOp(
+    NAME, reference, bounds, define, elementwise=True, source="own; gemmlowp, doc/quantization.md"
+)

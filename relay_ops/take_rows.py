@@ -42,4 +42,11 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute((attrs["blocks"], 8, attrs["width"]), out, name="take_rows")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="first-token pooling; masked positions")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    clears=True,
+    source="first-token pooling; masked positions",
+)

@@ -13,6 +13,7 @@ matmul: a 64-bit clamp before the narrowing (two more operations per eight numbe
 import math
 from functools import cache
 
+import tvm
 from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule, TensorIntrin
 from tvm.script import tirx as T
@@ -21,7 +22,6 @@ from tvm_ffi import structural_map
 from intformer.schedules.space import DEPTH, LINE, TOGETHER, blocks, decide, space
 
 STEPS = "intformer.steps"  # marks the loop over the dot products, with how many one turn does
-NARROW = ("gelu_t", "gelu_u", "i_gelu", "requantize16")  # blocks in 16-bit lanes
 
 
 @cache
@@ -126,13 +126,19 @@ def finish(sch: Schedule, epilogue: list, row, lanes: int) -> None:
     for block in epilogue:
         loop = sch.get_loops(block)[-1]
         width = sch.get(loop).extent.value
-        narrow = sch.get(block).name_hint in NARROW and width > lanes
+        narrow = _is_narrow(sch.get(block)) and width > lanes
         if narrow and width % (2 * lanes):
             loop, rest = sch.loop_partition(loop, [width - lanes, None])
             sch.vectorize(rest)
         part, lane = sch.split(loop, [None, 2 * lanes if narrow else lanes])
         sch.unroll(part)
         sch.vectorize(lane)
+
+
+def _is_narrow(block: SBlock) -> bool:
+    """Say whether a block computes in 16-bit lanes: nothing that it touches is wider."""
+    buffers = [region.source for region in (*block.reads, *block.writes)]
+    return max(tvm.DataType(buffer.dtype).bits for buffer in buffers) == 16
 
 
 def _prefetched(func: tirx.PrimFunc, ahead: int, width: int) -> tirx.PrimFunc:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intformer.model import IntModel, Node
+from intformer.relay_ops import OPS
 
 OUTPUT = "output"  # the tap of what the float run returns
 LIMITS = {"int8": 127, "int16": 2**15 - 1}
@@ -99,11 +100,15 @@ def _limits(name: str, makers: dict[str, Node], model: IntModel) -> tuple[int | 
     node, dtype = makers[name], model.values[name].dtype
     if {"lo", "hi"} <= node.attrs.keys():
         return node.attrs["lo"], node.attrs["hi"]
-    if node.op == "attention_ibert":
-        return -128, 127
+    clamp = OPS[node.op].clamp
+    if clamp:
+        return clamp(
+            node.attrs, [LIMITS.get(model.values[x].dtype, 0) for x in _values(node, model)]
+        )
     if dtype in LIMITS:
         return -LIMITS[dtype], LIMITS[dtype]
-    if node.op == "add":  # its terms are clamped
-        terms = [LIMITS[model.values[term].dtype] for term in node.inputs]
-        return -sum(terms), sum(terms)
     return None, None
+
+
+def _values(node: Node, model: IntModel) -> list[str]:
+    return [name for name in node.inputs if name in model.values]

@@ -17,6 +17,7 @@ from tvm_ffi import structural_map
 
 from intformer.passes.to_relax import BLOCKS
 from intformer.relay_ops import OPS
+from intformer.relay_ops.op import IntOp, Kernel
 from intformer.schedules.isa import Gpu
 
 Decisions = dict[str, int]
@@ -67,7 +68,7 @@ class Form:
         names  of the tensors, for people
         """
         first = self.data["calls"][0]
-        if OPS[first["op"]].kernel:
+        if OPS[first["op"]].kernels:
             return self._kernel(isa, {})
         shapes, results = self.data["tensors"], self.data["results"]
         names = names or [f"t{i}" for i in range(len(shapes))]
@@ -92,27 +93,24 @@ class Form:
         """
         first = self.data["calls"][0]
         op = OPS[first["op"]]
-        if op.kernel and isinstance(isa, Gpu):
-            return op.cuda_space(first["attrs"]) if op.cuda_space else {}
-        if op.kernel:
-            return op.space(first["attrs"], isa) if op.space else {}
+        if op.kernels:
+            kernel, arguments = _kernel_of(op, isa)
+            return kernel.space(first["attrs"], *arguments) if kernel.space else {}
         return space(self.plain(isa), isa)
 
     def each(
         self, isa, rule, versions: Versions, names: list[str] | None = None
     ) -> list[tirx.PrimFunc]:
         """Return one scheduled kernel per version, see `scheduled`."""
-        if OPS[self.data["calls"][0]["op"]].kernel:
+        if OPS[self.data["calls"][0]["op"]].kernels:
             return [self._kernel(isa, decisions) for _, decisions in versions]
         func = self.plain(isa, names)
         return [rule(func, isa, decisions) for _, decisions in versions]
 
     def _kernel(self, isa, decisions: Decisions) -> tirx.PrimFunc:
         first = self.data["calls"][0]
-        op = OPS[first["op"]]
-        if isinstance(isa, Gpu):
-            return op.cuda(first["attrs"], decisions)
-        return op.kernel(first["attrs"], isa, decisions)
+        kernel, arguments = _kernel_of(OPS[first["op"]], isa)
+        return kernel.build(first["attrs"], *arguments, decisions)
 
     def scheduled(
         self, isa, rule, versions: Versions, names: list[str] | None = None
@@ -138,3 +136,8 @@ def join(few: tirx.PrimFunc, many: tirx.PrimFunc, limit: int) -> tirx.PrimFunc:
     rest = structural_map(many.body, (tirx.Var, lambda var: same.get(var, var)))
     body = tirx.IfThenElse(few.params[-1].shape[0] <= limit, few.body, rest)
     return few.with_body(SBlockRealize([], True, SBlock([], [], [], "root", body)))
+
+
+def _kernel_of(op: IntOp, isa) -> tuple[Kernel, tuple]:
+    """Return an op's kernel for a chip, and what its functions take of the chip."""
+    return (op.kernels["cuda"], ()) if isinstance(isa, Gpu) else (op.kernels["cpu"], (isa,))

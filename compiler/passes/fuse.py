@@ -10,22 +10,8 @@ from tvm import relax
 from tvm.relax.dpl import is_op, wildcard
 
 from intformer.passes.to_relax import PREFIX
+from intformer.relay_ops import OPS
 
-ARGUMENTS = {  # op -> number of arguments, the fused one first
-    "matmul": 3,
-    "add_bias": 2,
-    "requantize": 3,
-    "rescale": 3,
-    "requantize16": 3,
-    "relu": 1,
-    "i_gelu": 2,
-    "i_gelu_ibert": 6,
-    "i_tanh": 1,
-    "residual_add": 4,
-    "add": 2,
-    "i_layernorm": 6,
-    "i_layernorm_ibert": 5,
-}
 R = "requantize"
 CHAINS = {  # longest first: the first that fits is taken
     "dense_gelu": [
@@ -65,7 +51,7 @@ def _pattern(chain: tuple[str, ...]) -> tuple:
     """Return the pattern of a chain and those of its ops, first to last."""
     value, links = wildcard(), {}
     for number, op in enumerate(chain):
-        rest = [wildcard() for _ in range(ARGUMENTS[op] - 1)]
+        rest = [wildcard() for _ in range(OPS[op].arity - 1)]
         value = links[str(number)] = is_op(f"{PREFIX}{op}")(value, *rest)
     return value, links
 

@@ -9,15 +9,9 @@ from dataclasses import dataclass, field
 from intformer.model import INPUTS, IntModel, Node
 from intformer.packing import ZERO_POINT, columns
 from intformer.plan import Buffer
+from intformer.relay_ops import OPS
 
 VECTOR = 16  # channels are padded to a multiple of this on every target
-ATTENTION = ("attention", "attention_ibert")
-PADDING = {  # (op, argument) -> shift in padding columns, where 0 would be outside its range
-    ("requantize", 2): 1,
-    ("i_layernorm_ibert", 3): 1,
-    ("attention_ibert", 4): 1,
-    ("i_gelu_ibert", 5): 33,
-}
 
 
 @dataclass
@@ -74,12 +68,12 @@ def _channel_maps(model: IntModel) -> dict[str, tuple[int, int, int]]:
     """Heads are padded where attention reads or writes them; all else is one run of channels."""
     maps = {name: (1, v.channels, _round_up(v.channels)) for name, v in model.values.items()}
     for node in model.nodes:
-        if node.op in ATTENTION:
+        if OPS[node.op].heads:
             heads, size = node.attrs["heads"], node.attrs["head_dim"]
             maps[node.inputs[0]] = (3 * heads, size, _round_up(size))
             maps[node.outputs[0]] = (heads, size, _round_up(size))
     for node in reversed(model.nodes):  # what is elementwise keeps its consumer's map
-        if node.op in ("requantize", "rescale", "relu", "add_bias"):
+        if OPS[node.op].elementwise:
             maps[node.inputs[0]] = maps[node.outputs[0]]
     return maps
 
@@ -97,17 +91,17 @@ def _spec(model: IntModel, layout: Layout, node: Node, argument: int, tied: set)
             "map": layout.maps[out],
             "width": layout.buffers[out].width,
         }
-    if node.op == "embed":
+    if OPS[node.op].lookup:
         if model.tensors[name].ndim == 1:
             return {"tensor": name, "kind": "raw"}
         if name in tied:  # one copy, as the decoder's matmul reads it
             user = next(n for n in model.nodes if n.op == "matmul" and n.inputs[1] == name)
             return _weight(layout, name, user.inputs[0], user.outputs[0])
         return _channels(layout, name, out, 0)
-    if model.tensors[name].shape[-1] == model.values[out].channels and not (
-        node.op in ATTENTION and argument < 3
-    ):
-        return _channels(layout, name, out, PADDING.get((node.op, argument), 0))
+    op = OPS[node.op]
+    per_channel = model.tensors[name].shape[-1] == model.values[out].channels
+    if per_channel and argument >= op.unpadded:
+        return _channels(layout, name, out, op.fill.get(argument, 0))
     return {"tensor": name, "kind": "raw"}
 
 

@@ -90,8 +90,8 @@ def physical_attrs(model: IntModel, layout: Layout, node: Node) -> dict:
         "channels": outputs[0].channels,
         "results": list(node.outputs),
     }
-    if node.op in ("attention", "attention_ibert"):
+    if OPS[node.op].heads:
         attrs["head_dim"] = layout.maps[node.outputs[0]][2]
-    if node.op in ("attention", "attention_ibert", "mean_pool"):
+    if OPS[node.op].by_sequence:
         attrs["max_length"] = model.meta["max_length"]
     return attrs

@@ -4,9 +4,9 @@ import torch
 
 from intformer.model import IntModel
 from intformer.qat import integer_ops, integer_ops_ibert
+from intformer.relay_ops import OPS as INT_OPS
 
 OPS = {**integer_ops.OPS, **integer_ops_ibert.OPS}
-TABLES = ("embed",)  # ops that look rows up: their tables stay as narrow as they are
 
 
 class TorchModel:
@@ -17,9 +17,12 @@ class TorchModel:
     """
 
     def __init__(self, model: IntModel, device: torch.device | str = "cpu"):
-        """Move the constants; weights of products become float32, which their product needs."""
+        """Move the constants; weights of products become float32, which their product needs.
+
+        Tables that rows are looked up in stay as narrow as they are.
+        """
         self.model, self.device = model, torch.device(device)
-        kept = {name for node in model.nodes if node.op in TABLES for name in node.inputs}
+        kept = {name for node in model.nodes if INT_OPS[node.op].lookup for name in node.inputs}
         weights = {node.inputs[1] for node in model.nodes if node.op == "matmul"}
         self.tensors, self.weights = {}, {}
         for name, array in model.tensors.items():

@@ -9,10 +9,9 @@ from tvm import relax
 
 from intformer.model import Node
 from intformer.passes.fuse import CHAINS
-from intformer.passes.layout import plan_layout
 from intformer.relay_ops import attention, i_gelu, i_layernorm, requantize16, rescale
 from intformer.relay_ops.fixedpoint import make_dyadic
-from intformer_testing.kernels import Chain, Graph, Program, lowered, on_every_target
+from intformer_testing.kernels import Chain, Graph, Program, lowered, on_every_target, planned
 
 C = 60
 
@@ -231,7 +230,7 @@ def test_heads_are_padded_to_whole_vectors(heads, dim):
     inputs = [qkv, "cu_seqlens", *tables.values()]
     g.op("attention", inputs, "ctx", "int8", channels, heads=heads, head_dim=dim)
     dense(g, "ctx", "out")
-    layout = plan_layout(g.model())
+    layout = planned(g.model())
 
     assert layout.maps["qkv"] == layout.maps["qkv_acc"] == (3 * heads, dim, padded)
     assert layout.maps["ctx"] == (heads, dim, padded)
@@ -255,7 +254,7 @@ def test_every_width_is_a_multiple_of_a_vector():
         g = Graph()
         norm_input = g.given("x", "int32", channels)
         g.op("relu", [norm_input], "y", "int32", channels)
-        layout = plan_layout(g.model())
+        layout = planned(g.model())
         assert layout.buffers["y"].width == -(-channels // 16) * 16
         assert layout.buffers["y"].channels == channels
         assert layout.buffers["y"].channel_map is None
@@ -271,7 +270,7 @@ def test_a_tensor_with_two_layouts_is_packed_twice():
     tables = attention.tables(0.05, 0.05, 0.05, 10, np.full(20, 0.03))
     inputs = ["ctx", "cu_seqlens", *tables.values()]
     g.op("attention", inputs, "out", "int8", 20, heads=2, head_dim=10)
-    layout = plan_layout(g.model())
+    layout = planned(g.model())
     assert {"mult", "mult#2", "shift", "shift#2"} <= layout.packing.keys()
     assert layout.packing["mult"]["map"] == (1, C, 64)
     assert layout.packing["mult#2"]["map"] == (6, 10, 16)
@@ -285,7 +284,7 @@ def test_a_tied_table_is_packed_once_as_the_decoder_reads_it():
     ids = ["input_ids", "position_ids"]
     g.op("embed", [*ids, *tables], "e", "int32", C, types=0, lo=-9, hi=9)
     g.op("matmul", [g.given("x", "int8", C), "word", np.ones(9, np.int32)], "y", "int32", 9)
-    layout = plan_layout(g.model())
+    layout = planned(g.model())
     embed = next(i for i, node in enumerate(g.nodes) if node.op == "embed")
     matmul = next(i for i, node in enumerate(g.nodes) if node.op == "matmul")
     assert layout.names[embed, 2] == layout.names[matmul, 1] == "word"

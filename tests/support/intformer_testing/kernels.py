@@ -34,7 +34,7 @@ from intformer.relay_ops import (
     rescale,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
-from intformer.relay_ops.op import IntOp
+from intformer.relay_ops.op import IntOp, Kernel
 from intformer.targets import TARGETS, weight_packing
 from intformer_testing import gpu
 
@@ -77,8 +77,6 @@ def _on_every(targets):
 
 on_every_cpu = _on_every(CHIPS)
 on_every_target = _on_every([*CHIPS, GPU])
-# ops that write 0 to the rows past the last one
-CLEARING = ("embed", "attention", "attention_ibert", "take_rows", "mean_pool")
 
 
 NOTHING = te.create_prim_func([te.compute((1,), lambda _: tirx.const(0, "int32"))])
@@ -86,8 +84,10 @@ GIVEN = IntOp(
     "given",
     reference=None,
     bounds=None,
-    kernel=lambda attrs, isa, decisions: NOTHING,
-    cuda=lambda attrs, decisions: gpu.nothing(),
+    kernels={
+        "cpu": Kernel(lambda attrs, isa, decisions: NOTHING),
+        "cuda": Kernel(lambda attrs, decisions: gpu.nothing()),
+    },
 )
 
 
@@ -139,6 +139,12 @@ class Graph:
         return IntModel(self.nodes, self.tensors, self.values, self.nodes[-1].outputs[0], meta)
 
 
+def planned(model: IntModel, weight: str = "weight"):
+    """Return plan_layout of a model with given values."""
+    with mock.patch.dict(OPS, given=GIVEN):
+        return plan_layout(model, weight)
+
+
 def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     """Return (scheduled kernels, plan, layout) of a graph.
 
@@ -149,7 +155,7 @@ def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     spec = TARGETS[target]
     isa = spec.isa()
     nodes = model.nodes + graph.readers
-    layout = plan_layout(replace(model, nodes=nodes), weight_packing(spec))
+    layout = planned(replace(model, nodes=nodes), weight_packing(spec))
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
     with mock.patch.dict(OPS, given=GIVEN):
         before = to_relax(model, layout, constants)
@@ -199,7 +205,7 @@ class Program:
         rows = {name: len(x) for name, x in expected.items()}
         gpu_target = isinstance(self.built, gpu.Kernels)
         written = (self._launch if gpu_target else self._run)(arrays, tensors, rows)
-        clearing = {n.outputs[0] for n in inside if n.op in CLEARING}
+        clearing = {n.outputs[0] for n in inside if OPS[n.op].clears}
         for name, stored in written.items():
             want, columns = expected[name], self._columns(name)
             n, padding = len(want), np.setdiff1d(np.arange(stored.shape[1]), columns)
