@@ -143,7 +143,7 @@ def study(
     progress  called with what starts now
     """
     checkpoint = Checkpoint(source, tokenizer=tokenizer)
-    if (checkpoint.path / Q8BERT_FILE).is_file():
+    if checkpoint.file(Q8BERT_FILE):
         raise CheckpointError(
             "a Q8BERT directory holds integers and no FP32 weights to compare them with",
             where=str(checkpoint.path / Q8BERT_FILE),

@@ -82,7 +82,7 @@ def import_model(
     """
     checkpoint = Checkpoint(source, tokenizer=tokenizer)
     options = {"recipe": recipe, "mode": mode, "head": head, "method": method}
-    if (checkpoint.path / Q8BERT_FILE).is_file():
+    if checkpoint.file(Q8BERT_FILE):
         return import_q8bert(checkpoint, calibrate=calibrate, **options)
     model_type = checkpoint.setting("model_type", str)
     if model_type not in READERS:

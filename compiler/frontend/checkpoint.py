@@ -1,6 +1,5 @@
 """A Hugging Face model directory, read without running anything that is in it."""
 
-import json
 import math
 from copy import copy
 from functools import cached_property
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
+from intformer.frontend.folder import Folder, shown
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json
 REFUSED = {  # config keys that change the arithmetic, and the values under which they do not
@@ -39,25 +39,28 @@ class Checkpoint:
                 where=str(source),
                 hint="give a directory with config.json and model.safetensors",
             )
-        self.config = self.read_json("config.json")
+        self.config = self.read_json("config.json", dict)
         if self.config is None:
             raise CheckpointError(
                 "config.json is missing",
                 where=str(self.path),
                 hint="save the model with save_pretrained",
             )
-        if not isinstance(self.config, dict):
-            raise CheckpointError("config.json is not an object", where=str(self.path))
 
-    def read_json(self, name: str):
-        """Return the parsed JSON file, or None where the directory has none."""
-        file = self.path / name
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"not valid JSON: {error}", where=str(file)) from error
+    def file(self, name: str) -> Path | None:
+        """Return the path of a regular file inside the directory (Folder.file)."""
+        return Folder(self.path).file(name)
+
+    def read(self, name: str) -> bytes | None:
+        """Return the bytes of a file of the directory, None where there is none."""
+        return Folder(self.path).read(name)
+
+    def read_json(self, name: str, kind: type | None = None):
+        """Return the parsed JSON file, or None where the directory has none.
+
+        kind  dict or list: what its top level must be
+        """
+        return Folder(self.path).json(name, kind)
 
     def setting(self, key: str, kind: type, default=None, *, least=None):
         """Return one config value, checked; raises an error that names the key.
@@ -74,15 +77,16 @@ class Checkpoint:
         if kind is float and type(value) is int and abs(value) < 2**53:
             value = float(value)
         if type(value) is not kind:
-            shown = repr(value) if isinstance(value, str | bool | int | float) else "..."
             raise CheckpointError(
-                f"config key {key!r} = {shown} is {_named(type(value))}, not {_named(kind)}",
+                f"config key {key!r} = {shown(value)} is {_named(type(value))}, not {_named(kind)}",
                 where=where,
             )
         if kind is float and not math.isfinite(value):
             raise CheckpointError(f"config key {key!r} = {value} is not finite", where=where)
         if least is not None and value < least:
-            raise CheckpointError(f"config key {key!r} = {value} is less than {least}", where=where)
+            raise CheckpointError(
+                f"config key {key!r} = {shown(value)} is less than {least}", where=where
+            )
         return value
 
     def heads_of(self, hidden_key: str, heads_key: str) -> tuple[int, int]:
@@ -103,8 +107,8 @@ class Checkpoint:
 
     def truncate_length(self, limit: int) -> int:
         """Return the tokens a text is cut to: what the directory says, `limit` at most."""
-        sentence = self.read_json("sentence_bert_config.json") or {}
-        tokenizer = self.read_json("tokenizer_config.json") or {}
+        sentence = self.read_json("sentence_bert_config.json", dict) or {}
+        tokenizer = self.read_json("tokenizer_config.json", dict) or {}
         # where nobody set a length, transformers writes 1e30
         asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or limit
         return int(min(asked, limit))
@@ -114,9 +118,8 @@ class Checkpoint:
         for key, neutral in REFUSED.items():
             value = self.config.get(key)
             if value not in neutral:
-                shown = value if isinstance(value, str | bool) else "..."
                 raise CheckpointError(
-                    f"config key {key!r} = {shown!r} is not supported",
+                    f"config key {key!r} = {shown(value)} is not supported",
                     where=str(self.path / "config.json"),
                     hint="only plain encoders with absolute positions compile",
                 )
@@ -128,20 +131,28 @@ class Checkpoint:
             index = self.read_json(name + ".index.json")
             if index is not None:
                 try:
-                    return {key: self.path / file for key, file in index["weight_map"].items()}
+                    return {key: self._shard(file) for key, file in index["weight_map"].items()}
                 except (KeyError, TypeError, AttributeError) as error:
                     raise CheckpointError(
                         "no 'weight_map' in the weight index",
                         where=f"{self.path}/{name}.index.json",
                     ) from error
-            file = self.path / name
-            if file.is_file():
+            file = self.file(name)
+            if file is not None:
                 return dict.fromkeys(_open(file)[0], file)
         raise CheckpointError(
             "no weights found",
             where=str(self.path),
             hint="expected " + " or ".join(WEIGHT_FILES),
         )
+
+    def _shard(self, name: str) -> Path:
+        file = self.file(name)
+        if file is None:
+            raise CheckpointError(
+                f"the weight index names {name!r}, which is missing", where=str(self.path)
+            )
+        return file
 
     @cached_property
     def _readers(self) -> dict[Path, object]:
@@ -211,8 +222,7 @@ class Checkpoint:
     def _files(self) -> dict[str, bytes]:
         from intformer.frontend.tokenizer import tokenizer_files
 
-        config = (self.path / "config.json").read_bytes()
-        return {"config.json": config, **tokenizer_files(self)}
+        return {"config.json": self.read("config.json"), **tokenizer_files(self)}
 
 
 def _open(file: Path):

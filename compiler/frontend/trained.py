@@ -14,6 +14,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend.calibrated import completed, mask_token_id
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
+from intformer.frontend.folder import reason
 from intformer.ir.graph import Graph
 from intformer.model import IntModel
 from intformer.quantize.native import lower
@@ -77,13 +78,16 @@ def read_ranges(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     """Return the arrays of RANGES_FILE."""
     from safetensors.numpy import load_file
 
-    file = checkpoint.path / RANGES_FILE
-    if not file.is_file():
-        raise CheckpointError("no such file of learned ranges", where=str(file), hint=HINT)
+    file = checkpoint.file(RANGES_FILE)
+    if file is None:
+        where = str(checkpoint.path / RANGES_FILE)
+        raise CheckpointError("no such file of learned ranges", where=where, hint=HINT)
     try:
         return load_file(file)
     except Exception as error:
-        raise CheckpointError(f"cannot read it: {error}", where=str(file), hint=HINT) from error
+        raise CheckpointError(
+            f"cannot read it: {reason(error)}", where=str(file), hint=HINT
+        ) from error
 
 
 def assemble(

@@ -56,9 +56,7 @@ class Prepared(nn.Module, ABC):
         self.checkpoint, self.model, self.meta = checkpoint, model, dict(meta)
         self.config = model.config
         self.carried = {
-            name: (checkpoint.path / name).read_bytes()
-            for name in CARRIED
-            if (checkpoint.path / name).is_file()
+            name: data for name in CARRIED if (data := checkpoint.read(name)) is not None
         }
         self._integer: tuple[tuple, TorchModel] | None = None
 

@@ -385,8 +385,8 @@ class Run:
     def save_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer, cutting where training cut."""
         for name in TOKENIZER_FILES:
-            if (self.checkpoint.path / name).is_file():
-                shutil.copyfile(self.checkpoint.path / name, folder / name)
+            if (file := self.checkpoint.file(name)) is not None:
+                shutil.copyfile(file, folder / name)
         (folder / "tokenizer.json").write_bytes(self.files["tokenizer.json"])
         about = self.checkpoint.read_json("tokenizer_config.json") or {}
         write_json(folder / "tokenizer_config.json", {**about, "model_max_length": self.length})
