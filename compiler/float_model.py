@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
+from intformer.frontend.checkpoint import Checkpoint
 
 AUTO_CLASSES = {  # head -> transformers class that computes its outputs
     "features": "AutoModel",
@@ -43,6 +44,7 @@ class FloatModel:
         quiet()
         if not Path(source).is_dir():
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
+        Checkpoint(source).refuse_rewritten()
         try:
             config = transformers.AutoConfig.from_pretrained(str(source))
             if getattr(config, "quant_mode", False):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.lora import CONFIG_FILE as ADAPTER_FILE
 from intformer.model import IntModel
 
 
@@ -83,6 +84,7 @@ def import_model(
     checkpoint = Checkpoint(source, tokenizer=tokenizer)
     options = {"recipe": recipe, "mode": mode, "head": head, "method": method}
     if checkpoint.file(Q8BERT_FILE):
+        refuse_adapter(checkpoint)
         return import_q8bert(checkpoint, calibrate=calibrate, **options)
     model_type = checkpoint.setting("model_type", str)
     if model_type not in READERS:
@@ -93,6 +95,18 @@ def import_model(
         )
     from intformer.frontend.trained import is_trained
 
+    if model_type == "ibert" or is_trained(checkpoint):
+        refuse_adapter(checkpoint)
     if calibrate is None and is_trained(checkpoint):
         return import_trained(checkpoint, **options)
     return READERS[model_type](checkpoint, calibrate=calibrate, **options)
+
+
+def refuse_adapter(checkpoint: Checkpoint) -> None:
+    """Raise for an adapter beside weights whose ranges were learned without it."""
+    if checkpoint.file(ADAPTER_FILE):
+        raise CheckpointError(
+            "an adapter beside a model that was trained quantized",
+            where=str(checkpoint.path / ADAPTER_FILE),
+            hint="merge adapters before training with quantization",
+        )

@@ -11,12 +11,14 @@ import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.weights import WORD
 from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Graph, Linear, Node, Norm, Tables
+from intformer.relay_ops.attention import MAX_KEYS
 
-WORD = "embeddings.word_embeddings"
 POSITION = "embeddings.position_embeddings"
 TYPES = "embeddings.token_type_embeddings"
 TOKENS, SEQUENCES, POSITIONS = "input_ids", "cu_seqlens", "positions"  # program inputs
+MAX_LAYERS = 1024  # ALBERT repeats its layers as often as config.json says
 CONFIG_KEYS = {  # what we call it -> config key
     "hidden": "hidden_size",
     "heads": "num_attention_heads",
@@ -54,7 +56,8 @@ class Family:
 class Builder:
     """Adds nodes, whose weights it reads by their keys.
 
-    hidden, heads, activation  as config.json says
+    hidden, heads, activation, pad  as config.json says
+    first_position                  row of the position table that the first token takes
     """
 
     def __init__(self, checkpoint: Checkpoint, family: Family):
@@ -64,6 +67,8 @@ class Builder:
         self.hidden, self.heads = checkpoint.heads_of(keys["hidden"], keys["heads"])
         self.eps = checkpoint.setting("layer_norm_eps", float, family.eps, least=0)
         self.activation = activation_of(checkpoint, family)
+        self.pad = checkpoint.setting("pad_token_id", int, family.pad, least=0)
+        self.first_position = self.pad + 1 if family.positions == "padding" else 0
         self.prefix = family.prefix if f"{family.prefix}{WORD}.weight" in checkpoint else ""
         self.at, self.path = "", self.prefix  # before the names of edges, and of keys
         self._nodes: dict[str, Node] = {}
@@ -100,7 +105,9 @@ class Builder:
 
     def numbered(self, stem: str) -> list[str]:
         """Return the path of every layer: stem.0, stem.1, ..."""
-        count = self.checkpoint.setting(self.family.config_keys["layers"], int, least=1)
+        count = self.checkpoint.setting(
+            self.family.config_keys["layers"], int, least=1, most=MAX_LAYERS
+        )
         return [f"{stem}.{i}" for i in range(count)]
 
     def has(self, key: str) -> bool:
@@ -134,7 +141,7 @@ class Builder:
         """Sum of word, position and, where the directory has them, type rows."""
         word = self.table(WORD)
         width = word.shape[1]
-        position, types = self.table(POSITION, width), None
+        position, types = self.positions(width), None
         if self.has(TYPES):
             types = self.table(TYPES, width)
             if len(types) == 1 and self.family.fold:  # nothing to choose
@@ -144,6 +151,16 @@ class Builder:
             inputs = (TOKENS, "token_type_ids", "position_ids")
         tables = Tables(word, position, types)
         return self._add("embed", "embed.sum", inputs, width, params=tables)
+
+    def positions(self, width: int) -> np.ndarray:
+        """Read the position table, as many rows as the kernels of attention can use."""
+        table = self.table(POSITION, width)
+        if len(table) <= self.first_position:
+            raise CheckpointError(
+                f"config key 'pad_token_id' = {self.pad} leaves none of the {len(table)} positions",
+                where=str(self.checkpoint.path / "config.json"),
+            )
+        return table[: self.first_position + MAX_KEYS]
 
     def norm(self, name: str, x: str, key: str) -> str:
         """LayerNorm of x."""

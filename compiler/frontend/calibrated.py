@@ -62,6 +62,7 @@ def completed(
         "mode": None,
         "mask_token_id": mask_id,
         "tokenizer": sorted(name for name in files if name != "config.json"),
+        "warnings": [*meta.get("warnings", []), *model.meta.get("warnings", [])],
         **about,
     }
     model.files = files

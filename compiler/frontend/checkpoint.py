@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
+from intformer.frontend.architectures import named_model_type
 from intformer.frontend.folder import Folder, shown
+from intformer.frontend.lora import MergedWeights, merged, refuse_alone
+from intformer.frontend.weights import GivenWeights, Weights
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json
 REFUSED = {  # config keys that change the arithmetic, and the values under which they do not
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
@@ -18,6 +20,7 @@ REFUSED = {  # config keys that change the arithmetic, and the values under whic
     "position_embedding_type": ("absolute", None),
     "quantization_config": (None,),
     "auto_map": (None,),
+    "transformers_weights": (None,),  # names another weight file
 }
 
 
@@ -25,7 +28,8 @@ class Checkpoint:
     """config.json and the weights of one directory.
 
     path       the directory
-    config     config.json as it is
+    config     config.json as it is, with the model_type that its architecture names where it has
+               none
     tokenizer  a tokenizer.json to use instead of the directory's own
     """
 
@@ -39,13 +43,15 @@ class Checkpoint:
                 where=str(source),
                 hint="give a directory with config.json and model.safetensors",
             )
-        self.config = self.read_json("config.json", dict)
-        if self.config is None:
+        config = self.read_json("config.json", dict)
+        if config is None:
+            refuse_alone(Folder(self.path))
             raise CheckpointError(
                 "config.json is missing",
                 where=str(self.path),
                 hint="save the model with save_pretrained",
             )
+        self.config = named_model_type(config, str(self.path / "config.json"))
 
     def file(self, name: str) -> Path | None:
         """Return the path of a regular file inside the directory (Folder.file)."""
@@ -62,12 +68,13 @@ class Checkpoint:
         """
         return Folder(self.path).json(name, kind)
 
-    def setting(self, key: str, kind: type, default=None, *, least=None):
+    def setting(self, key: str, kind: type, default=None, *, least=None, most=None):
         """Return one config value, checked; raises an error that names the key.
 
         kind     int, float (an integer will do, the result is a float), str, list or dict
         default  where the key is absent or null; None: the key is required
         least    smallest number allowed
+        most     largest number allowed
         """
         value = self.config.get(key)
         value = default if value is None else value
@@ -86,6 +93,10 @@ class Checkpoint:
         if least is not None and value < least:
             raise CheckpointError(
                 f"config key {key!r} = {shown(value)} is less than {least}", where=where
+            )
+        if most is not None and value > most:
+            raise CheckpointError(
+                f"config key {key!r} = {shown(value)} is more than {most}", where=where
             )
         return value
 
@@ -125,45 +136,27 @@ class Checkpoint:
                 )
 
     @cached_property
-    def _shards(self) -> dict[str, Path]:
-        """Weight key -> the file that holds it."""
-        for name in WEIGHT_FILES:
-            index = self.read_json(name + ".index.json")
-            if index is not None:
-                try:
-                    return {key: self._shard(file) for key, file in index["weight_map"].items()}
-                except (KeyError, TypeError, AttributeError) as error:
-                    raise CheckpointError(
-                        "no 'weight_map' in the weight index",
-                        where=f"{self.path}/{name}.index.json",
-                    ) from error
-            file = self.file(name)
-            if file is not None:
-                return dict.fromkeys(_open(file)[0], file)
-        raise CheckpointError(
-            "no weights found",
-            where=str(self.path),
-            hint="expected " + " or ".join(WEIGHT_FILES),
-        )
-
-    def _shard(self, name: str) -> Path:
-        file = self.file(name)
-        if file is None:
-            raise CheckpointError(
-                f"the weight index names {name!r}, which is missing", where=str(self.path)
-            )
-        return file
-
-    @cached_property
-    def _readers(self) -> dict[Path, object]:
-        return {}
+    def weights(self) -> Weights | GivenWeights | MergedWeights:
+        """The weights, an adapter beside them merged."""
+        return merged(Folder(self.path), self.config)
 
     def with_weights(self, weights: dict[str, np.ndarray]) -> "Checkpoint":
         """Return this directory's configuration with other weights, float32 by key."""
         other = copy(self)
-        other._shards = dict.fromkeys(weights, self.path)
-        other._readers = {self.path: weights.__getitem__}
+        other.weights = GivenWeights(weights, str(self.path))
         return other
+
+    def refuse_rewritten(self) -> None:
+        """Raise where transformers would not read the weights that are read here.
+
+        For whatever hands the directory itself to transformers.
+        """
+        for note in self.weights.rewritten:
+            raise CheckpointError(
+                f"transformers does not read these weights: {note}",
+                where=str(self.path),
+                hint="load and save the model with save_pretrained first",
+            )
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Return weights one below the other, in the kind of array that `tensor` returns."""
@@ -171,48 +164,39 @@ class Checkpoint:
 
     def __contains__(self, key: str) -> bool:
         """Say whether the weights hold this key."""
-        return key in self._shards
+        return key in self.weights
 
     def keys(self):
         """Return all weight keys."""
-        return self._shards.keys()
+        return self.weights.keys()
 
     def tensor(self, key: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
-        """Return one weight as float32, finite, of the stated shape (None: any extent)."""
-        file = self._shards.get(key)
-        if file is None:
+        """Return one weight as float32, finite, not empty, of the stated shape (None: any extent).
+
+        Raises CheckpointError, with the key and the file, for everything else.
+        """
+        if key not in self.weights:
             raise CheckpointError(
                 f"weight {key!r} is missing",
                 where=str(self.path),
                 hint="is this the checkpoint of the head that config.json names?",
             )
-        if file not in self._readers:
-            self._readers[file] = _open(file)[1]
-        array = self._read(file, key)
+        array, where = self.weights.read(key), self.weights.where(key)
         if not np.isfinite(array).all():
             bad = int(array.size - np.isfinite(array).sum())
-            raise CheckpointError(f"weight {key!r} holds {bad} NaN or Inf", where=str(file))
+            raise CheckpointError(f"weight {key!r} holds {bad} NaN or Inf", where=where)
         fits = shape is None or (
             len(shape) == array.ndim
             and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
         )
-        if not fits:
+        if not (fits and array.size):
+            extents = ", ".join("any" if n is None else str(n) for n in shape or ())
             raise CheckpointError(
-                f"weight {key!r} has shape {list(array.shape)}, expected {list(shape)}",
-                where=str(file),
+                f"weight {key!r} has shape {list(array.shape)}, expected [{extents}]",
+                where=where,
                 hint="config.json and the weights belong to different models",
             )
         return array
-
-    def _read(self, file: Path, key: str) -> np.ndarray:
-        try:
-            return self._readers[file](key)
-        except Exception as error:  # each format has its own family of errors
-            raise CheckpointError(
-                f"cannot read weight {key!r}: {_first_line(error)}",
-                where=str(file),
-                hint="the file is damaged, or the weight index names another file's weights",
-            ) from error
 
     def files(self) -> dict[str, bytes]:
         """Return what travels with a library: config.json, and the tokenizer where there is one."""
@@ -225,30 +209,6 @@ class Checkpoint:
         return {"config.json": self.read("config.json"), **tokenizer_files(self)}
 
 
-def _open(file: Path):
-    """Return (keys, key -> float32 array) of one weight file."""
-    import torch
-
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            handle = safe_open(file, framework="pt")
-            return list(handle.keys()), lambda key: handle.get_tensor(key).float().numpy()
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        return list(state), lambda key: state[key].float().numpy()
-    except Exception as error:  # each format has its own family of errors, all mean the same
-        raise CheckpointError(
-            f"cannot read the weights: {_first_line(error)}",
-            where=str(file),
-            hint="the file is damaged or incomplete, or is not a plain weight file",
-        ) from error
-
-
 def _named(kind: type) -> str:
     names = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
     return names.get(kind, "true or false")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

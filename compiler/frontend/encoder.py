@@ -1,18 +1,12 @@
 """A directory becomes a float graph and the meta that goes with it."""
 
 from intformer.errors import CheckpointError
+from intformer.frontend.architectures import HEADS, head_of
 from intformer.frontend.builder import Builder, Family
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
 from intformer.ir.graph import Graph
-
-HEADS = {  # end of config.architectures[0] -> head
-    "Model": "features",
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "masked-lm",
-}
+from intformer.relay_ops.attention import MAX_KEYS
 
 
 def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
@@ -42,11 +36,6 @@ def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
 def architecture(checkpoint: Checkpoint) -> str:
     """Return the class of transformers that config.json names."""
     return str((checkpoint.setting("architectures", list, []) or ["Model"])[0])
-
-
-def head_of(named: str) -> str | None:
-    """Return the head of a class of transformers; None where it is not here."""
-    return next((head for ending, head in HEADS.items() if named.endswith(ending)), None)
 
 
 def _pooling(checkpoint: Checkpoint, modules: list[dict]) -> str:
@@ -105,9 +94,7 @@ def family_of(checkpoint: Checkpoint) -> Family:
 
 
 def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pooling: str) -> dict:
-    tables, rule = graph.tables, family.positions
-    pad = checkpoint.setting("pad_token_id", int, family.pad, least=0)
-    limit = len(tables.position) - (pad + 1 if rule == "padding" else 0)
+    tables, limit = graph.tables, len(graph.tables.position) - g.first_position
     channels = graph[graph.output].channels
     labelled = graph.head.endswith("-classification")
     return {
@@ -119,8 +106,8 @@ def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pool
         "type_vocab_size": 1 if tables.types is None else len(tables.types),
         "max_length": limit,
         "truncate_length": checkpoint.truncate_length(limit),
-        "pad_token_id": pad,
-        "position_rule": rule,
+        "pad_token_id": g.pad,
+        "position_rule": family.positions,
         "hidden": g.hidden,
         "heads": g.heads,
         "layers": len(graph.of_kind("attention")),
@@ -128,4 +115,17 @@ def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pool
         "activation": g.activation,
         "pooling": pooling,
         "output_channels": channels,
+        "warnings": notes(checkpoint, limit, g.first_position),
     }
+
+
+def notes(checkpoint: Checkpoint, limit: int, first_position: int) -> list[str]:
+    """Return what the user should know about how a directory is read, one line each."""
+    found = list(checkpoint.weights.notes)
+    positions = checkpoint.config.get("max_position_embeddings")
+    asked = positions - first_position if type(positions) is int else limit
+    if limit == MAX_KEYS < asked:
+        found.append(f"limited to {MAX_KEYS} tokens (config.json: {asked})")
+    if architecture(checkpoint).endswith("ForPreTraining"):
+        found.append("the next-sentence or sentence-order head of pre-training is left out")
+    return found

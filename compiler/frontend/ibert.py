@@ -22,7 +22,7 @@ from intformer.frontend import calibration
 from intformer.frontend import ibert_diagnostics as diagnostics
 from intformer.frontend.calibrated import mask_token_id, sequences
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import pick_head
+from intformer.frontend.encoder import notes, pick_head
 from intformer.frontend.ibert_encoder import Reader
 from intformer.frontend.ibert_head import Head
 from intformer.model import IntModel
@@ -119,7 +119,10 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
         "output_rows": value.rows,
         "output_channels": value.channels,
         "output_scale": value.scale,
-        "warnings": reader.warnings,
+        "warnings": [
+            *notes(checkpoint, meta["max_length"], reader.first_position),
+            *reader.warnings,
+        ],
     }
     if head.endswith("-classification"):
         meta["labels"] = checkpoint.labels(value.channels)
@@ -128,8 +131,12 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
 
 def _meta(reader: Reader, head: str, pooling: str) -> dict:
     checkpoint = reader.checkpoint
-    pad = checkpoint.setting("pad_token_id", int, 1, least=0)
-    limit = len(reader.tensors["embed.position.weight"]) - (pad + 1)
+    limit = len(reader.tensors["embed.position.weight"]) - reader.first_position
+    if limit < 1:
+        raise CheckpointError(
+            f"config key 'pad_token_id' = {reader.pad} leaves no position",
+            where=str(checkpoint.path / "config.json"),
+        )
     leak, said = LEAK[reader.mode]
     return {
         "family": "ibert",
@@ -142,7 +149,7 @@ def _meta(reader: Reader, head: str, pooling: str) -> dict:
         "type_vocab_size": len(reader.tensors["embed.type.weight"]),
         "max_length": limit,
         "truncate_length": checkpoint.truncate_length(limit),
-        "pad_token_id": pad,
+        "pad_token_id": reader.pad,
         "position_rule": "padding",
         "hidden": reader.hidden,
         "heads": reader.heads,

@@ -7,9 +7,11 @@ import numpy as np
 
 from intformer.errors import CheckpointError, RangeError
 from intformer.frontend import ibert_diagnostics as diagnostics
+from intformer.frontend.builder import MAX_LAYERS
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.quantize.emit import Emitter
 from intformer.relay_ops import attention_ibert, i_gelu_ibert, i_layernorm_ibert
+from intformer.relay_ops.attention import MAX_KEYS
 from intformer.relay_ops.fixedpoint import INT8, INT16, INT32
 
 SUM22 = (-(2**21), 2**21 - 1)  # ln_input_act
@@ -42,7 +44,9 @@ class Reader(Emitter):
         self.prefix = "ibert." if "ibert.embeddings.word_embeddings.weight" in checkpoint else ""
         self.hidden, self.heads = checkpoint.heads_of("hidden_size", "num_attention_heads")
         self.ffn = checkpoint.setting("intermediate_size", int, least=1)
-        self.layers = checkpoint.setting("num_hidden_layers", int, least=1)
+        self.layers = checkpoint.setting("num_hidden_layers", int, least=1, most=MAX_LAYERS)
+        self.pad = checkpoint.setting("pad_token_id", int, 1, least=0)
+        self.first_position = self.pad + 1
         self.head_dim = self.hidden // self.heads
 
     def requantize_to(self, x: str, name: str, scale, origin: str, limits, dtype="int8") -> str:
@@ -154,6 +158,8 @@ class Reader(Emitter):
         constants = []
         for part, dtype in (("word", np.int8), ("token_type", np.int16), ("position", np.int16)):
             table = self.weight(f"embeddings.{part}_embeddings.weight", None, self.hidden)
+            if part == "position":
+                table = table[: self.first_position + MAX_KEYS]
             step = act_scale(np.abs(table).max(), 8)
             integers = quantize(table, step, 8).astype(dtype)
             name = "embed." + part.removeprefix("token_")

@@ -22,13 +22,16 @@ threshold times the L1 norm of the weight row. It is loose; calibration text rep
 text shows, and is what a threshold that is absent or 0 (mode "dynamic") needs.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.calibrated import completed, sequences
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import HEADS, read_encoder
+from intformer.frontend.encoder import read_encoder
+from intformer.frontend.weights import load_pickle, plain_tensor
 from intformer.ir.graph import Graph, Linear, Node
 from intformer.model import IntModel
 from intformer.quantize.methods import ema
@@ -38,6 +41,7 @@ from intformer.quantize.observe import Seen, observe
 
 WEIGHTS_FILE = "quant_pytorch_model.bin"
 MAX = 127
+TYPES = ("int8", "uint8", "int32", "int64", "float16", "float32", "float64")
 PARTS = ("query", "key", "value")
 LEAST_GELU = 0.17  # GELU is above -0.17
 
@@ -95,25 +99,16 @@ def named_head(checkpoint: Checkpoint) -> str | None:
             where=str(checkpoint.path / "config.json"),
             hint="pass head='sequence-classification' or head='token-classification'",
         )
-    return HEADS["Model"]
+    return "features"
 
 
 class _State:
     """The tensors of WEIGHTS_FILE, as NumPy arrays of their own types."""
 
     def __init__(self, where: str):
-        import torch
-
-        self.where = where
-        try:
-            state = torch.load(where, weights_only=True, map_location="cpu")
-            self.arrays = {key: tensor.numpy() for key, tensor in state.items()}
-        except Exception as error:
-            raise CheckpointError(
-                f"cannot read the weights: {str(error).strip().splitlines()[0]}",
-                where=where,
-                hint="the file is damaged, or is not what nlp-architect's save_pretrained wrote",
-            ) from error
+        self.where, file = where, Path(where)
+        state = load_pickle(file)
+        self.arrays = {key: _array(value, key, file) for key, value in state.items()}
 
     def number(self, key: str, above_zero: bool = False) -> float | None:
         """Return a scalar, None where it is absent or 0."""
@@ -157,6 +152,13 @@ class _State:
         """Return the largest of these thresholds that are there; None where none is."""
         found = [n for n in (self.number(key) for key in keys) if n is not None]
         return max(found, default=None)
+
+
+def _array(tensor, key: str, file: Path) -> np.ndarray:
+    tensor = plain_tensor(tensor, key, file)
+    if (name := str(tensor.dtype).removeprefix("torch.")) not in TYPES:
+        raise CheckpointError(f"weight {key!r} is {name}", where=str(file))
+    return tensor.numpy()
 
 
 def thresholds(graph: Graph, state: _State) -> dict[str, np.ndarray | float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from intformer.edge import SETTINGS_FILE, Edge
 from intformer.errors import CheckpointError, IntformerError
 from intformer.float_model import quiet
+from intformer.frontend.folder import read_regular, reason
 
 JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 VOCABULARY_FILES = (  # any one of these makes a directory one that has a tokenizer
@@ -27,7 +28,6 @@ VOCABULARY_FILES = (  # any one of these makes a directory one that has a tokeni
     "tokenizer.model",
 )
 OTHER_FILES = ("merges.txt",)
-LARGEST = 256 << 20  # bytes of one file; the largest vocabularies in use have 20 MB
 WITHOUT_TYPES = ("distilbert",)  # model types without a table of token types
 PROBES = (
     "",
@@ -50,9 +50,9 @@ def tokenizer_files(checkpoint) -> dict[str, bytes]:
     given = checkpoint.tokenizer
     if given is not None and not given.is_file():
         raise CheckpointError("no such tokenizer file", where=str(given))
-    if given is None and not any((checkpoint.path / n).exists() for n in VOCABULARY_FILES):
+    if given is None and not any(checkpoint.file(name) for name in VOCABULARY_FILES):
         return {}
-    pipeline = _checked(given, given.read_bytes()) if given is not None else None
+    pipeline = _checked(given, read_regular(given)) if given is not None else None
     tokenizer = _built(checkpoint, pipeline)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
@@ -108,9 +108,9 @@ def _built_as(checkpoint, about: dict, pipeline: bytes | None):
             own = Path(folder) / "tokenizer.json"
             if own.is_file():
                 _checked(checkpoint.path / "tokenizer.json", own.read_bytes())
-            reason = _first_line(error).replace(folder, str(checkpoint.path))
+            why = reason(error).replace(folder, str(checkpoint.path))
             raise CheckpointError(
-                f"cannot build the tokenizer: {reason}", where=str(checkpoint.path), hint=HINT
+                f"cannot build the tokenizer: {why}", where=str(checkpoint.path), hint=HINT
             ) from error
     if not isinstance(tokenizer, TokenizersBackend):
         raise CheckpointError(
@@ -134,33 +134,12 @@ def _copy(checkpoint, about: dict, pipeline: bytes | None, folder: Path) -> None
         (folder / "tokenizer.json").write_bytes(pipeline)
         return
     for name in (*VOCABULARY_FILES, *OTHER_FILES):
-        if (checkpoint.path / name).exists():
-            (folder / name).write_bytes(_bytes(checkpoint, name))
+        if (data := checkpoint.read(name)) is not None:
+            (folder / name).write_bytes(data)
 
 
 def _json_object(checkpoint, name: str) -> dict:
-    value = checkpoint.read_json(name)
-    if value is not None and not isinstance(value, dict):
-        raise CheckpointError("not a JSON object", where=str(checkpoint.path / name))
-    return value or {}
-
-
-def _bytes(checkpoint, name: str) -> bytes:
-    """Return a file of the directory: a regular one, inside of it, of at most LARGEST bytes."""
-    file = checkpoint.path / name
-    real, root = file.resolve(), checkpoint.path.resolve()
-    # a snapshot of the Hugging Face cache links to blobs beside snapshots/
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
-    if not (real.is_relative_to(root) or real.parent == blobs):
-        raise CheckpointError(
-            f"leads out of the model directory, to {real}", where=str(file), hint="copy the file"
-        )
-    if not real.is_file() or real.stat().st_size > LARGEST:
-        raise CheckpointError("not a regular file of at most 256 MB", where=str(file))
-    try:
-        return real.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read: {error.strerror}", where=str(file)) from error
+    return checkpoint.read_json(name, dict) or {}
 
 
 def _checked(file: Path, data: bytes) -> bytes:
@@ -170,14 +149,8 @@ def _checked(file: Path, data: bytes) -> bytes:
     try:
         Tokenizer.from_str(data.decode())
     except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(
-            f"not a tokenizer.json: {_first_line(error)}", where=str(file)
-        ) from error
+        raise CheckpointError(f"not a tokenizer.json: {reason(error)}", where=str(file)) from error
     return data
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_ids(checkpoint, pipeline: bytes) -> None:
@@ -221,7 +194,7 @@ def _check_equal(checkpoint, tokenizer, files: dict[str, bytes]) -> None:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"the tokenizer does not run: {_first_line(error)}",
+            f"the tokenizer does not run: {reason(error)}",
             where=str(checkpoint.path),
             hint=HINT,
         ) from error

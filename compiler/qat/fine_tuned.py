@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from intformer.errors import CheckpointError
+from intformer.frontend.architectures import head_of
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import architecture, head_of
+from intformer.frontend.encoder import architecture
 from intformer.qat.tasks import Rows
 
 

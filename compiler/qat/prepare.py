@@ -113,5 +113,6 @@ def float_module(checkpoint: Checkpoint, head: str):
     import torch
     import transformers
 
+    checkpoint.refuse_rewritten()
     auto = getattr(transformers, AUTO_CLASSES[head])
     return auto.from_pretrained(str(checkpoint.path), dtype=torch.float32, local_files_only=True)

@@ -61,6 +61,7 @@ def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> 
     family = check(checkpoint, head)
     auto = getattr(transformers, CLASSES[head])
     if model is None:
+        checkpoint.refuse_rewritten()
         config = transformers.IBertConfig.from_pretrained(checkpoint.path, quant_mode=True)
         return auto.from_pretrained(checkpoint.path, config=config, dtype=torch.float32)
     source, config = model.state_dict(), model.config

@@ -19,21 +19,22 @@ class LiveCheckpoint(Checkpoint):
             checkpoint.tokenizer,
             checkpoint.config,
         )
-        self.weights = dict(module.named_parameters(remove_duplicate=False))
+        self.weights = checkpoint.weights  # what is known about the directory's own
+        self._parameters = dict(module.named_parameters(remove_duplicate=False))
 
     def __contains__(self, key: str) -> bool:
         """Say whether there is such a parameter."""
-        return key in self.weights
+        return key in self._parameters
 
     def keys(self):
         """Return all keys."""
-        return self.weights.keys()
+        return self._parameters.keys()
 
     def tensor(self, key: str, shape=None) -> torch.Tensor:
         """Return a parameter; its shape was checked when the directory was read."""
-        if key not in self.weights:
+        if key not in self._parameters:
             raise CheckpointError(f"weight {key!r} is missing", where=str(self.path))
-        return self.weights[key]
+        return self._parameters[key]
 
     def join(self, arrays: list[torch.Tensor]) -> torch.Tensor:
         """Return weights one below the other."""

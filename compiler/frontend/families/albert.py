@@ -1,6 +1,6 @@
 """ALBERT (arXiv 1909.11942): narrow embeddings, and layers that share their weights."""
 
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import MAX_LAYERS, Builder, Family
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import LayerKeys
 
@@ -27,9 +27,9 @@ def encoder(g: Builder) -> str:
 
 def paths(g: Builder) -> list[str]:
     """Return the path of every repetition; groups of layers are shared along the depth."""
-    layers = g.checkpoint.setting("num_hidden_layers", int, least=1)
-    groups = g.checkpoint.setting("num_hidden_groups", int, 1, least=1)
-    inner = g.checkpoint.setting("inner_group_num", int, 1, least=1)
+    layers = g.checkpoint.setting("num_hidden_layers", int, least=1, most=MAX_LAYERS)
+    groups = g.checkpoint.setting("num_hidden_groups", int, 1, least=1, most=layers)
+    inner = g.checkpoint.setting("inner_group_num", int, 1, least=1, most=MAX_LAYERS // layers)
     stem = "encoder.albert_layer_groups"
     return [
         f"{stem}.{int(i / (layers / groups))}.albert_layers.{j}"

@@ -1,0 +1,63 @@
+"""Names of transformers' classes: what config.json says in "architectures"."""
+
+from intformer.errors import CheckpointError
+from intformer.frontend.folder import shown
+
+CLASSES = {  # model_type -> what its class names start with
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "albert": "Albert",
+    "ibert": "IBert",
+}
+HEADS = {  # end of config.architectures[0] -> head
+    "Model": "features",
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "masked-lm",
+    # masked-LM beside a head for sentence pairs, which is left out; ELECTRA's is a discriminator
+    "BertForPreTraining": "masked-lm",
+    "AlbertForPreTraining": "masked-lm",
+}
+DECODERS = ("LMHeadModel", "PreTrainedModel")  # end like encoders and are none
+
+
+def head_of(named: str) -> str | None:
+    """Return the head of a class of transformers; None where it is not supported."""
+    if named.endswith(DECODERS):
+        return None
+    return next((head for ending, head in HEADS.items() if named.endswith(ending)), None)
+
+
+def model_type_of(named: str) -> str | None:
+    """Return the model_type of a class of transformers; None where it is not supported."""
+    for model_type, stem in CLASSES.items():
+        ending = named.removeprefix(stem)
+        if ending != named and (ending in HEADS or named in HEADS):
+            return model_type
+    return None
+
+
+def named_model_type(config: dict, where: str) -> dict:
+    """Return config.json with the model_type that its architecture names, where it has none.
+
+    Raises CheckpointError where the two contradict each other.
+    """
+    said, architectures = config.get("model_type"), config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    named = model_type_of(first) if isinstance(first, str) else None
+    if named is None or said == named:
+        return config
+    if said is None:
+        return {**config, "model_type": named}
+    if isinstance(said, str) and said in CLASSES:
+        raise CheckpointError(
+            f"config keys 'model_type' = {shown(said)} and 'architectures' = {shown(first)} "
+            "contradict each other",
+            where=where,
+            hint="correct the one that is wrong",
+        )
+    return config
