@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault = as_fault(error)
         if knobs.debug():
             traceback.print_exc()
-        print(f"error: {one_line(str(fault))}", file=sys.stderr)
+        print(f"error: {fault}", file=sys.stderr)
         if args.json:
             about = {"what": fault.what, "where": fault.where, "hint": fault.hint}
             print(json.dumps({"ok": False, "error": about}, indent=2))
@@ -61,11 +61,6 @@ def as_fault(error: Exception) -> IntformerError:
         what = error.strerror or str(error)
         return IntformerError(what.lower(), where=str(error.filename or ""))
     return missing_extra(error)
-
-
-def one_line(text: str) -> str:
-    """Return a text with line breaks and runs of spaces made one space."""
-    return " ".join(text.split())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

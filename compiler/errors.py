@@ -9,10 +9,11 @@ EXTRAS = {  # module -> extra that brings it
         *("xgboost", "psutil", "cloudpickle", "tornado"),
     )
 } | {"accelerate": "qat", "matplotlib": "qat"}
+MOST_SHOWN = 600  # characters of one part of an error; values in it come from files
 
 
 class IntformerError(Exception):
-    """Anything the user can mend. Printed as one line, exit code 1.
+    """Any error the user can fix. Printed as one line, exit code 1.
 
     what   the fault, with the offending value
     where  file, checkpoint key, argument or op ("" where there is none)
@@ -20,9 +21,19 @@ class IntformerError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", hint: str = ""):
-        """Keep the three parts apart, so that the CLI can print them as JSON too."""
-        self.what, self.where, self.hint = what, where, hint
-        super().__init__(" - ".join(part for part in (what, where, hint) if part))
+        """Keep the three parts apart, so that the CLI can print them as JSON too.
+
+        Line breaks become spaces, and other characters that a terminal would act on are escaped.
+        """
+        self.what, self.where, self.hint = map(_one_line, (what, where, hint))
+        parts = (self.what, self.where, self.hint)
+        super().__init__(" - ".join(part for part in parts if part))
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.splitlines()).strip()
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
 class CheckpointError(IntformerError):

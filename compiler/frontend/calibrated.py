@@ -160,8 +160,9 @@ def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntM
     For what depends on shapes alone, such as tuning.
     """
     graph, meta = read_encoder(checkpoint, head)
-    ids = np.random.default_rng(0).integers(0, meta["vocab_size"], 16, dtype=np.int32)
-    (batch,) = calibration.batches([(ids, np.zeros(16, np.int32))], meta)
+    count = min(16, meta["max_length"])
+    ids = np.random.default_rng(0).integers(0, meta["vocab_size"], count, dtype=np.int32)
+    (batch,) = calibration.batches([(ids, np.zeros(count, np.int32))], meta)
     seen = watch(graph, [batch])
     model = lower(graph, seen, neutral(graph), "minmax", "calibration: minmax, 16 random tokens")
     model.meta = {**meta, **model.meta}

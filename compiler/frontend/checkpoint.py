@@ -118,11 +118,20 @@ class Checkpoint:
 
     def truncate_length(self, limit: int) -> int:
         """Return the tokens a text is cut to: what the directory says, `limit` at most."""
-        sentence = self.read_json("sentence_bert_config.json", dict) or {}
-        tokenizer = self.read_json("tokenizer_config.json", dict) or {}
-        # where nobody set a length, transformers writes 1e30
-        asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or limit
-        return int(min(asked, limit))
+        for name, key in (
+            ("sentence_bert_config.json", "max_seq_length"),
+            ("tokenizer_config.json", "model_max_length"),  # 1e30 where nobody set one
+        ):
+            asked = (self.read_json(name, dict) or {}).get(key)
+            if asked is None:
+                continue
+            if type(asked) not in (int, float) or not asked >= 1:
+                raise CheckpointError(
+                    f"{key!r} = {shown(asked)} is not a number of tokens",
+                    where=str(self.path / name),
+                )
+            return int(min(asked, limit))
+        return limit
 
     def refuse_unsupported(self) -> None:
         """Raise for a config key that asks for arithmetic which is not here."""

@@ -18,7 +18,7 @@ def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
     known = sorted({*HEADS.values(), "sentence-embedding"})
     if asked is not None and asked not in known:
         raise CheckpointError(f"head {asked!r} is not supported", hint="heads: " + ", ".join(known))
-    modules = checkpoint.read_json("modules.json")
+    modules = checkpoint.read_json("modules.json", list)
     if asked == "sentence-embedding" or (asked is None and modules is not None):
         return "sentence-embedding", _pooling(checkpoint, modules or [])
     if asked is not None:
@@ -39,6 +39,11 @@ def architecture(checkpoint: Checkpoint) -> str:
 
 
 def _pooling(checkpoint: Checkpoint, modules: list[dict]) -> str:
+    where = str(checkpoint.path / "modules.json")
+    for module in modules:
+        texts = module if isinstance(module, dict) else {}
+        if not all(isinstance(texts.get(key), str) for key in ("type", "path")):
+            raise CheckpointError("a module has no 'type' and 'path' that are text", where=where)
     kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
@@ -50,7 +55,7 @@ def _pooling(checkpoint: Checkpoint, modules: list[dict]) -> str:
     if "Pooling" not in kinds:
         return "mean"
     name = kinds["Pooling"] + "/config.json"
-    config = checkpoint.read_json(name) or {}
+    config = checkpoint.read_json(name, dict) or {}
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     supported = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
     if len(modes) != 1 or modes[0] not in supported:

@@ -5,6 +5,7 @@ Keys are those that transformers' modules have. What training loops put around t
 of a Lightning checkpoint.
 """
 
+import pickle
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -268,8 +269,11 @@ def listed(keys: Collection) -> str:
 
 
 def _unreadable(error: Exception, file: Path) -> CheckpointError:
+    why = reason(error)
+    if isinstance(error, pickle.UnpicklingError):  # torch advises to run what is in it
+        why = "a damaged pickle, or one that holds more than tensors"
     return CheckpointError(
-        f"cannot read the weights: {reason(error)}",
+        f"cannot read the weights: {why}",
         where=str(file),
         hint="the file is damaged or incomplete, or is not a plain weight file",
     )
