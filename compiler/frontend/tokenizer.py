@@ -36,6 +36,7 @@ PROBES = (
     "Éé 中文 ß ﬁ 123 \u200d😀",
     "[MASK] <mask> [SEP] </s> <pad>",
 )
+STOPS = (KeyboardInterrupt, SystemExit)
 HINT = "save a fast tokenizer in the directory, or pass --tokenizer FILE (a tokenizer.json)"
 
 
@@ -67,6 +68,7 @@ def tokenizer_files(checkpoint) -> dict[str, bytes]:
         "mask_token": str(tokenizer.mask_token) if tokenizer.mask_token is not None else None,
     }
     files = {"tokenizer.json": pipeline, SETTINGS_FILE: json.dumps(settings).encode()}
+    _check_templates(json.loads(pipeline)["post_processor"], str(given or checkpoint.path))
     _check_ids(checkpoint, pipeline)
     if given is None:
         _check_equal(checkpoint, tokenizer, files)
@@ -104,7 +106,9 @@ def _built_as(checkpoint, about: dict, pipeline: bytes | None):
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # transformers and tokenizers raise anything
+        except STOPS:
+            raise
+        except BaseException as error:  # a panic of tokenizers is no Exception
             own = Path(folder) / "tokenizer.json"
             if own.is_file():
                 _checked(checkpoint.path / "tokenizer.json", own.read_bytes())
@@ -148,9 +152,30 @@ def _checked(file: Path, data: bytes) -> bytes:
 
     try:
         Tokenizer.from_str(data.decode())
-    except Exception as error:  # tokenizers raises plain Exception
+    except STOPS:
+        raise
+    except BaseException as error:
         raise CheckpointError(f"not a tokenizer.json: {reason(error)}", where=str(file)) from error
     return data
+
+
+def _check_templates(processor: dict | None, where: str) -> None:
+    """Refuse a template of special tokens that it does not define.
+
+    `tokenizers` panics when it is used, and prints a stack trace.
+    """
+    processor = processor or {}
+    for inner in processor.get("processors", ()):
+        _check_templates(inner, where)
+    known = processor.get("special_tokens", ())
+    for piece in (*processor.get("single", ()), *processor.get("pair", ())):
+        token = piece.get("SpecialToken", {}).get("id")
+        if token is not None and token not in known:
+            raise CheckpointError(
+                f"the tokenizer's post_processor uses {token!r}, which it does not define",
+                where=where,
+                hint=HINT,
+            )
 
 
 def _check_ids(checkpoint, pipeline: bytes) -> None:
@@ -190,9 +215,9 @@ def _check_equal(checkpoint, tokenizer, files: dict[str, bytes]) -> None:
                     where=str(checkpoint.path),
                     hint=HINT,
                 )
-    except IntformerError:
+    except (IntformerError, *STOPS):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise CheckpointError(
             f"the tokenizer does not run: {reason(error)}",
             where=str(checkpoint.path),

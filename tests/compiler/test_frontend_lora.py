@@ -16,7 +16,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
-from intformer.qat.prepare import prepare
+from intformer.qat import prepare
 
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 CLASSIFIER = "AutoModelForSequenceClassification"

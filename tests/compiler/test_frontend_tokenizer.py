@@ -315,6 +315,23 @@ def test_settings_that_are_no_object(tmp_path, name, value):
         Checkpoint(tmp_path).files()
 
 
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_template_of_tokens_that_it_does_not_define(tmp_path, capfd, nested):
+    wordpiece(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    pipeline = json.loads(file.read_text())
+    pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "X", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": pieces, "pair": pieces}
+    template["special_tokens"] = {}
+    several = {"type": "Sequence", "processors": [template]}
+    pipeline["post_processor"] = several if nested else template
+    file.write_text(json.dumps(pipeline))
+    write(tmp_path, "tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(CheckpointError, match="uses 'X', which it does not define"):
+        Checkpoint(tmp_path).files()
+    assert "panicked" not in capfd.readouterr().err
+
+
 def test_files_outside_are_not_read(tmp_path):
     folder, outside = tmp_path / "model", tmp_path / "outside"
     for each in (folder, outside):

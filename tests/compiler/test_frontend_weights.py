@@ -18,7 +18,7 @@ from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
-from intformer.qat.prepare import prepare
+from intformer.qat import prepare
 
 WORD = "embeddings.word_embeddings.weight"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
