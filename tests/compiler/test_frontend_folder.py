@@ -7,13 +7,12 @@ import socket
 from pathlib import Path
 
 import pytest
-import random_hf
-import small_tokenizer
 
 from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.folder import Folder, parse_json
+from intformer_testing import random_hf, small_tokenizer
 
 SECRET = b'{"secret": "of another directory"}'
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import peft
 import pytest
-import random_hf
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from intformer.frontend import import_model
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.qat import prepare
+from intformer_testing import random_hf
 
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 CLASSIFIER = "AutoModelForSequenceClassification"

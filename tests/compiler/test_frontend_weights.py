@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_hf
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
 from intformer.qat import prepare
+from intformer_testing import random_hf
 
 WORD = "embeddings.word_embeddings.weight"
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"

@@ -7,13 +7,9 @@ import signal
 import warnings
 from pathlib import Path
 
-import make_ibert
-import mutate
 import numpy as np
 import peft
 import pytest
-import random_hf
-import small_tokenizer
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -23,6 +19,7 @@ from intformer.float_model import quiet
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import import_uncalibrated, sequences
 from intformer.frontend.checkpoint import Checkpoint
+from intformer_testing import make_ibert, mutate, random_hf, small_tokenizer
 
 COUNT, BLOCKS = 2000, 20
 SECONDS = 10  # for one directory; most take 20 ms
