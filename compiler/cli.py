@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         sys.stderr.close()
         return 1
-    except (IntformerError, ModuleNotFoundError, OSError) as error:
+    except (IntformerError, ModuleNotFoundError, OSError, MemoryError) as error:
         fault = as_fault(error)
         if knobs.debug():
             traceback.print_exc()
@@ -60,6 +60,8 @@ def as_fault(error: Exception) -> IntformerError:
     if isinstance(error, OSError):
         what = error.strerror or str(error)
         return IntformerError(what.lower(), where=str(error.filename or ""))
+    if isinstance(error, MemoryError):
+        return IntformerError("not enough memory", hint="close other programs, or use less text")
     return missing_extra(error)
 
 

@@ -188,7 +188,7 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     rounded: dict[bool, dict] = {True: {}, False: {}}
     for equalised, name in bar(ways, "trying calibration methods"):
         model = seen.lower(factors[equalised], name, rounded[equalised])
-        model.meta = {**seen.meta, **model.meta}
+        model.meta = calibrated.joined_meta(seen.meta, model)
         title = f"{name}, channels {'equalised' if equalised else 'not equalised'}"
         options = f"--method {name}" if equalised else None
         remedies.append(remedy(title, options, seen.meta, inputs, wanted, model))

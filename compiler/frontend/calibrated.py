@@ -57,16 +57,19 @@ def completed(
     about  what else to say: calibration, training
     """
     model.meta = {
-        **meta,
-        **model.meta,
+        **joined_meta(meta, model),
         "mode": None,
         "mask_token_id": mask_id,
         "tokenizer": sorted(name for name in files if name != "config.json"),
-        "warnings": [*meta.get("warnings", []), *model.meta.get("warnings", [])],
         **about,
     }
     model.files = files
     return model
+
+
+def joined_meta(meta: dict, model: IntModel) -> dict:
+    """Return what a directory and its lowering say, the warnings of both."""
+    return {**meta, **model.meta, "warnings": [*meta["warnings"], *model.meta["warnings"]]}
 
 
 def check_options(checkpoint: Checkpoint, recipe, mode, method) -> None:
@@ -165,7 +168,7 @@ def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntM
     (batch,) = calibration.batches([(ids, np.zeros(count, np.int32))], meta)
     seen = watch(graph, [batch])
     model = lower(graph, seen, neutral(graph), "minmax", "calibration: minmax, 16 random tokens")
-    model.meta = {**meta, **model.meta}
+    model.meta = joined_meta(meta, model)
     return model
 
 

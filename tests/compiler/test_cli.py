@@ -328,6 +328,24 @@ def test_calibration_that_is_missing_or_empty(call, source, tmp_path):
     assert not output.exists()
 
 
+def test_no_memory_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "parser", lambda: FullMemory())
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory - ")
+
+
+class FullMemory:
+    """A parser whose verb needs more than there is."""
+
+    json = False
+
+    def parse_args(self, argv):
+        return self
+
+    def verb(self, args):
+        bytearray(1 << 62)
+
+
 def test_no_c_compiler(call, source, tmp_path, monkeypatch):
     from intformer import library
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from intformer.errors import CheckpointError
 from intformer.float_model import FloatModel
+from intformer.frontend.calibrated import import_uncalibrated
 from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
@@ -197,6 +198,7 @@ def test_more_positions_than_the_kernels_take_limit_the_length(tmp_path, family,
     graph, meta = read_encoder(Checkpoint(tmp_path))
     assert (meta["max_length"], meta["truncate_length"]) == (4096, 4096)
     assert meta["warnings"] == [f"limited to 4096 tokens (config.json: {asked})"]
+    assert import_uncalibrated(Checkpoint(tmp_path)).meta["warnings"] == meta["warnings"]
     (ids,) = random_hf.sequences((4096,))
     got = run(graph, pack([(ids, np.zeros_like(ids))], meta))
     (want,) = random_hf.padded_outputs(model, [ids])

@@ -138,7 +138,10 @@ def test_sequences_are_as_long_as_there_are_positions(copied, tmp_path, keys, le
     rows = tasks.read(table(tmp_path / "data", labels=NAMES), "classification")
     if "model_type" in keys:  # one that contradicts the architecture is refused
         keys = {**keys, "architectures": None}
-    assert run_of(copied(**keys), rows, tmp_path, epochs=1, max_length=513).length == length
+    source = copied(**keys)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast"}  # not the one of the model type
+    (source / "tokenizer_config.json").write_text(json.dumps(about))
+    assert run_of(source, rows, tmp_path, epochs=1, max_length=513).length == length
 
 
 def test_a_config_of_wrong_types_is_one_line(copied, tmp_path):
