@@ -252,7 +252,7 @@ def run_in_batches(library: Library, packed: Packed, batch: int) -> np.ndarray:
 def predictions(task: Task, meta: dict, rows: np.ndarray) -> np.ndarray:
     """Return one label or score per row of a task, from outputs in real units."""
     if meta["head"] == "sentence-embedding":
-        unit = l2_normalised(rows)
+        unit = l2_normalised(rows[:, : meta.get("truncate_dim")])
         return np.sum(unit[0::2] * unit[1::2], axis=1)
     return classes(task, meta["labels"], rows.argmax(1)) if task.labels else rows[:, 0]
 

@@ -187,6 +187,8 @@ def run_verb(args: argparse.Namespace) -> Result:
         raise IntformerError("no texts", where=args.file, hint="--text TEXT, or a line each")
     library = load(args.library)
     options = {"top_k": args.top_k} if library.metadata["head"] == "masked-lm" else {}
+    if args.prompt is not None:
+        options["prompt_name"] = args.prompt
     answers = list(predict(library, texts, pairs, batch=args.batch, **options))
     rows = list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
     data = [
@@ -808,6 +810,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--file", default="-", help="a text a line, two with a tab (default: stdin)")
     sub.add_argument("--batch", type=positive, default=32, help="texts a batch (default: 32)")
     sub.add_argument("--top-k", type=positive, default=5, help="masked LM (default: 5)")
+    sub.add_argument("--prompt", metavar="NAME", help="prompt of the model put before each text")
 
     sub = verb("eval", eval_verb, "accuracy on labelled data, beside the FP32 source")
     sub.add_argument("library")

@@ -20,6 +20,8 @@ from intformer.runtime import Library
 MAX_ANSWER = 30  # tokens in an answer of question answering
 DOC_STRIDE = 128  # tokens that two windows over a long document share
 SETTINGS_FILE = "tokenizer_settings.json"  # how a library's tokenizer is called, see Edge
+ENCODING = ("doc_stride", "prompt", "prompt_name")  # options of predict that Edge.encode takes
+PROMPTED = ("sentence-embedding", "sequence-classification")  # heads that take prompts
 
 
 @dataclass
@@ -195,6 +197,8 @@ class Edge:
         *,
         doc_stride: int = DOC_STRIDE,
         first: int = 0,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> Packed:
         """Tokenize and pack; one sequence per text, cut at the model's truncate_length.
 
@@ -203,7 +207,10 @@ class Edge:
                     several windows
         doc_stride  tokens two windows share
         first       number of texts[0] in error messages
+        prompt      text to put before each text (not before pairs); "" for none
+        prompt_name one of the model's prompts instead; neither: its default prompt
         """
+        before = self.prompt(prompt, prompt_name)
         texts = [_text(one, "text", i) for i, one in enumerate(_texts(texts, "texts"), first)]
         if pairs is not None:
             pairs = [_text(one, "pair", i) for i, one in enumerate(_texts(pairs, "pairs"), first)]
@@ -216,6 +223,7 @@ class Edge:
             raise IntformerError("question answering needs a document for each question")
         if head == "sentence-embedding" and pairs is not None:
             raise IntformerError("a pair of texts", hint="embed them one by one")
+        texts = [before + text for text in texts]
         rows = list(zip(texts, pairs, strict=True)) if pairs is not None else [(t,) for t in texts]
         packed = self._packed(rows, *self._encodings(rows, doc_stride))
         if head == "masked-lm":
@@ -229,12 +237,38 @@ class Edge:
                 )
         return packed
 
+    def prompt(self, text: str | None = None, name: str | None = None) -> str:
+        """Return what is put before each text: `text`, the prompt called `name`, or the default.
+
+        Raises IntformerError for both at once, a name that the model does not have, and a head
+        that takes no prompts.
+        """
+        head, prompts = self.metadata["head"], self.metadata.get("prompts", {})
+        if text is None and name is None:
+            name = self.metadata.get("default_prompt")
+            return prompts[name] if name is not None else ""
+        if head not in PROMPTED:
+            raise IntformerError(f"head {head} takes no prompt", hint="leave it out")
+        if text is not None and name is not None:
+            raise IntformerError(
+                f"prompt {text!r} and prompt_name {name!r}", hint="pass one of them"
+            )
+        if text is not None:
+            return _text(text, "prompt", 0)
+        if name not in prompts:
+            named = ", ".join(map(repr, prompts)) or "none"
+            raise IntformerError(f"the model has no prompt {name!r}", hint=f"its prompts: {named}")
+        return prompts[name]
+
     def sequences(self, rows: Iterable[tuple[str, ...]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (ids, types), int32 [length] each, of every (text,) or (text, pair).
 
-        Each becomes one sequence for every head, also for question answering.
+        Each becomes one sequence for every head, also for question answering; the model's default
+        prompt is put before each text.
         """
         rows = [tuple(_text(part, "text", i) for part in row) for i, row in enumerate(rows)]
+        before = self.prompt()
+        rows = [(before + row[0], *row[1:]) for row in rows]
         return [(np.array(e.ids, np.int32), self._types(e)) for e in self._batch(rows)]
 
     def encode_masked(self, texts: Iterable[str]) -> Packed:
@@ -317,9 +351,10 @@ class Edge:
         output   what Library.run returned for `packed`, int32 [rows, channels]
         options  top_k (masked LM, default 5); max_answer (question answering, default 30 tokens)
 
-        sentence-embedding       float32 [channels] of L2 norm 1
+        sentence-embedding       float32 [channels], of L2 norm 1 if metadata["normalize"]
         features                 float32 [tokens, channels]
-        sequence-classification  {"label", "score", "scores": {label: score}}
+        sequence-classification  {"label", "score", "scores": {label: score}}; scores are
+                                 metadata["score_function"] of the logits, in float64
         token-classification     [{"token", "label", "score", "start", "end"}], no special tokens
         question-answering       {"answer", "score", "start", "end"}
         masked-lm                per mask: [{"token", "id", "score"}], best first
@@ -340,20 +375,19 @@ class Edge:
         return decoders[head](packed, self.real(output), **options)
 
     def _embeddings(self, packed: Packed, rows: np.ndarray) -> list[np.ndarray]:
-        return list(l2_normalised(rows))
+        if self.metadata.get("normalize", True):  # without the key: always, in older libraries
+            rows = l2_normalised(rows)
+        return list(rows[:, : self.metadata.get("truncate_dim")])
 
     def _features(self, packed: Packed, rows: np.ndarray) -> list[np.ndarray]:
         return np.split(rows, packed.cu_seqlens[1:-1])
 
     def _classes(self, packed: Packed, rows: np.ndarray) -> list[dict]:
         labels = self.metadata["labels"]
-        problem = self.metadata.get("problem_type")
-        if problem == "regression" or (len(labels) == 1 and not problem):
-            scores = rows
-        elif problem == "multi_label_classification":
-            scores = 1 / (1 + np.exp(-rows))
-        else:
-            scores = softmax(rows)
+        named = self.metadata.get("score_function") or score_function(
+            self.metadata.get("problem_type"), len(labels)
+        )
+        scores = SCORE_FUNCTIONS[named](rows.astype(np.float64))
         best = rows.argmax(1)
         return [
             {
@@ -455,6 +489,21 @@ def softmax(rows: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
+def sigmoid(rows: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-x)), without overflow and exact to the last bits in both tails."""
+    return np.exp(-np.logaddexp(0, -rows))
+
+
+SCORE_FUNCTIONS = {"softmax": softmax, "sigmoid": sigmoid, "identity": np.array}
+
+
+def score_function(problem_type: str | None, labels: int) -> str:
+    """Return the key of SCORE_FUNCTIONS that transformers' text-classification pipeline applies."""
+    if problem_type == "regression":
+        return "identity"
+    return "sigmoid" if labels == 1 or problem_type == "multi_label_classification" else "softmax"
+
+
 def l2_normalised(rows: np.ndarray) -> np.ndarray:
     """Return rows of Euclidean length 1; a zero row stays zero."""
     length = np.sqrt(np.square(rows, dtype=np.float64).sum(-1, keepdims=True))
@@ -502,7 +551,7 @@ def predict(
     """Yield the answer for each text in order, running `batch` texts at a time.
 
     texts, pairs  any iterables of strings, read as far as a batch needs; pairs has as many as texts
-    options       doc_stride of Edge.encode, and those of Edge.decode
+    options       doc_stride, prompt and prompt_name of Edge.encode, and those of Edge.decode
     """
     texts = _texts(texts, "texts")
     pairs = None if pairs is None else _texts(pairs, "pairs")
@@ -519,7 +568,7 @@ def _answers(
     batch: int,
     options: dict,
 ) -> Iterator:
-    stride = {"doc_stride": options.pop("doc_stride")} if "doc_stride" in options else {}
+    encoding = {name: options.pop(name) for name in ENCODING if name in options}
     first = 0
     while True:
         some = list(islice(texts, batch))
@@ -530,6 +579,6 @@ def _answers(
             raise IntformerError(f"{count} {few}, but more {many}", hint="each text has one pair")
         if not some:
             return
-        packed = edge.encode(some, others, first=first, **stride)
+        packed = edge.encode(some, others, first=first, **encoding)
         yield from edge.decode(packed, library.run(**packed.inputs()), **options)
         first += len(some)

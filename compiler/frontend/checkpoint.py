@@ -111,28 +111,6 @@ class Checkpoint:
             )
         return hidden, heads
 
-    def labels(self, count: int) -> list[str]:
-        """Return the class names of config.json, LABEL_<i> where it has none."""
-        names = self.setting("id2label", dict, {})
-        return [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
-
-    def truncate_length(self, limit: int) -> int:
-        """Return the tokens a text is cut to: what the directory says, `limit` at most."""
-        for name, key in (
-            ("sentence_bert_config.json", "max_seq_length"),
-            ("tokenizer_config.json", "model_max_length"),  # 1e30 where nobody set one
-        ):
-            asked = (self.read_json(name, dict) or {}).get(key)
-            if asked is None:
-                continue
-            if type(asked) not in (int, float) or not asked >= 1:
-                raise CheckpointError(
-                    f"{key!r} = {shown(asked)} is not a number of tokens",
-                    where=str(self.path / name),
-                )
-            return int(min(asked, limit))
-        return limit
-
     def refuse_unsupported(self) -> None:
         """Raise for a config key that asks for arithmetic which is not here."""
         for key, neutral in REFUSED.items():

@@ -1,6 +1,7 @@
 """A directory becomes a float graph and the meta that goes with it."""
 
 from intformer.errors import CheckpointError
+from intformer.frontend import labels, sentence_transformers
 from intformer.frontend.architectures import HEADS, head_of
 from intformer.frontend.builder import Builder, Family
 from intformer.frontend.checkpoint import Checkpoint
@@ -12,15 +13,15 @@ from intformer.relay_ops.attention import MAX_KEYS
 def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
     """Return (head, pooling); pooling is "mean" or "first" for sentence embeddings, else "".
 
-    A sentence-transformers directory (modules.json) is a sentence embedding unless asked otherwise.
+    A sentence-transformers directory (modules.json) says its head unless asked otherwise.
     """
     config_file = str(checkpoint.path / "config.json")
     known = sorted({*HEADS.values(), "sentence-embedding"})
     if asked is not None and asked not in known:
         raise CheckpointError(f"head {asked!r} is not supported", hint="heads: " + ", ".join(known))
-    modules = checkpoint.read_json("modules.json", list)
-    if asked == "sentence-embedding" or (asked is None and modules is not None):
-        return "sentence-embedding", _pooling(checkpoint, modules or [])
+    saved = sentence_transformers.read(checkpoint, asked)
+    if saved is not None:
+        return saved.head, saved.pooling
     if asked is not None:
         return asked, ""
     named = architecture(checkpoint)
@@ -36,35 +37,6 @@ def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
 def architecture(checkpoint: Checkpoint) -> str:
     """Return the class of transformers that config.json names."""
     return str((checkpoint.setting("architectures", list, []) or ["Model"])[0])
-
-
-def _pooling(checkpoint: Checkpoint, modules: list[dict]) -> str:
-    where = str(checkpoint.path / "modules.json")
-    for module in modules:
-        texts = module if isinstance(module, dict) else {}
-        if not all(isinstance(texts.get(key), str) for key in ("type", "path")):
-            raise CheckpointError("a module has no 'type' and 'path' that are text", where=where)
-    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-    unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-    if unknown:
-        raise CheckpointError(
-            f"module {sorted(unknown)[0]!r} is not supported",
-            where=str(checkpoint.path / "modules.json"),
-            hint="sentence embeddings are Transformer, Pooling and Normalize",
-        )
-    if "Pooling" not in kinds:
-        return "mean"
-    name = kinds["Pooling"] + "/config.json"
-    config = checkpoint.read_json(name, dict) or {}
-    modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
-    supported = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
-    if len(modes) != 1 or modes[0] not in supported:
-        raise CheckpointError(
-            f"pooling {modes or 'nothing'} is not supported",
-            where=str(checkpoint.path / name),
-            hint="one of " + ", ".join(supported),
-        )
-    return supported[modes[0]]
 
 
 def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Graph, dict]:
@@ -101,16 +73,15 @@ def family_of(checkpoint: Checkpoint) -> Family:
 def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pooling: str) -> dict:
     tables, limit = graph.tables, len(graph.tables.position) - g.first_position
     channels = graph[graph.output].channels
-    labelled = graph.head.endswith("-classification")
     return {
         "family": checkpoint.config["model_type"],
         "head": graph.head,
-        "labels": checkpoint.labels(channels) if labelled else [],
-        "problem_type": checkpoint.config.get("problem_type"),
+        **labels.answers(checkpoint, graph.head, channels),
+        **sentence_transformers.meta(checkpoint, graph.head),
         "vocab_size": len(tables.word),
         "type_vocab_size": 1 if tables.types is None else len(tables.types),
         "max_length": limit,
-        "truncate_length": checkpoint.truncate_length(limit),
+        "truncate_length": sentence_transformers.truncate_length(checkpoint, limit),
         "pad_token_id": g.pad,
         "position_rule": family.positions,
         "hidden": g.hidden,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend import calibration
+from intformer.frontend import calibration, labels, sentence_transformers
 from intformer.frontend import ibert_diagnostics as diagnostics
 from intformer.frontend.calibrated import mask_token_id, sequences
 from intformer.frontend.checkpoint import Checkpoint
@@ -124,8 +124,7 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
             *reader.warnings,
         ],
     }
-    if head.endswith("-classification"):
-        meta["labels"] = checkpoint.labels(value.channels)
+    meta |= labels.answers(checkpoint, head, value.channels)
     return IntModel(reader.nodes, reader.tensors, reader.values, output, meta, files)
 
 
@@ -143,12 +142,11 @@ def _meta(reader: Reader, head: str, pooling: str) -> dict:
         "head": head,
         "recipe": "ibert",
         "mode": reader.mode,
-        "labels": [],
-        "problem_type": checkpoint.config.get("problem_type"),
+        **sentence_transformers.meta(checkpoint, head),
         "vocab_size": len(reader.tensors["embed.word.weight"]),
         "type_vocab_size": len(reader.tensors["embed.type.weight"]),
         "max_length": limit,
-        "truncate_length": checkpoint.truncate_length(limit),
+        "truncate_length": sentence_transformers.truncate_length(checkpoint, limit),
         "pad_token_id": reader.pad,
         "position_rule": "padding",
         "hidden": reader.hidden,

@@ -17,6 +17,7 @@ from intformer.edge import SETTINGS_FILE, Edge
 from intformer.errors import CheckpointError, IntformerError
 from intformer.float_model import quiet
 from intformer.frontend.folder import read_regular, reason
+from intformer.frontend.sentence_transformers import lower_cases
 
 JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 VOCABULARY_FILES = (  # any one of these makes a directory one that has a tokenizer
@@ -44,7 +45,8 @@ def tokenizer_files(checkpoint) -> dict[str, bytes]:
     """Return tokenizer.json and SETTINGS_FILE of a Checkpoint; empty where it has no tokenizer.
 
     `checkpoint.tokenizer`, a tokenizer.json, replaces the directory's pipeline, used as it is. The
-    settings outside of the pipeline are still the directory's.
+    settings outside of the pipeline are still the directory's, do_lower_case of its
+    sentence_bert_config.json too.
     Raises CheckpointError for a tokenizer that transformers cannot build as a fast one, that needs
     code of the directory, or that has ids beyond the model's word embeddings.
     """
@@ -58,8 +60,12 @@ def tokenizer_files(checkpoint) -> dict[str, bytes]:
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
+    if lower_cases(checkpoint):
+        _lower_case(backend)
     if pipeline is None:
         pipeline = backend.to_str().encode()
+    elif lower_cases(checkpoint):
+        pipeline = _lower_cased(pipeline)
     settings = {
         "token_type_ids": "token_type_ids" in tokenizer.model_input_names
         and checkpoint.config.get("model_type") not in WITHOUT_TYPES,
@@ -176,6 +182,24 @@ def _check_templates(processor: dict | None, where: str) -> None:
                 where=where,
                 hint=HINT,
             )
+
+
+def _lower_case(tokenizer) -> None:
+    """Put lower-casing before a Tokenizer's own normalizer, as sentence-transformers does."""
+    from tokenizers import normalizers
+
+    own = tokenizer.normalizer
+    steps = list(own) if isinstance(own, normalizers.Sequence) else [own] * (own is not None)
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+
+
+def _lower_cased(pipeline: bytes) -> bytes:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(pipeline.decode())
+    _lower_case(tokenizer)
+    return tokenizer.to_str().encode()
 
 
 def _check_ids(checkpoint, pipeline: bytes) -> None:

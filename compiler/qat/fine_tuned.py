@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from intformer.errors import CheckpointError
+from intformer.frontend import labels
 from intformer.frontend.architectures import head_of
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import architecture
@@ -27,7 +28,7 @@ def fitting(rows: Rows, checkpoint: Checkpoint) -> Rows:
     problem = checkpoint.config.get("problem_type")
     if head == "sequence-classification" and problem not in (None, kind):
         raise misfit(checkpoint, f"config key 'problem_type' = {problem!r}, not {kind!r}")
-    names = checkpoint.labels(outputs)
+    names = labels.names(checkpoint, outputs)
     if not rows.labels or names == [f"LABEL_{i}" for i in range(outputs)]:
         return rows
     plain = str if set(names) == set(rows.labels) else str.casefold

@@ -192,12 +192,21 @@ def test_no_tokenizer():
 # ---- answers ----
 
 
-def test_embeddings_have_length_one():
-    one = make("sentence-embedding")
+@pytest.mark.parametrize(
+    ("meta", "wanted"),
+    [
+        ({"normalize": True}, [[0.6, 0.8], [0, 0], [-1, 0]]),
+        ({}, [[0.6, 0.8], [0, 0], [-1, 0]]),  # libraries older than the key
+        ({"normalize": False}, [[150, 200], [0, 0], [-3.5, 0]]),
+        ({"normalize": True, "truncate_dim": 1}, [[0.6], [0], [-1]]),
+    ],
+)
+def test_embeddings(meta, wanted):
+    one = make("sentence-embedding", **meta)
     packed = one.encode(["a", "b", "c"])
     out = np.array([[300, 400], [0, 0], [-7, 0]], np.int32)
     got = np.stack(one.decode(packed, out))
-    np.testing.assert_allclose(got, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
     assert got.dtype == np.float32
 
 
@@ -221,9 +230,12 @@ def test_classes():
 
 
 def test_regression_and_many_labels():
-    one = make("sequence-classification", labels=["LABEL_0"])
+    one = make("sequence-classification", labels=["LABEL_0"], problem_type="regression")
     (got,) = one.decode(one.encode(["a"]), np.array([[5]], np.int32))
     assert got == {"label": "LABEL_0", "score": 2.5, "scores": {"LABEL_0": 2.5}}
+    one = make("sequence-classification", labels=["LABEL_0"])  # as transformers' pipeline
+    (got,) = one.decode(one.encode(["a"]), np.array([[5]], np.int32))
+    assert got["score"] == pytest.approx(1 / (1 + np.exp(-2.5)))
     many = make(
         "sequence-classification", labels=["x", "y"], problem_type="multi_label_classification"
     )

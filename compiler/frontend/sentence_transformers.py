@@ -1,0 +1,348 @@
+"""What sentence-transformers saves beside a model: modules, pooling, prompts, score function.
+
+Read as sentence-transformers 6.2 reads it, its older forms included. What the directory says and a
+library cannot do is refused, with the file and the key.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from intformer.errors import CheckpointError
+from intformer.frontend.json_object import JsonObject, kind_of, shown
+
+MODULES = "modules.json"
+CONFIG = "config_sentence_transformers.json"
+TRANSFORMER_CONFIGS = (  # the first that says anything counts
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
+EMBEDDING, CLASSES = "sentence-embedding", "sequence-classification"
+POOLINGS = {"mean": "mean", "cls": "first"}  # pooling_mode -> our name for it
+OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+ACTIVATIONS = {  # activation_fn -> score function of intformer.edge
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.Softmax": "softmax",
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.Sigmoid": "sigmoid",
+    "torch.nn.Softmax": "softmax",
+    "torch.nn.Identity": "identity",
+}
+# keys of a Transformer module whose values change no number
+NEUTRAL = ("unpad_inputs", "max_seq_length", "do_lower_case", "transformer_task")
+NEUTRAL_MODEL = (
+    *("attn_implementation", "dtype", "torch_dtype", "device_map", "low_cpu_mem_usage"),
+    *("add_pooling_layer", "use_safetensors", "trust_remote_code"),
+)
+NEUTRAL_TOKENIZER = ("model_max_length", "padding_side", "use_fast", "trust_remote_code")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A class of sentence-transformers that compiles.
+
+    head      of the library
+    modules   the modules it starts with
+    then      modules that may follow, in any number
+    task      transformer_task of its Transformer
+    outputs   (method_output_name, module_output_name) of its Transformer
+    prompts   that every model has
+    """
+
+    head: str
+    modules: tuple[str, ...]
+    then: tuple[str, ...]
+    task: str
+    outputs: tuple[str, str]
+    prompts: tuple[str, ...]
+
+
+KINDS = {
+    "SentenceTransformer": _Kind(
+        head=EMBEDDING,
+        modules=("Transformer", "Pooling"),
+        then=("Normalize", "Dropout"),  # Dropout does nothing outside of training
+        task="feature-extraction",
+        outputs=("last_hidden_state", "token_embeddings"),
+        prompts=("query", "document"),
+    ),
+    "CrossEncoder": _Kind(
+        head=CLASSES,
+        modules=("Transformer",),
+        then=(),
+        task="sequence-classification",
+        outputs=("logits", "scores"),
+        prompts=(),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class SentenceModel:
+    """What a directory says about one head.
+
+    head            "sentence-embedding" or "sequence-classification"
+    pooling         "mean" or "first" for embeddings, else ""
+    normalize       whether embeddings are brought to Euclidean length 1
+    truncate_dim    leading channels of an embedding that are kept; None: all
+    prompts         name -> text put before a text
+    default_prompt  name of the prompt where none is asked for; None: no prompt
+    activation      activation_fn of config_sentence_transformers.json; None: not there
+    """
+
+    head: str
+    pooling: str = ""
+    normalize: bool = False
+    truncate_dim: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    activation: str | None = None
+
+
+def read(checkpoint, head: str | None = None) -> SentenceModel | None:
+    """Return what a Checkpoint says as a sentence-transformers model; None where it says nothing.
+
+    head  asked for; None: the directory's own
+
+    A directory that was saved for another head is what sentence-transformers makes of a plain one:
+    embeddings are the mean over tokens and not normalised.
+    Raises CheckpointError for models and modules that do not compile.
+    """
+    saved = checkpoint.read_json(MODULES)
+    kind = None
+    if saved is not None:
+        config = JsonObject.read(checkpoint, CONFIG)
+        name = config.get("model_type", str, "SentenceTransformer")
+        kind = KINDS.get(name)
+        if kind is None and head in (None, EMBEDDING):
+            raise config.refusal(
+                "model_type", f"{' and '.join(KINDS)} compile; head= takes the encoder without it"
+            )
+    if kind is None or head not in (None, kind.head):
+        return SentenceModel(EMBEDDING, "mean") if head == EMBEDDING else None
+    modules = _modules(checkpoint, saved, kind)
+    _check_transformer(checkpoint, kind)
+    prompts, default = _prompts(config, kind)
+    embeds = kind.head == EMBEDDING
+    return SentenceModel(
+        head=kind.head,
+        pooling=_pooling(checkpoint, modules[1][1]) if embeds else "",
+        normalize=any(module == "Normalize" for module, _ in modules),
+        truncate_dim=_truncate_dim(config) if embeds else None,
+        prompts=prompts,
+        default_prompt=default,
+        activation=None if embeds else config.get("activation_fn", str),
+    )
+
+
+def meta(checkpoint, head: str) -> dict:
+    """Return the part of IntModel.meta that prompts and embeddings need (SentenceModel)."""
+    found = read(checkpoint, head) or SentenceModel(head)
+    return {
+        "normalize": found.normalize,
+        "truncate_dim": found.truncate_dim,
+        "prompts": found.prompts,
+        "default_prompt": found.default_prompt,
+    }
+
+
+def score_function(checkpoint, labels: int) -> str | None:
+    """Return a CrossEncoder's score function; None for a directory that is not a CrossEncoder's.
+
+    One of intformer.edge.SCORE_FUNCTIONS. It is the first found of: activation_fn of
+    config_sentence_transformers.json; sentence_transformers.activation_fn of config.json;
+    sbert_ce_default_activation_function of config.json; sigmoid for one label, identity for more.
+    """
+    config = JsonObject(checkpoint.config, str(checkpoint.path / "config.json"))
+    newer = config.inner("sentence_transformers")
+    old = "sbert_ce_default_activation_function"
+    saved = read(checkpoint, CLASSES)
+    if saved is None and not newer.values and config.get(old, str) is None:
+        return None
+    if saved is not None and saved.activation is not None:
+        source, key = JsonObject.read(checkpoint, CONFIG), "activation_fn"
+    elif "activation_fn" in newer.values:
+        source, key = newer, "activation_fn"
+    else:
+        source, key = config, old
+    name = source.get(key, str)
+    if name is None:
+        return "sigmoid" if labels == 1 else "identity"
+    if name not in ACTIVATIONS:
+        raise source.refusal(key, "supported: " + ", ".join(ACTIVATIONS))
+    return ACTIVATIONS[name]
+
+
+def truncate_length(checkpoint, limit: int) -> int:
+    """Return the tokens a text is cut to: what the directory says, `limit` at most."""
+    settings = _transformer_settings(checkpoint)
+    tokenizer = JsonObject.read(checkpoint, "tokenizer_config.json")
+    asked = (
+        _length(_renamed(settings, "processor_kwargs", "tokenizer_args"), "model_max_length")
+        or _length(settings, "max_seq_length")
+        or _length(tokenizer, "model_max_length")  # 1e30 where nobody set a length
+        or limit
+    )
+    return int(min(asked, limit))
+
+
+def lower_cases(checkpoint) -> bool:
+    """Say whether texts are lower-cased before they are tokenized, for every head."""
+    return _transformer_settings(checkpoint).get("do_lower_case", bool, False)
+
+
+def _modules(checkpoint, saved: object, kind: _Kind) -> list[tuple[str, str]]:
+    """Return (class name, path) of each module, checked against the kind's."""
+    where = str(checkpoint.path / MODULES)
+    if not isinstance(saved, list):
+        raise CheckpointError(f"{shown(saved)} is {kind_of(saved)}, not a list", where=where)
+    modules = []
+    for number, entry in enumerate(saved):
+        module = JsonObject(entry, f"{where}, module {number}")
+        full, path = module.required("type", str), module.required("path", str)
+        name = full.rpartition(".")[2]
+        place = len(modules)
+        expected = kind.modules[place : place + 1] or kind.then
+        if not full.startswith(PACKAGE) or name not in expected:
+            raise module.refusal(
+                "type",
+                f"expected {' or '.join(expected) or 'no more modules'}"
+                f"{'' if full.startswith(PACKAGE) else ' of sentence_transformers'}",
+            )
+        if name == "Transformer" and path.strip("./"):
+            raise module.refusal("path", "the Transformer must lie in the directory itself")
+        if name == "Normalize":
+            _check_normalize(checkpoint, path)
+        modules.append((name, path))
+    if len(modules) < len(kind.modules):
+        raise CheckpointError(
+            f"no {kind.modules[len(modules)]} module",
+            where=where,
+            hint="expected " + ", ".join(kind.modules),
+        )
+    return modules
+
+
+def _settings_of(path: str) -> str:
+    """Return the name of the file with the settings of a module."""
+    return str(PurePosixPath(path, "config.json"))
+
+
+def _check_normalize(checkpoint, path: str) -> None:
+    config = JsonObject.read(checkpoint, _settings_of(path))
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key, str, "sentence_embedding") != "sentence_embedding":
+            raise config.refusal(key, "Normalize is applied to 'sentence_embedding' alone")
+
+
+def _pooling(checkpoint, path: str) -> str:
+    """Return "mean" or "first", as the Pooling module's configuration says."""
+    config = JsonObject.read(checkpoint, _settings_of(path))
+    if not config.values:
+        raise CheckpointError("no settings of Pooling", where=config.where)
+    known = ("embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt")
+    config.refuse_others((*known, *OLD_POOLINGS))
+    if not config.get("include_prompt", bool, True):
+        raise config.refusal("include_prompt", "embeddings are pooled over the prompt, too")
+    hint = "one mode compiles, mean or cls"
+    old = {key: mode for key, mode in OLD_POOLINGS.items() if config.get(key, bool, False)}
+    if config.values.get("pooling_mode") is None:
+        if len(old) > 1:
+            raise CheckpointError(
+                f"keys {', '.join(map(repr, old))} are not supported together",
+                where=config.where,
+                hint=hint,
+            )
+        key, mode = next(iter(old.items()), ("", "mean"))
+    else:
+        key, mode = "pooling_mode", config.values["pooling_mode"]
+        mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
+    if not isinstance(mode, str) or mode not in POOLINGS:
+        raise config.refusal(key, hint)
+    return POOLINGS[mode]
+
+
+def _prompts(config: JsonObject, kind: _Kind) -> tuple[dict[str, str], str | None]:
+    """Return (name -> prompt, name of the default prompt or None)."""
+    prompts = dict.fromkeys(kind.prompts, "")
+    saved = config.inner("prompts")
+    prompts |= {name: saved.get(name, str, "") for name in saved.values}
+    default = config.get("default_prompt_name", str)
+    if default is not None and default not in prompts:
+        raise config.refusal("default_prompt_name", "prompts: " + ", ".join(prompts))
+    return prompts, default
+
+
+def _transformer_settings(checkpoint) -> JsonObject:
+    """Return what configures the Transformer module; empty without modules.json."""
+    found = JsonObject({}, "")
+    if checkpoint.read_json(MODULES) is not None:
+        for name in TRANSFORMER_CONFIGS:
+            found = JsonObject.read(checkpoint, name)
+            if found.values:
+                break
+    return found
+
+
+def _renamed(settings: JsonObject, key: str, old: str) -> JsonObject:
+    return settings.inner(old if old in settings.values else key)
+
+
+def _check_transformer(checkpoint, kind: _Kind) -> None:
+    """Refuse what the Transformer module's configuration asks for beyond plain text input."""
+    settings = _transformer_settings(checkpoint)
+    lower_cases(checkpoint)  # raises for what is not a bool
+    if settings.get("transformer_task", str, kind.task) != kind.task:
+        raise settings.refusal("transformer_task", f"expected {kind.task!r}")
+    checked = ("modality_config", "module_output_name", "processing_kwargs")
+    renamed = ("model_kwargs", "processor_kwargs", "config_kwargs")
+    old = ("model_args", "tokenizer_args", "config_args")
+    settings.refuse_others((*NEUTRAL, *checked, *renamed, *old))
+    for new, before, neutral in zip(
+        renamed, old, (NEUTRAL_MODEL, NEUTRAL_TOKENIZER, ("trust_remote_code",)), strict=True
+    ):
+        _renamed(settings, new, before).refuse_others(neutral)
+    processing = settings.inner("processing_kwargs")
+    processing.refuse_others(("text", "common"))
+    for key in ("text", "common"):
+        processing.inner(key).refuse_others(("padding",))
+    modality = settings.inner("modality_config")
+    modality.refuse_others(("text",), "only text compiles")
+    text = modality.inner("text")
+    output, name = kind.outputs
+    for where, key, expected in (
+        (text, "method", "forward"),
+        (text, "method_output_name", output),
+        (settings, "module_output_name", name),
+    ):
+        if where.get(key, str, expected) != expected:
+            raise where.refusal(key, f"expected {expected!r}")
+
+
+def _truncate_dim(config: JsonObject) -> int | None:
+    dimensions = config.get("truncate_dim", int)
+    if dimensions is not None and dimensions < 1:
+        raise config.refusal("truncate_dim", "at least 1 dimension remains")
+    return dimensions
+
+
+def _length(config: JsonObject, key: str) -> float | None:
+    """Return a number of tokens, None where there is none; 1e30 and infinity are numbers, too."""
+    value = config.values.get(key)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not value >= 1:
+        raise config.refusal(key, "expected a number of tokens")
+    return value
