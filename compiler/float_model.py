@@ -44,7 +44,9 @@ class FloatModel:
         quiet()
         if not Path(source).is_dir():
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
-        Checkpoint(source).refuse_rewritten()
+        checkpoint = Checkpoint(source)
+        checkpoint.refuse_rewritten()
+        source = checkpoint.path
         try:
             config = transformers.AutoConfig.from_pretrained(str(source))
             if getattr(config, "quant_mode", False):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
+from intformer.frontend import sentence_transformers
 from intformer.frontend.architectures import named_model_type
 from intformer.frontend.folder import Folder, shown
 from intformer.frontend.lora import MergedWeights, merged, refuse_alone
@@ -27,7 +28,8 @@ REFUSED = {  # config keys that change the arithmetic, and the values under whic
 class Checkpoint:
     """config.json and the weights of one directory.
 
-    path       the directory
+    path       the directory; of old sentence-transformers models, its folder with the Transformer
+    root       the directory
     config     config.json as it is, with the model_type that its architecture names where it has
                none
     tokenizer  a tokenizer.json to use instead of the directory's own
@@ -43,8 +45,11 @@ class Checkpoint:
                 where=str(source),
                 hint="give a directory with config.json and model.safetensors",
             )
+        self.root = self.path
+        self.path = self.root / sentence_transformers.transformer_path(self)
         config = self.read_json("config.json", dict)
         if config is None:
+            sentence_transformers.read(self)  # names a module that has no config.json
             refuse_alone(Folder(self.path))
             raise CheckpointError(
                 "config.json is missing",
@@ -56,6 +61,12 @@ class Checkpoint:
     def file(self, name: str) -> Path | None:
         """Return the path of a regular file inside the directory (Folder.file)."""
         return Folder(self.path).file(name)
+
+    def whole(self) -> "Checkpoint":
+        """Return this checkpoint with `root` as its path: for what is not the Transformer's."""
+        other = copy(self)
+        other.path = self.root
+        return other
 
     def read(self, name: str) -> bytes | None:
         """Return the bytes of a file of the directory, None where there is none."""

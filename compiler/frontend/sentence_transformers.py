@@ -111,6 +111,24 @@ class SentenceModel:
     activation: str | None = None
 
 
+def transformer_path(checkpoint) -> str:
+    """Return the folder of a Checkpoint's Transformer, relative to it: "", or as versions before 2.
+
+    Raises CheckpointError for a folder outside of the directory. What else is wrong in modules.json
+    is left to `read`.
+    """
+    modules = checkpoint.read_json(MODULES)
+    first = modules[0] if isinstance(modules, list) and modules else None
+    if not isinstance(first, dict) or not str(first.get("type")).endswith(".Transformer"):
+        return ""
+    module = JsonObject(first, f"{checkpoint.path / MODULES}, module 0")
+    path = module.get("path", str, "")
+    root = checkpoint.path.resolve()
+    if "\0" in path or not (root / path).resolve().is_relative_to(root):
+        raise module.refusal("path", "a model's files lie inside its directory")
+    return path
+
+
 def read(checkpoint, head: str | None = None) -> SentenceModel | None:
     """Return what a Checkpoint says as a sentence-transformers model; None where it says nothing.
 
@@ -120,6 +138,8 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
     embeddings are the mean over tokens and not normalised.
     Raises CheckpointError for models and modules that do not compile.
     """
+    settings = _transformer_settings(checkpoint)
+    checkpoint = checkpoint.whole()
     saved = checkpoint.read_json(MODULES)
     kind = None
     if saved is not None:
@@ -133,7 +153,7 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
     if kind is None or head not in (None, kind.head):
         return SentenceModel(EMBEDDING, "mean") if head == EMBEDDING else None
     modules = _modules(checkpoint, saved, kind)
-    _check_transformer(checkpoint, kind)
+    _check_transformer(settings, kind)
     prompts, default = _prompts(config, kind)
     embeds = kind.head == EMBEDDING
     return SentenceModel(
@@ -172,7 +192,7 @@ def score_function(checkpoint, labels: int) -> str | None:
     if saved is None and not newer.values and config.get(old, str) is None:
         return None
     if saved is not None and saved.activation is not None:
-        source, key = JsonObject.read(checkpoint, CONFIG), "activation_fn"
+        source, key = JsonObject.read(checkpoint.whole(), CONFIG), "activation_fn"
     elif "activation_fn" in newer.values:
         source, key = newer, "activation_fn"
     else:
@@ -221,8 +241,6 @@ def _modules(checkpoint, saved: object, kind: _Kind) -> list[tuple[str, str]]:
                 f"expected {' or '.join(expected) or 'no more modules'}"
                 f"{'' if full.startswith(PACKAGE) else ' of sentence_transformers'}",
             )
-        if name == "Transformer" and path.strip("./"):
-            raise module.refusal("path", "the Transformer must lie in the directory itself")
         if name == "Normalize":
             _check_normalize(checkpoint, path)
         modules.append((name, path))
@@ -288,7 +306,7 @@ def _prompts(config: JsonObject, kind: _Kind) -> tuple[dict[str, str], str | Non
 def _transformer_settings(checkpoint) -> JsonObject:
     """Return what configures the Transformer module; empty without modules.json."""
     found = JsonObject({}, "")
-    if checkpoint.read_json(MODULES) is not None:
+    if checkpoint.whole().read_json(MODULES) is not None:
         for name in TRANSFORMER_CONFIGS:
             found = JsonObject.read(checkpoint, name)
             if found.values:
@@ -300,10 +318,9 @@ def _renamed(settings: JsonObject, key: str, old: str) -> JsonObject:
     return settings.inner(old if old in settings.values else key)
 
 
-def _check_transformer(checkpoint, kind: _Kind) -> None:
+def _check_transformer(settings: JsonObject, kind: _Kind) -> None:
     """Refuse what the Transformer module's configuration asks for beyond plain text input."""
-    settings = _transformer_settings(checkpoint)
-    lower_cases(checkpoint)  # raises for what is not a bool
+    settings.get("do_lower_case", bool)
     if settings.get("transformer_task", str, kind.task) != kind.task:
         raise settings.refusal("transformer_task", f"expected {kind.task!r}")
     checked = ("modality_config", "module_output_name", "processing_kwargs")

@@ -1,5 +1,6 @@
 """Directories of sentence-transformers, written by it and by hand: its values, or a refusal."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import small_tokenizer
 from sentence_dirs import Exact, Quantized, change, plain, write
 from sentence_transformers.sentence_transformer import modules as st_modules
 
-from intformer.edge import Edge
+import intformer
+from intformer import cli
+from intformer.edge import Edge, predict
 from intformer.errors import CheckpointError, IntformerError
+from intformer.float_model import FloatModel
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 
 TEXTS = [*small_tokenizer.SENTENCES[50:56], "The", "the you of"]
+DIMENSION = {"word_embedding_dimension": 60}
 PAIRS = [(one, other) for one in TEXTS[:4] for other in TEXTS[4:7]]
 
 
@@ -106,7 +111,7 @@ def test_a_saved_embedder(encoder, tmp_path, mode, normalize):
 def test_an_old_directory(encoder, tmp_path, pooling, normalize):
     folder = Path(shutil.copytree(encoder, tmp_path / "old"))
     sentence_dirs.old_modules(folder, "Transformer", "Pooling", *["Normalize"] * normalize)
-    write(folder / "1_Pooling/config.json", {"word_embedding_dimension": 60, **pooling})
+    write(folder / "1_Pooling/config.json", {**DIMENSION, **pooling})
     same_embeddings(folder)
 
 
@@ -128,7 +133,7 @@ def test_truncated_embeddings(folder):
 def test_the_length_of_a_text(encoder, tmp_path, name):
     folder = Path(shutil.copytree(encoder, tmp_path / "old"))
     sentence_dirs.old_modules(folder, "Transformer", "Pooling")
-    write(folder / "1_Pooling/config.json", {"word_embedding_dimension": 60})
+    write(folder / "1_Pooling/config.json", DIMENSION)
     write(folder / name, {"max_seq_length": 7, "do_lower_case": False})
     theirs = st.SentenceTransformer(str(folder), device="cpu")
     assert theirs.max_seq_length == read_encoder(Checkpoint(folder))[1]["truncate_length"] == 7
@@ -142,7 +147,7 @@ def test_lower_casing(tmp_path, given):
     folder = plain(tmp_path / "cased", cased=True)
     texts = ["THE You", *["The [MASK] OF [mask]"] * (not given)]
     sentence_dirs.old_modules(folder, "Transformer", "Pooling")
-    write(folder / "1_Pooling/config.json", {"word_embedding_dimension": 60})
+    write(folder / "1_Pooling/config.json", DIMENSION)
     ids = {}
     for lower in (False, True):
         write(folder / "sentence_bert_config.json", {"do_lower_case": lower})
@@ -154,6 +159,55 @@ def test_lower_casing(tmp_path, given):
         wanted = theirs.tokenizer(texts)["input_ids"]
         assert ids[lower] == [number for row in wanted for number in row]
     assert ids[False] != ids[True]
+
+
+@pytest.fixture
+def oldest(tmp_path):
+    """A directory as versions before 2 wrote it, with the Transformer in a folder of its own."""
+    folder = tmp_path / "oldest"
+    plain(folder / "0_Transformer", cased=True)
+    sentence_dirs.old_modules(folder, "Transformer", "Pooling", "Normalize")
+    change_module(folder, 0, path="0_Transformer")
+    write(folder / "0_Transformer/sentence_bert_config.json", {"do_lower_case": True})
+    write(folder / "1_Pooling/config.json", {"pooling_mode_cls_token": True, **DIMENSION})
+    write(folder / "config.json", {"__version__": "0.4.1"})
+    return folder
+
+
+def change_module(folder, number, **keys):
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[number] |= keys
+    write(folder / "modules.json", modules)
+
+
+def test_a_transformer_in_its_own_folder(oldest):
+    np.testing.assert_allclose(np.linalg.norm(same_embeddings(oldest), axis=1), 1, rtol=1e-6)
+    (oldest / "config.json").unlink()
+    same_embeddings(oldest)
+    change(oldest / "0_Transformer/sentence_bert_config.json", max_seq_length=5)
+    assert same_embeddings(oldest, ["the you of " * 9]).shape == (1, 60)
+    assert read_encoder(Checkpoint(oldest))[1]["truncate_length"] == 5
+
+
+def test_fp32_of_a_transformer_in_its_own_folder(oldest):
+    """What `eval --source` and `bench` compare with."""
+    exact = Exact(oldest)
+    packed = Edge.of(exact).encode(TEXTS)
+    rows = FloatModel(oldest, exact.metadata).rows(
+        packed.input_ids, packed.token_type_ids, packed.cu_seqlens
+    )
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, encoded(oldest, TEXTS), atol=2e-5)
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/tmp", "link", "a\0b"])
+def test_a_transformer_outside_of_the_directory(oldest, tmp_path, path):
+    plain(tmp_path / "elsewhere")
+    (oldest / "link").symlink_to(tmp_path / "elsewhere")
+    change_module(oldest, 0, path=path)
+    with pytest.raises(CheckpointError, match=r"key 'path' = .* is not supported") as caught:
+        Checkpoint(oldest)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -220,6 +274,28 @@ def test_other_heads_take_no_prompt(prompted):
     assert len(features.answers(["the you"])[0]) == 4  # and not the default prompt either
     with pytest.raises(IntformerError, match="head features takes no prompt"):
         features.answers(["the"], prompt_name="query")
+
+
+def test_the_run_verb_takes_a_prompt(prompted, monkeypatch, capsys):
+    monkeypatch.setattr("intformer.runtime.load", lambda path: Exact(prompted))
+    for name in ("query", "passage"):
+        assert cli.main(["run", "x.so", "--text", TEXTS[0], "--prompt", name, "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)
+        want = encoded(prompted, TEXTS[:1], prompt_name=name)[0]
+        np.testing.assert_allclose(found["answer"], want, atol=2e-5)
+    assert cli.main(["run", "x.so", "--text", "a", "--prompt", "q"]) == 1
+    assert "no prompt 'q'" in capsys.readouterr().err
+
+
+def test_a_library_carries_what_the_directory_says(prompted, tmp_path):
+    change(prompted / "config_sentence_transformers.json", truncate_dim=20)
+    quantized = Quantized(prompted)
+    intformer.compile(quantized.model, tmp_path / "small.so", target="x86-64")
+    library = intformer.load(tmp_path / "small.so")
+    for options in ({}, {"prompt_name": "query"}):
+        ours = list(predict(library, TEXTS, **options))
+        np.testing.assert_array_equal(ours, quantized.answers(TEXTS, **options))
+        assert ours[0].shape == (20,)
 
 
 # ---- cross-encoders ----
@@ -368,6 +444,7 @@ def test_a_router(encoder, tmp_path):
     parts = [[st_modules.Transformer(str(encoder)), st_modules.Pooling(60)] for _ in range(2)]
     router = st_modules.Router.for_query_document(*parts)
     st.SentenceTransformer(modules=[router], device="cpu").save(str(tmp_path))
+    assert "Router' is not supported" in refusal(tmp_path)
     shutil.copy(encoder / "config.json", tmp_path)
     assert "Router' is not supported" in refusal(tmp_path)
 
