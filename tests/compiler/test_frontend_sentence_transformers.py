@@ -6,11 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import random_hf
-import sentence_dirs
 import sentence_transformers as st
-import small_tokenizer
-from sentence_dirs import Exact, Quantized, change, plain, write
 from sentence_transformers.sentence_transformer import modules as st_modules
 
 import intformer
@@ -21,6 +17,8 @@ from intformer.float_model import FloatModel
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
+from intformer_testing import random_hf, sentence_dirs, small_tokenizer
+from intformer_testing.sentence_dirs import Exact, Quantized, change, plain, write
 
 TEXTS = [*small_tokenizer.SENTENCES[50:56], "The", "the you of"]
 DIMENSION = {"word_embedding_dimension": 60}

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import random_hf
-import small_tokenizer
 from tokenizers import Tokenizer
 
 from intformer.edge import predict
@@ -13,6 +11,7 @@ from intformer.frontend import import_model
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
+from intformer_testing import random_hf, small_tokenizer
 
 TOKENS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
