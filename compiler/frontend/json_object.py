@@ -70,6 +70,8 @@ class JsonObject:
 
 def shown(value: object) -> str:
     """Return a JSON value as an error shows it."""
+    if value is None:
+        return "null"
     text = repr(value) if isinstance(value, str | bool | int | float | list) else "..."
     return text if len(text) <= 80 else text[:77] + "..."
 

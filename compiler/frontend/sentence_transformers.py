@@ -144,8 +144,8 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
     kind = None
     if saved is not None:
         config = JsonObject.read(checkpoint, CONFIG)
-        name = config.get("model_type", str, "SentenceTransformer")
-        kind = KINDS.get(name)
+        name = config.values.get("model_type", "SentenceTransformer")  # null is another type
+        kind = KINDS.get(name) if isinstance(name, str) else None
         if kind is None and head in (None, EMBEDDING):
             raise config.refusal(
                 "model_type", f"{' and '.join(KINDS)} compile; head= takes the encoder without it"
@@ -261,7 +261,9 @@ def _settings_of(path: str) -> str:
 def _check_normalize(checkpoint, path: str) -> None:
     config = JsonObject.read(checkpoint, _settings_of(path))
     for key in ("module_input_name", "module_output_name"):
-        if config.get(key, str, "sentence_embedding") != "sentence_embedding":
+        if config.values.get(key, "sentence_embedding") != "sentence_embedding" and not (
+            key == "module_output_name" and config.values[key] is None
+        ):
             raise config.refusal(key, "Normalize is applied to 'sentence_embedding' alone")
 
 
@@ -272,7 +274,7 @@ def _pooling(checkpoint, path: str) -> str:
         raise CheckpointError("no settings of Pooling", where=config.where)
     known = ("embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt")
     config.refuse_others((*known, *OLD_POOLINGS))
-    if not config.get("include_prompt", bool, True):
+    if config.values.get("include_prompt", True) is not True:  # null is false here
         raise config.refusal("include_prompt", "embeddings are pooled over the prompt, too")
     hint = "one mode compiles, mean or cls"
     old = {key: mode for key, mode in OLD_POOLINGS.items() if config.get(key, bool, False)}

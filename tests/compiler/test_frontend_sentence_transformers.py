@@ -468,7 +468,8 @@ FILES = {  # file -> (value, what the error names)
     ],
     "config_sentence_transformers.json": [
         ([], "is a list, not an object"),
-        ({"model_type": 3}, "key 'model_type' = 3 is an integer, not text"),
+        ({"model_type": 3}, "key 'model_type' = 3 is not supported"),
+        ({"model_type": None}, "key 'model_type' = null is not supported"),
         ({"prompts": ["a"]}, "key 'prompts' = ['a'] is a list, not an object"),
         ({"prompts": {"query": 1}}, "key 'query' = 1 is an integer, not text"),
         ({"default_prompt_name": "ask"}, "key 'default_prompt_name' = 'ask' is not supported"),
@@ -502,12 +503,14 @@ FILES = {  # file -> (value, what the error names)
         ({"pooling_mode": 3}, "key 'pooling_mode' = 3"),
         ({"pooling_mode": "median"}, "key 'pooling_mode' = 'median'"),
         ({"pooling_mode": "mean", "include_prompt": False}, "key 'include_prompt' = False"),
+        ({"pooling_mode": "mean", "include_prompt": None}, "key 'include_prompt' = null"),
         ({"pooling_mode_mean_tokens": "yes"}, "'pooling_mode_mean_tokens' = 'yes' is text"),
         ({"pooling_mode": "mean", "own": 1}, "key 'own' = 1"),
     ],
     "2_Normalize/config.json": [
         (3, "3 is an integer, not an object"),
         ({"module_input_name": "token_embeddings"}, "key 'module_input_name'"),
+        ({"module_input_name": None}, "key 'module_input_name' = null"),
         ({"module_output_name": 3}, "key 'module_output_name' = 3"),
     ],
     "tokenizer_config.json": [
