@@ -39,6 +39,7 @@ def names(checkpoint, count: int) -> list[str]:
     where = str(checkpoint.path / "config.json")
     found = {}
     for key, name in checkpoint.setting("id2label", dict, {}).items():
+        key = str(key)  # a configuration in memory has integers
         if not (key.isascii() and key.isdigit() and len(key) < 10):
             raise CheckpointError(
                 f"config key 'id2label' has key {shown(key)}, not the number of a class",

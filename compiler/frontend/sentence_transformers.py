@@ -4,6 +4,7 @@ Read as sentence-transformers 6.2 reads it, its older forms included. What the d
 library cannot do is refused, with the file and the key.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -21,6 +22,7 @@ TRANSFORMER_CONFIGS = (  # the first that says anything counts
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
+INSIDE = "a model's files lie inside its directory"
 PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
 EMBEDDING, CLASSES = "sentence-embedding", "sequence-classification"
 POOLINGS = {"mean": "mean", "cls": "first"}  # pooling_mode -> our name for it
@@ -125,7 +127,7 @@ def transformer_path(checkpoint) -> str:
     path = module.get("path", str, "")
     root = checkpoint.path.resolve()
     if "\0" in path or not (root / path).resolve().is_relative_to(root):
-        raise module.refusal("path", "a model's files lie inside its directory")
+        raise module.refusal("path", INSIDE)
     return path
 
 
@@ -176,6 +178,25 @@ def meta(checkpoint, head: str) -> dict:
         "prompts": found.prompts,
         "default_prompt": found.default_prompt,
     }
+
+
+def files(checkpoint, head: str) -> dict[str, bytes]:
+    """Return name -> JSON of the files to save beside a model of the same head, trained further.
+
+    Empty where the directory was saved for another head. The Transformer is in the directory
+    itself, wherever it was.
+    """
+    whole = checkpoint.whole()
+    saved = whole.read_json(MODULES)
+    kind = KINDS.get(JsonObject.read(whole, CONFIG).get("model_type", str, "SentenceTransformer"))
+    if saved is None or kind is None or kind.head != head:
+        return {}
+    modules = _modules(whole, saved, kind)
+    names = [CONFIG, *(_settings_of(path) for _, path in modules[1:])]
+    found = {MODULES: [{**saved[0], "path": ""}, *saved[1:]]}
+    found |= {name: whole.read_json(name) for name in names}
+    found |= {name: checkpoint.read_json(name) for name in TRANSFORMER_CONFIGS}
+    return {name: json.dumps(value).encode() for name, value in found.items() if value is not None}
 
 
 def score_function(checkpoint, labels: int) -> str | None:
@@ -241,6 +262,8 @@ def _modules(checkpoint, saved: object, kind: _Kind) -> list[tuple[str, str]]:
                 f"expected {' or '.join(expected) or 'no more modules'}"
                 f"{'' if full.startswith(PACKAGE) else ' of sentence_transformers'}",
             )
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise module.refusal("path", INSIDE)
         if name == "Normalize":
             _check_normalize(checkpoint, path)
         modules.append((name, path))

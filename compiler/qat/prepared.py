@@ -9,6 +9,7 @@ from torch import nn
 
 from intformer import ranges as range_analysis
 from intformer.errors import IntformerError
+from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.trained import CONFIG_KEY, RANGES_FILE, assemble
@@ -25,8 +26,6 @@ from intformer.qat.weights import LiveCheckpoint
 CARRIED = (  # what of the source directory a saved one keeps beside config and weights
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    "1_Pooling/config.json",
 )
 
 
@@ -58,6 +57,10 @@ class Prepared(nn.Module, ABC):
         self.carried = {
             name: data for name in CARRIED if (data := checkpoint.read(name)) is not None
         }
+        sentence = sentence_transformers.files(checkpoint, meta["head"])
+        if sentence_transformers.lower_cases(checkpoint) and not sentence:
+            self.carried["tokenizer.json"] = checkpoint.files()["tokenizer.json"]
+        self.carried |= sentence
         self._integer: tuple[tuple, TorchModel] | None = None
 
     # -- for the recipe to say --------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 from intformer.cpu_features import host_features
 from intformer.errors import CheckpointError, IntformerError
 from intformer.float_model import AUTO_CLASSES, quiet
+from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
 from intformer.frontend.trained import CONFIG_KEY
@@ -29,10 +30,6 @@ HELD_OUT = 0.1  # of train: chooses the model and ends training early
 EVALUATIONS = 2  # per epoch, on the held-out part
 STAGES = ("fp32", "qat")
 TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
-SENTENCE_FILES = (
-    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-    "1_Pooling/config.json",
-)
 PACKAGES = ("intformer", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 
@@ -391,7 +388,8 @@ class Run:
         (folder / "tokenizer.json").write_bytes(self.files["tokenizer.json"])
         about = self.checkpoint.read_json("tokenizer_config.json") or {}
         write_json(folder / "tokenizer_config.json", {**about, "model_max_length": self.length})
-        for name in SENTENCE_FILES:  # of a source that embeds sentences: another head and length
+        # of a CrossEncoder: another length and score function
+        for name in sentence_transformers.files(self.checkpoint, self.rows.head):
             (folder / name).unlink(missing_ok=True)
 
     def arguments(self, name: str):

@@ -14,6 +14,7 @@ class LiveCheckpoint(Checkpoint):
 
     def __init__(self, checkpoint: Checkpoint, module: torch.nn.Module):
         """Take the configuration of `checkpoint` and the parameters of `module`."""
+        self.root = checkpoint.root
         self.path, self.tokenizer, self.config = (
             checkpoint.path,
             checkpoint.tokenizer,

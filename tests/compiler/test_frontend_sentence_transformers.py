@@ -17,6 +17,7 @@ from intformer.float_model import FloatModel
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
+from intformer.qat import prepare
 from intformer_testing import random_hf, sentence_dirs, small_tokenizer
 from intformer_testing.sentence_dirs import Exact, Quantized, change, plain, write
 
@@ -296,6 +297,36 @@ def test_a_library_carries_what_the_directory_says(prompted, tmp_path):
         assert ours[0].shape == (20,)
 
 
+def test_a_trained_directory_keeps_what_the_source_says(prompted, tmp_path):
+    change(prompted / "sentence_bert_config.json", do_lower_case=True, max_seq_length=9)
+    write(prompted / "1_Pooling/config.json", {"pooling_mode": "cls", **DIMENSION})
+    change_module(prompted, 1, path="pool")
+    shutil.move(prompted / "1_Pooling", prompted / "pool")
+    trained = prepare(prompted, calibrate=small_tokenizer.SENTENCES[:24])
+    trained.save_pretrained(tmp_path / "trained")
+    assert (
+        read_encoder(Checkpoint(tmp_path / "trained"))[1] == read_encoder(Checkpoint(prompted))[1]
+    )
+    same_embeddings(tmp_path / "trained", prompt_name="query")
+
+
+def test_a_trained_directory_of_the_oldest_form(oldest, tmp_path):
+    prepare(oldest, calibrate=small_tokenizer.SENTENCES[:24]).save_pretrained(tmp_path / "trained")
+    np.testing.assert_allclose(
+        same_embeddings(tmp_path / "trained"), encoded(oldest, TEXTS), atol=2e-5
+    )
+
+
+def test_a_trained_directory_of_another_head(oldest, tmp_path):
+    """It is that head's, with the ids of the source."""
+    trained = prepare(oldest, head="features", calibrate=small_tokenizer.SENTENCES[:24])
+    trained.save_pretrained(tmp_path / "trained")
+    ours, source = Exact(tmp_path / "trained"), Exact(oldest, head="features")
+    assert ours.metadata["head"] == "features"
+    ids = [Edge.of(one).encode(["THE You"]).input_ids.tolist() for one in (ours, source)]
+    assert ids[0] == ids[1]
+
+
 # ---- cross-encoders ----
 
 
@@ -464,6 +495,8 @@ FILES = {  # file -> (value, what the error names)
         ([{**MODULE, "type": "mine.Transformer"}, POOLING], "'mine.Transformer' is not supported"),
         ([MODULE, NORMALIZE, POOLING], "Normalize' is not supported"),
         ([POOLING, MODULE], "Pooling' is not supported"),
+        ([MODULE, {**POOLING, "path": "../x"}], "key 'path' = '../x' is not supported"),
+        ([MODULE, {**POOLING, "path": "/tmp"}], "key 'path' = '/tmp' is not supported"),
         ([MODULE, {**POOLING, "path": "nowhere"}], "nowhere/config.json"),
     ],
     "config_sentence_transformers.json": [
