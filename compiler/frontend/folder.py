@@ -121,7 +121,13 @@ def shown(value, most: int = 80) -> str:
     """Return a value for an error message, shortened."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
         return "a huge integer"
-    text = repr(value) if isinstance(value, str | bool | int | float | None) else "..."
+    return shortened(
+        repr(value) if isinstance(value, str | bool | int | float | None) else "...", most
+    )
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Return a text of at most `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from intformer.errors import CheckpointError
+from intformer.frontend import folder
 
 KINDS = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "an object"}
 
@@ -25,8 +26,7 @@ class JsonObject:
     @classmethod
     def read(cls, checkpoint, name: str) -> "JsonObject":
         """Read a file of a Checkpoint; empty where the directory has none."""
-        found = checkpoint.read_json(name)
-        return cls({} if found is None else found, str(checkpoint.path / name))
+        return cls(checkpoint.read_json(name, dict) or {}, str(checkpoint.path / name))
 
     def get(self, key: str, kind: type, default=None):
         """Return a value of the given type (bool, int, str, list or dict), or raise.
@@ -72,8 +72,9 @@ def shown(value: object) -> str:
     """Return a JSON value as an error shows it."""
     if value is None:
         return "null"
-    text = repr(value) if isinstance(value, str | bool | int | float | list) else "..."
-    return text if len(text) <= 80 else text[:77] + "..."
+    if not isinstance(value, list):
+        return folder.shown(value)
+    return folder.shortened(repr(value))
 
 
 def kind_of(value: object) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from intformer.errors import CheckpointError
-from intformer.frontend.json_object import JsonObject, kind_of, shown
+from intformer.frontend.json_object import JsonObject
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
@@ -116,11 +116,11 @@ class SentenceModel:
 def transformer_path(checkpoint) -> str:
     """Return the folder of a Checkpoint's Transformer, relative to it: "", or as versions before 2.
 
-    Raises CheckpointError for a folder outside of the directory. What else is wrong in modules.json
-    is left to `read`.
+    Raises CheckpointError for a folder outside of the directory. What else is wrong with modules is
+    left to `read`.
     """
-    modules = checkpoint.read_json(MODULES)
-    first = modules[0] if isinstance(modules, list) and modules else None
+    modules = checkpoint.read_json(MODULES, list)
+    first = modules[0] if modules else None
     if not isinstance(first, dict) or not str(first.get("type")).endswith(".Transformer"):
         return ""
     module = JsonObject(first, f"{checkpoint.path / MODULES}, module 0")
@@ -142,7 +142,7 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
     """
     settings = _transformer_settings(checkpoint)
     checkpoint = checkpoint.whole()
-    saved = checkpoint.read_json(MODULES)
+    saved = checkpoint.read_json(MODULES, list)
     kind = None
     if saved is not None:
         config = JsonObject.read(checkpoint, CONFIG)
@@ -187,7 +187,7 @@ def files(checkpoint, head: str) -> dict[str, bytes]:
     itself, wherever it was.
     """
     whole = checkpoint.whole()
-    saved = whole.read_json(MODULES)
+    saved = whole.read_json(MODULES, list)
     kind = KINDS.get(JsonObject.read(whole, CONFIG).get("model_type", str, "SentenceTransformer"))
     if saved is None or kind is None or kind.head != head:
         return {}
@@ -244,11 +244,9 @@ def lower_cases(checkpoint) -> bool:
     return _transformer_settings(checkpoint).get("do_lower_case", bool, False)
 
 
-def _modules(checkpoint, saved: object, kind: _Kind) -> list[tuple[str, str]]:
+def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
     """Return (class name, path) of each module, checked against the kind's."""
     where = str(checkpoint.path / MODULES)
-    if not isinstance(saved, list):
-        raise CheckpointError(f"{shown(saved)} is {kind_of(saved)}, not a list", where=where)
     modules = []
     for number, entry in enumerate(saved):
         module = JsonObject(entry, f"{where}, module {number}")
@@ -262,8 +260,6 @@ def _modules(checkpoint, saved: object, kind: _Kind) -> list[tuple[str, str]]:
                 f"expected {' or '.join(expected) or 'no more modules'}"
                 f"{'' if full.startswith(PACKAGE) else ' of sentence_transformers'}",
             )
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise module.refusal("path", INSIDE)
         if name == "Normalize":
             _check_normalize(checkpoint, path)
         modules.append((name, path))
@@ -331,7 +327,7 @@ def _prompts(config: JsonObject, kind: _Kind) -> tuple[dict[str, str], str | Non
 def _transformer_settings(checkpoint) -> JsonObject:
     """Return what configures the Transformer module; empty without modules.json."""
     found = JsonObject({}, "")
-    if checkpoint.whole().read_json(MODULES) is not None:
+    if checkpoint.whole().read_json(MODULES, list) is not None:
         for name in TRANSFORMER_CONFIGS:
             found = JsonObject.read(checkpoint, name)
             if found.values:

@@ -195,7 +195,7 @@ class Prepared(nn.Module, ABC):
         self.save_weights(directory)
         for name, data in self.carried.items():
             file = directory / name
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
 
 

@@ -300,8 +300,9 @@ def test_a_library_carries_what_the_directory_says(prompted, tmp_path):
 def test_a_trained_directory_keeps_what_the_source_says(prompted, tmp_path):
     change(prompted / "sentence_bert_config.json", do_lower_case=True, max_seq_length=9)
     write(prompted / "1_Pooling/config.json", {"pooling_mode": "cls", **DIMENSION})
-    change_module(prompted, 1, path="pool")
-    shutil.move(prompted / "1_Pooling", prompted / "pool")
+    change_module(prompted, 1, path="pool/deep")
+    (prompted / "pool").mkdir()
+    shutil.move(prompted / "1_Pooling", prompted / "pool/deep")
     trained = prepare(prompted, calibrate=small_tokenizer.SENTENCES[:24])
     trained.save_pretrained(tmp_path / "trained")
     assert (
@@ -483,8 +484,8 @@ POOLING = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
 NORMALIZE = {"type": "sentence_transformers.models.Normalize", "path": "2_Normalize"}
 FILES = {  # file -> (value, what the error names)
     "modules.json": [
-        ({}, "is an object, not a list"),
-        ("x", "'x' is text, not a list"),
+        ({}, "modules.json is not a list"),
+        ("x", "modules.json is not a list"),
         ([], "no Transformer module"),
         ([MODULE], "no Pooling module"),
         ([3], "module 0"),
@@ -495,12 +496,12 @@ FILES = {  # file -> (value, what the error names)
         ([{**MODULE, "type": "mine.Transformer"}, POOLING], "'mine.Transformer' is not supported"),
         ([MODULE, NORMALIZE, POOLING], "Normalize' is not supported"),
         ([POOLING, MODULE], "Pooling' is not supported"),
-        ([MODULE, {**POOLING, "path": "../x"}], "key 'path' = '../x' is not supported"),
-        ([MODULE, {**POOLING, "path": "/tmp"}], "key 'path' = '/tmp' is not supported"),
+        ([MODULE, {**POOLING, "path": "../x"}], "'../x/config.json' leaves the model directory"),
+        ([MODULE, {**POOLING, "path": "/tmp"}], "'/tmp/config.json' leaves the model directory"),
         ([MODULE, {**POOLING, "path": "nowhere"}], "nowhere/config.json"),
     ],
     "config_sentence_transformers.json": [
-        ([], "is a list, not an object"),
+        ([], "is not an object"),
         ({"model_type": 3}, "key 'model_type' = 3 is not supported"),
         ({"model_type": None}, "key 'model_type' = null is not supported"),
         ({"prompts": ["a"]}, "key 'prompts' = ['a'] is a list, not an object"),
@@ -511,7 +512,7 @@ FILES = {  # file -> (value, what the error names)
         ({"truncate_dim": 0}, "key 'truncate_dim' = 0"),
     ],
     "sentence_bert_config.json": [
-        ([], "is a list, not an object"),
+        ([], "is not an object"),
         ({"max_seq_length": "64"}, "key 'max_seq_length' = '64'"),
         ({"max_seq_length": -1}, "key 'max_seq_length' = -1"),
         ({"max_seq_length": True}, "key 'max_seq_length' = True"),
@@ -531,7 +532,7 @@ FILES = {  # file -> (value, what the error names)
         ),
     ],
     "1_Pooling/config.json": [
-        ([], "is a list, not an object"),
+        ([], "is not an object"),
         ({}, "no settings of Pooling"),
         ({"pooling_mode": 3}, "key 'pooling_mode' = 3"),
         ({"pooling_mode": "median"}, "key 'pooling_mode' = 'median'"),
@@ -541,13 +542,13 @@ FILES = {  # file -> (value, what the error names)
         ({"pooling_mode": "mean", "own": 1}, "key 'own' = 1"),
     ],
     "2_Normalize/config.json": [
-        (3, "3 is an integer, not an object"),
+        (3, "is not an object"),
         ({"module_input_name": "token_embeddings"}, "key 'module_input_name'"),
         ({"module_input_name": None}, "key 'module_input_name' = null"),
         ({"module_output_name": 3}, "key 'module_output_name' = 3"),
     ],
     "tokenizer_config.json": [
-        ([], "is a list, not an object"),
+        ([], "is not an object"),
         ({"model_max_length": "x"}, "key 'model_max_length' = 'x'"),
     ],
 }
