@@ -153,7 +153,7 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
                 "model_type", f"{' and '.join(KINDS)} compile; head= takes the encoder without it"
             )
     if kind is None or head not in (None, kind.head):
-        return SentenceModel(EMBEDDING, "mean") if head == EMBEDDING else None
+        return _plain() if head == EMBEDDING else None
     modules = _modules(checkpoint, saved, kind)
     _check_transformer(settings, kind)
     prompts, default = _prompts(config, kind)
@@ -167,6 +167,12 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
         default_prompt=default,
         activation=None if embeds else config.get("activation_fn", str),
     )
+
+
+def _plain() -> SentenceModel:
+    """Return what SentenceTransformer makes of a directory that is not its own."""
+    prompts = dict.fromkeys(KINDS["SentenceTransformer"].prompts, "")
+    return SentenceModel(EMBEDDING, "mean", prompts=prompts)
 
 
 def meta(checkpoint, head: str) -> dict:

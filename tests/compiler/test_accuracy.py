@@ -114,6 +114,12 @@ def test_classes_go_by_their_names(labels, answers):
     np.testing.assert_array_equal(ev.predictions(ev.TASKS["mnli"], meta, np.eye(3)), answers)
 
 
+def test_similarity_is_that_of_truncated_embeddings():
+    rows = np.array([[3, 4, 9], [3, 4, -9]], np.float32)
+    meta = {"head": "sentence-embedding", "labels": [], "truncate_dim": 2}
+    np.testing.assert_allclose(ev.predictions(ev.TASKS["stsb"], meta, rows), [1], rtol=1e-6)
+
+
 def test_unknown_task_is_refused():
     with pytest.raises(IntformerError, match="task 'sts' is unknown"):
         ev.evaluate("none.so", "sts", "none.tsv")
