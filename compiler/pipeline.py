@@ -57,6 +57,9 @@ def compile(
 
         tell(f"reading {source}")
         model = import_model(source, recipe=recipe, mode=mode, head=head, calibrate=calibrate)
+    from intformer.passes.unread_rows import drop_unread_rows
+
+    model = drop_unread_rows(model)
     dump("0-model.json", lambda: json.dumps(model.to_json(), indent=1))
 
     tell("proving that no integer overflows")

@@ -31,4 +31,4 @@ def clamp(attrs: dict, limits: list[int]) -> tuple[int, int]:
     return -sum(limits), sum(limits)
 
 
-OP = IntOp(NAME, reference, bounds, define, clamp=clamp, source="a + b")
+OP = IntOp(NAME, reference, bounds, define, by_row=True, clamp=clamp, source="a + b")

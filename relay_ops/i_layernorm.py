@@ -283,4 +283,4 @@ def define(args: list, attrs: dict) -> list:
     return [output(0, LIMIT8), output(1, LIMIT16)]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="own; arXiv 2101.01321 section 3.6")
+OP = IntOp(NAME, reference, bounds, define, by_row=True, source="own; arXiv 2101.01321 section 3.6")

@@ -178,6 +178,7 @@ OP = IntOp(
     reference,
     bounds,
     define,
+    by_row=True,
     fill={3: 1},  # shift
     source="transformers ibert IntLayerNorm + QuantAct(8)",
 )

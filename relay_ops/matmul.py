@@ -115,4 +115,12 @@ def work(attrs: dict, rows: int, lengths: np.ndarray, shapes: dict) -> int:
     return rows * width * depth
 
 
-OP = IntOp(NAME, reference, bounds, define, work=work, source="arXiv 2101.01321 section 3.1")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    by_row=True,
+    work=work,
+    source="arXiv 2101.01321 section 3.1",
+)

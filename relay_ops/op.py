@@ -32,6 +32,7 @@ class IntOp:
     define      (te tensors, attrs) -> te tensors, or None where `kernels` are given instead
     kernels     "cpu" and "cuda" -> Kernel
     elementwise every channel of the result comes from the same channel of the first argument
+    by_row      a row of the result comes from the same row of the arguments (elementwise ops do)
     heads       attrs has heads and head_dim; the first argument holds query, key and value of each
                 head, and the result its context
     by_sequence the kernel works on whole sequences, so it depends on how long they can be
@@ -52,6 +53,7 @@ class IntOp:
     define: Callable | None = None
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     elementwise: bool = False
+    by_row: bool = False
     heads: bool = False
     by_sequence: bool = False
     lookup: bool = False
@@ -61,6 +63,10 @@ class IntOp:
     work: Callable | None = None
     clamp: Callable | None = None
     source: str = ""
+
+    def __post_init__(self):
+        """What is elementwise works row by row."""
+        object.__setattr__(self, "by_row", self.by_row or self.elementwise)
 
     @cached_property
     def arity(self) -> int:

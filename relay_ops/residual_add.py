@@ -50,4 +50,11 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(a.shape, out, name="residual_add")]
 
 
-OP = IntOp(NAME, reference, bounds, define, source="transformers ibert FixedPointMul with identity")
+OP = IntOp(
+    NAME,
+    reference,
+    bounds,
+    define,
+    by_row=True,
+    source="transformers ibert FixedPointMul with identity",
+)

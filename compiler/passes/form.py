@@ -36,6 +36,19 @@ class Form:
         data = {"name": name, "calls": calls, "tensors": tensors, "results": results}
         return cls(json.dumps(data, sort_keys=True, separators=(",", ":")))
 
+    def of_tokens(self) -> "Form":
+        """Return the form of the same work on tokens, where all rows are of one kind."""
+        kinds = {call["rows"] for call in self.data["calls"]}
+        extents = {e for shape, _ in self.data["tensors"] for e in shape if isinstance(e, str)}
+        if len(kinds) != 1 or extents != {BLOCKS[kind] for kind in kinds}:
+            return self
+        (kind,) = kinds
+        return Form(
+            self.text.replace(f'"{BLOCKS[kind]}"', f'"{BLOCKS["token"]}"').replace(
+                f'"rows":"{kind}"', '"rows":"token"'
+            )
+        )
+
     @cached_property
     def data(self) -> dict:
         """Return the parts."""

@@ -11,6 +11,7 @@ from intformer.packing import ZERO_POINT, columns
 from intformer.plan import Buffer
 from intformer.relay_ops import OPS
 
+TAKE = "take_rows"
 VECTOR = 16  # channels are padded to a multiple of this on every target
 
 
@@ -39,6 +40,7 @@ def plan_layout(model: IntModel, weight: str = "weight") -> Layout:
     """
     layout = Layout(maps=_channel_maps(model), weight=weight)
     unsigned = {node.inputs[0] for node in model.nodes if node.op == "matmul"}
+    unsigned |= {n.inputs[0] for n in model.nodes if n.op == TAKE and n.outputs[0] in unsigned}
     for name, value in model.values.items():
         groups, size, padded = layout.maps[name]
         is_operand = name in unsigned and value.dtype == "int8"
@@ -75,6 +77,9 @@ def _channel_maps(model: IntModel) -> dict[str, tuple[int, int, int]]:
     for node in reversed(model.nodes):  # what is elementwise keeps its consumer's map
         if OPS[node.op].elementwise:
             maps[node.inputs[0]] = maps[node.outputs[0]]
+    for node in model.nodes:
+        if node.op == TAKE:
+            maps[node.outputs[0]] = maps[node.inputs[0]]
     return maps
 
 

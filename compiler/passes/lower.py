@@ -81,6 +81,8 @@ def lower(
     for group in _groups(module):
         arguments = group.arguments()
         form = _form(group, arguments, layout, constants)
+        if not gpu and (shared := form.of_tokens()) in known:  # loops do not ask what a row is
+            form = shared
         if form not in known:
             kernel = f"{form.name}_{sum(f.name == form.name for f in known)}"
             known[form] = kernel

@@ -30,9 +30,10 @@ def check_source(
     meta in MEANING, and every file carried along. Nothing of the library goes into the import.
     """
     from intformer.frontend import import_model
+    from intformer.passes.unread_rows import drop_unread_rows
 
     meta = model.meta
-    again = import_model(
+    imported = import_model(
         source,
         recipe=meta["recipe"],
         mode=meta.get("mode"),
@@ -41,6 +42,7 @@ def check_source(
         method=(meta.get("calibration") or {}).get("method"),
         tokenizer=tokenizer,
     )
+    again = drop_unread_rows(imported)  # as compile does
     findings = different_graphs(model, again)
     for name in sorted(model.files.keys() | again.files.keys()):
         if model.files.get(name) != again.files.get(name):

@@ -19,6 +19,7 @@ from intformer.passes.fuse import fuse
 from intformer.passes.layout import Layout, plan_layout
 from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
+from intformer.passes.unread_rows import drop_unread_rows
 from intformer.plan import BLOCK, COUNTS, Buffer, Step
 from intformer.targets import TargetSpec, weight_packing
 from intformer.tuning.measure import Case
@@ -47,7 +48,7 @@ class Kernels:
 
     def __init__(self, model: IntModel, spec: TargetSpec):
         """Lower the model with the default rule; nothing is compiled."""
-        self.model = model
+        self.model = model = drop_unread_rows(model)
         self.intervals = ranges.check(model)
         self.layout: Layout = plan_layout(model, weight_packing(spec))
         constants = {key: packing.pack(s, model.tensors) for key, s in self.layout.packing.items()}
