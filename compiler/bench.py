@@ -160,13 +160,11 @@ def compile_shape(
     from intformer.frontend import import_model
     from intformer.frontend.shapes import random_model, random_sequences
     from intformer.pipeline import compile
-    from intformer.targets import host_target
 
     progress(f"making random weights of shape {shape}")
     source = random_model(shape, folder / "model")
     model = import_model(source, calibrate=random_sequences(shape), method="minmax")
     path = folder / f"{shape}.so"
-    target = host_target() if target == "host" else target
     compile(model, path, target=target, progress=progress)
     return path, source
 

@@ -101,26 +101,19 @@ class Progress:
 
 def compile_verb(args: argparse.Namespace) -> Result:
     """Checkpoint to library."""
-    from intformer.frontend import import_model
     from intformer.pipeline import compile
-    from intformer.targets import host_target
 
     progress = Progress()
-    progress(f"reading {args.source}")
-    model = import_model(
+    library = compile(
         args.source,
+        args.output,
+        target=args.target,
         recipe=args.recipe,
         mode=args.mode,
         head=args.head,
         calibrate=args.calibrate,
         method=args.method,
         tokenizer=args.tokenizer,
-    )
-    target = host_target() if args.target == "host" else args.target
-    library = compile(
-        model,
-        args.output,
-        target=target,
         name=args.name,
         header=args.header,
         dump_ir=args.dump_ir,
@@ -323,7 +316,6 @@ def tune_verb(args: argparse.Namespace) -> Result:
     from dataclasses import asdict
 
     from intformer.bench import command
-    from intformer.targets import host_target
     from intformer.tuning.driver import tune
 
     start = time.monotonic()
@@ -334,7 +326,7 @@ def tune_verb(args: argparse.Namespace) -> Result:
     report = tune(
         args.source,
         shape=args.shape,
-        target=host_target() if args.target == "host" else args.target,
+        target=args.target,
         trials=args.trials,
         out=args.out,
         tokens=args.tokens,

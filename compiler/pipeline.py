@@ -19,11 +19,13 @@ def compile(
     source: str | Path | IntModel,
     output: str | Path,
     *,
-    target: str = "cascadelake",
+    target: str = "host",
     recipe: str | None = None,
     mode: str | None = None,
     head: str | None = None,
     calibrate: str | Path | Sequence | None = None,
+    method: str | None = None,
+    tokenizer: str | Path | None = None,
     name: str | None = None,
     header: bool = False,
     dump_ir: str | Path | None = None,
@@ -34,9 +36,9 @@ def compile(
     """Compile a checkpoint (or an IntModel) to a shared library and open it.
 
     source     Hugging Face directory, read by frontend.import_model with the options recipe, mode,
-               head and calibrate; or an IntModel
+               head, calibrate, method and tokenizer; or an IntModel, which takes none of them
     output     the .so to write; nothing is left there if compiling fails
-    target     a key of TARGETS
+    target     a key of TARGETS, or "host": the fastest that this machine runs
     name       C identifier of the library (default: from the file name)
     header     also write intformer.h and intformer_open.c beside the library
     dump_ir    directory for the module after every phase, one text file each
@@ -56,7 +58,15 @@ def compile(
         from intformer.frontend import import_model
 
         tell(f"reading {source}")
-        model = import_model(source, recipe=recipe, mode=mode, head=head, calibrate=calibrate)
+        model = import_model(
+            source,
+            recipe=recipe,
+            mode=mode,
+            head=head,
+            calibrate=calibrate,
+            method=method,
+            tokenizer=tokenizer,
+        )
     from intformer.passes.unread_rows import drop_unread_rows
 
     model = drop_unread_rows(model)

@@ -1,5 +1,6 @@
 """The chips a model can be compiled for."""
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -198,10 +199,14 @@ def weight_packing(spec: TargetSpec) -> str:
 
 
 def get(name: str) -> TargetSpec:
-    """Return the target called `name`; raise CompileError with the known ones otherwise."""
+    """Return the target called `name`; "host" is this machine's. Raise CompileError if unknown."""
+    if name == "host":
+        name = host_target()
     if name not in TARGETS:
         raise CompileError(
-            f"target {name!r} is unknown", where="--target", hint=f"known: {', '.join(TARGETS)}"
+            f"target {name!r} is unknown",
+            where="--target",
+            hint=f"known: host, {', '.join(TARGETS)}",
         )
     return TARGETS[name]
 
@@ -212,9 +217,15 @@ def chips(spec: TargetSpec) -> list[TargetSpec]:
 
 
 def host_target() -> str:
-    """Return the fastest single target this CPU can run."""
+    """Return the fastest single target this CPU can run; raise CompileError if none does."""
     from intformer.cpu_features import host_features
 
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise CompileError(
+            f"no target is for this machine, {platform.machine()}",
+            where="--target host",
+            hint=f"name the chip the library is for: {', '.join(TARGETS)}",
+        )
     have = host_features()
     fitting = (
         t for t in TARGETS.values() if have.issuperset(t.features) and not t.variants and not t.arch

@@ -78,7 +78,7 @@ def tune(
     source: str | Path | IntModel | None = None,
     *,
     shape: str | None = None,
-    target: str = "cascadelake",
+    target: str = "host",
     trials: int,
     out: str | Path,
     tokens: Sequence[int] = (1, 16, 64, 128, 384, 1024, 4096),
@@ -95,7 +95,7 @@ def tune(
     """Tune the kernels of a checkpoint or of a well-known shape; go on where a run was ended.
 
     source, shape  Hugging Face directory or IntModel; or a key of frontend.shapes.SHAPES
-    target         a key of TARGETS; for a GPU there must be one here, or behind RPC
+    target         a key of TARGETS, or "host"; for a GPU there must be one here, or behind RPC
     trials         candidates to measure in all, those of earlier runs into `out` included
     out            folder of the logs
     tokens         token counts to tune for
@@ -114,6 +114,7 @@ def tune(
     from intformer.tuning.remote import Remote
 
     spec = targets.get(target)
+    target = spec.name
     if spec.variants:
         raise IntformerError(
             f"target {target} has no kernels of its own",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import intformer
+from intformer import targets
 from intformer.errors import CompileError
 from intformer.frontend import import_model
 from intformer_testing import make_ibert, random_hf
@@ -117,3 +118,11 @@ def test_an_unknown_target_names_the_known_ones(tmp_path):
     with pytest.raises(CompileError, match=r"known: .*, x86-64, x86-auto"):
         intformer.compile(tmp_path, tmp_path / "m.so", target="cascadelak")
     assert not (tmp_path / "m.so").exists()
+
+
+def test_the_default_target_is_this_machine(monkeypatch):
+    assert targets.get("host").name == targets.host_target()
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(CompileError, match="no target is for this machine, aarch64"):
+        targets.get("host")
+    assert targets.get("cascadelake").name == "cascadelake"  # cross-compiles
