@@ -10,7 +10,6 @@ import platform
 import shlex
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intformer import scratch
 from intformer.cpu_features import cpu_name
 from intformer.errors import IntformerError
 from intformer.proof.inputs import given, random_batch, real_batches
@@ -95,7 +95,7 @@ def run(
     """
     if (library is None) == (shape is None):
         raise IntformerError("a race needs a library, or a shape", hint="LIB, or --shape NAME")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         if shape is not None:
             library, source = compile_shape(shape, target, Path(folder), progress)
         ours = load(library)

@@ -9,7 +9,6 @@ import json
 import math
 import re
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import intformer
-from intformer import knobs
+from intformer import knobs, scratch
 from intformer.errors import IntformerError, missing_extra
 
 HEADS = (
@@ -33,6 +32,7 @@ Result = tuple[object, Iterable[str]]  # plain data, and the same as text
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 fine, 1 a fault named on stderr, 2 wrong usage."""
     args = parser().parse_args(argv)
+    scratch.ends_by_signal()
     try:
         data, lines = args.verb(args)
         print(json.dumps(data, indent=2) if args.json else "\n".join(lines), flush=True)
@@ -569,7 +569,7 @@ def predicted(args: argparse.Namespace) -> Result:
     progress = Progress()
     if (args.library is None) == (args.shape is None):
         raise IntformerError("a prediction needs a library, or a shape", hint="LIB, or --shape")
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         path = args.library
         if path is None:
             target = chips.get(args.predict).target if args.target == "host" else args.target
@@ -887,7 +887,9 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("rpc-server", rpc_server_verb, "offer this machine, its GPU too, to `tune --rpc`")
     sub.add_argument("--tracker", required=True, metavar="HOST:PORT", help="a TVM RPC tracker")
     sub.add_argument("--key", required=True, help="what machines of this kind are asked for by")
-    sub.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all)")
+    sub.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
     sub.add_argument("--port", type=positive, default=9091, help="the first to try (default: 9091)")
 
     sub = verb("verify", verify_verb, "prove that a library is integer-only and exact")

@@ -81,8 +81,11 @@ def assembly(module: tvm.IRModule, target: Mapping[str, str]) -> str:
 
 
 def _compile(function: tvm.tirx.PrimFunc, target: Mapping[str, str], path: Path) -> None:
+    """Write one object. LLVM writes into memory: where a disk is full, it would crash."""
     built = _built(tvm.IRModule({path.stem: function}), target)
-    built.write_to_file(str(path), "o")
+    with os.fdopen(os.memfd_create("object"), "rb") as memory:
+        built.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
+        path.write_bytes(memory.read())
 
 
 def _built(module: tvm.IRModule, target: Mapping[str, str]):

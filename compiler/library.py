@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import intformer
-from intformer import plan_c
+from intformer import plan_c, scratch
 from intformer.cpu_features import CPU_FEATURES
 from intformer.elf import Elf
 from intformer.errors import CompileError
@@ -140,7 +139,7 @@ def build(
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        with scratch.folder(path.parent, path.name) as folder:
             job = _Job(plan, variants, model, name, checked)
             done = _build_in(Path(folder), job, path.name, about)
             if header:

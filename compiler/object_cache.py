@@ -8,9 +8,12 @@ what still has a temporary name, but for files that are new enough to be written
 
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
+
+from intformer.errors import IntformerError
 
 LIMIT_BYTES = 512 << 20
 DIGEST = hashlib.sha256().digest_size
@@ -29,11 +32,45 @@ class ObjectCache:
         """Remember where; nothing is read or written yet."""
         self.folder, self.limit = Path(folder), limit
 
+    def check(self) -> None:
+        """Make the folder, mode 0700; raise IntformerError where others could put objects in it.
+
+        What lies in it is linked into libraries.
+        """
+        try:
+            self._make()
+        except OSError:  # `put` says so; nothing is taken from a folder that is not there
+            return
+        for folder in (self.folder, *self.folder.absolute().parents):
+            about = folder.stat()
+            inside = folder == self.folder
+            if about.st_uid not in (os.geteuid(), *(() if inside else (0,))):
+                fault = "belongs to another user"
+            elif about.st_mode & (0o022 if inside else 0o002) and not about.st_mode & stat.S_ISVTX:
+                fault = "can be written by other users"
+            else:
+                continue
+            raise IntformerError(
+                f"the cache of objects {fault if inside else f'is below a folder that {fault}'}",
+                where=str(folder),
+                hint="chmod 700 it, set INTFORMER_CACHE to one of your own, or pass --no-cache",
+            )
+
+    def _make(self) -> None:
+        """Make the folder and those above it, for this user alone whatever the umask."""
+        for folder in (*reversed(self.folder.parents), self.folder):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+
     def get(self, key: str) -> bytes | None:
         """Return the object, or None where there is no whole one."""
         path = self.folder / key
         try:
-            entry = path.read_bytes()
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                about = os.fstat(file.fileno())
+                if about.st_uid != os.geteuid() or not stat.S_ISREG(about.st_mode):
+                    return None
+                entry = file.read()
         except OSError:
             return None
         data = entry[DIGEST:]
@@ -47,7 +84,7 @@ class ObjectCache:
 
     def put(self, key: str, data: bytes) -> None:
         """Keep an object; OSError where the folder cannot be written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make()
         handle, name = tempfile.mkstemp(dir=self.folder, prefix=UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:

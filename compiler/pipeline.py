@@ -2,11 +2,10 @@
 
 import json
 import lzma
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from intformer import knobs, library, packing, ranges
+from intformer import knobs, library, packing, ranges, scratch
 from intformer.errors import CompileError
 from intformer.model import IntModel
 from intformer.object_cache import ObjectCache
@@ -93,7 +92,9 @@ def compile(
 
     kept = knobs.cache() if cache else None
     known = ObjectCache(kept / "objects") if kept else None
-    with tempfile.TemporaryDirectory() as folder:
+    if known:
+        known.check()
+    with scratch.folder() as folder:
         variants: list[Variant] = []
         plan: Plan | None = None
         tuning: dict[str, dict] = {}

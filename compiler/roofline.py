@@ -8,7 +8,6 @@ constants of the model finds them, activations from the second-level cache. Thre
 import ctypes
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intformer import scratch
 from intformer.errors import CompileError
 from intformer.library import SOURCES, compiler
 from intformer.model import IntModel
@@ -232,7 +232,7 @@ def read_meter() -> Callable[[int, int], float] | None:
 
 def _meter(name: str, *arguments):
     """Return the function of a C file that measures, None where it does not compile."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         built, source = os.path.join(folder, "peak.so"), str(SOURCES / f"{name}.c")
         try:
             subprocess.run(

@@ -17,6 +17,7 @@ LAYERS = [
     (
         "errors",
         "texts",
+        "scratch",
         "knobs",
         "proof.finding",
         "object_cache",

@@ -212,7 +212,7 @@ def ibert(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
     import_ibert(checkpoint, mode=mode, head=head, method=method)  # refuses what cannot be
     graph, meta = read_encoder(checkpoint, head)
     files = checkpoint.files()
-    split = calibration.choose(calibrated.sequences(texts, files, meta))
+    split = calibrated.split(texts, files, meta)
     if not split.held:
         raise too_few(split.distinct)
     mask_id = calibrated.mask_token_id(files, meta)

@@ -1,6 +1,7 @@
 /* Runs the plan on this CPU: which variants it can run, memory, the kernels in order. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +31,15 @@ static void after_fork_child(void) {
 
 /* ---- what this CPU runs ---- */
 
-void if_set_up(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+static atomic_bool unregistered; /* there was no memory for the handlers */
+
+static int register_handlers(message why) {
+  if (!pthread_atfork(before_fork, after_fork_parent, after_fork_child)) return INTFORMER_OK;
+  atomic_store(&unregistered, true);
+  return if_fail(why, INTFORMER_MEMORY, "no memory for the handlers of fork()");
+}
+
+void if_set_up(void) { register_handlers((message){NULL, 0}); }
 
 int if_check_process(message why) {
   (void)why;
@@ -40,6 +49,10 @@ int if_check_process(message why) {
 const char *if_device_name(void) { return NULL; }
 
 int if_usable(message why, const plan_variant *variant) {
+  if (atomic_exchange(&unregistered, false)) {
+    int code = register_handlers(why);
+    if (code) return code;
+  }
   const plan_feature *missing = if_missing_feature(variant);
   int refused = !missing && if_needs_tiles(variant) ? if_request_tiles() : 0;
   if (missing)
@@ -164,14 +177,18 @@ static void observe(const context *c, const intformer_input *in, int32_t step) {
 
 static int run_steps(message err, const plan_variant *variant, const context *c,
                      const intformer_input *in) {
-  if_clear_kernel_message();
+  int prepared = if_prepare_thread(err);
+  if (prepared) return prepared;
   for (int32_t i = 0; i < plan->num_steps; i++) {
     const plan_step *s = &plan->steps[i];
     tvm_any result = {TVM_NONE, 0, NULL};
     int32_t code = variant->kernels[i](NULL, c->args + s->first_arg, s->num_args, &result);
-    if (code)
-      return if_fail(err, INTFORMER_KERNEL, "kernel %s of step %d failed with code %d: %s", s->name,
-                  i, code, if_kernel_message());
+    if (code) {
+      const char *why;
+      int fault = if_kernel_fault(&why);
+      return if_fail(err, fault, "kernel %s of step %d failed with code %d: %s", s->name, i, code,
+                     why);
+    }
     if (in->observer) observe(c, in, i);
   }
   return INTFORMER_OK;

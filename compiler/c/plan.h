@@ -175,8 +175,8 @@ int if_get_threads(void);
 
 /* pool.c */
 void if_pool_reset_after_fork(void);
-const char *if_kernel_message(void); /* of the calling thread, set by a kernel that failed */
-void if_clear_kernel_message(void);
+int if_prepare_thread(message err); /* before the kernels of a run: the calling thread's state */
+int if_kernel_fault(const char **why); /* why a kernel of this thread failed: code and words */
 
 /* cpu.c */
 int if_usable_cpus(void); /* by affinity and cgroup quota, at least 1 */

@@ -11,6 +11,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -32,6 +33,7 @@ typedef struct {
   atomic_uint done;
   atomic_uint waited_for; /* the launcher sleeps on done */
   int result;
+  const void *failed_in; /* where result is not 0: thread_state of who did the task, or NULL */
   int index;
   pthread_t thread;
 } slot;
@@ -51,7 +53,7 @@ static struct {
 static atomic_int wanted; /* as set by the user; 0 = usable CPUs */
 static atomic_int usable; /* 0 = not yet determined */
 
-/* ---- per thread: scratch memory of kernels, message of the last failed one ---- */
+/* ---- per thread: scratch memory of kernels, why the last one failed ---- */
 
 typedef struct {
   char *base;
@@ -59,10 +61,10 @@ typedef struct {
   size_t total, peak; /* bytes in use, and the most there ever were */
   int live; /* allocations in use; memory is reused once there are none */
   char message[400];
+  bool no_memory; /* the reason is that an allocation failed */
 } thread_state;
 
-static pthread_key_t state_key;
-static pthread_once_t state_once = PTHREAD_ONCE_INIT;
+static atomic_uint state_key; /* the pthread_key_t and 1; 0: none yet */
 
 static void free_state(void *pointer) {
   thread_state *state = pointer;
@@ -70,14 +72,24 @@ static void free_state(void *pointer) {
   free(state);
 }
 
-static void make_key(void) { pthread_key_create(&state_key, free_state); }
+/* False where the process has no key left; the next call asks again. */
+static bool have_key(void) {
+  pthread_key_t key;
+  unsigned none = 0;
+  if (atomic_load(&state_key)) return true;
+  if (pthread_key_create(&key, free_state)) return atomic_load(&state_key);
+  if (!atomic_compare_exchange_strong(&state_key, &none, key + 1)) pthread_key_delete(key);
+  return true;
+}
 
+/* NULL where there is no key or no memory. */
 static thread_state *this_thread(void) {
-  pthread_once(&state_once, make_key);
-  thread_state *state = pthread_getspecific(state_key);
+  if (!have_key()) return NULL;
+  pthread_key_t key = atomic_load(&state_key) - 1;
+  thread_state *state = pthread_getspecific(key);
   if (!state) {
     state = calloc(1, sizeof *state);
-    if (state && pthread_setspecific(state_key, state)) {
+    if (state && pthread_setspecific(key, state)) {
       free(state);
       return NULL;
     }
@@ -85,10 +97,8 @@ static thread_state *this_thread(void) {
   return state;
 }
 
-static void *alloc_workspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
-  (void)device_type, (void)device_id, (void)code, (void)bits;
-  thread_state *state = this_thread();
-  if (!state || bytes > SIZE_MAX / 2) return NULL;
+static void *take_workspace(thread_state *state, uint64_t bytes) {
+  if (bytes > SIZE_MAX / 2) return NULL;
   size_t need = ((size_t)bytes + ALIGN - 1) / ALIGN * ALIGN;
   if (state->total + need > state->peak) state->peak = state->total + need;
   if (!state->live && state->size < state->peak) {
@@ -107,6 +117,18 @@ static void *alloc_workspace(int device_type, int device_id, uint64_t bytes, int
   }
   state->total += need;
   state->live++;
+  return pointer;
+}
+
+static void *alloc_workspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
+  (void)device_type, (void)device_id, (void)code, (void)bits;
+  thread_state *state = this_thread();
+  void *pointer = state ? take_workspace(state, bytes) : NULL;
+  if (state && !pointer) {
+    state->no_memory = true;
+    snprintf(state->message, sizeof state->message, "no memory for %llu bytes of workspace",
+             (unsigned long long)bytes);
+  }
   return pointer;
 }
 
@@ -131,16 +153,34 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
     if (i < 0) state->message[length++] = ':', state->message[length++] = ' ';
   }
   state->message[length] = 0;
+  state->no_memory = false;
 }
 
-const char *if_kernel_message(void) {
+int if_prepare_thread(message err) {
+  if (!have_key())
+    return if_fail(err, INTFORMER_MEMORY,
+                   "no thread-specific storage for a run: pthread_key_create() has no key left in "
+                   "this process - delete keys that nobody uses");
   thread_state *state = this_thread();
-  return state ? state->message : "";
+  if (!state) return if_fail(err, INTFORMER_MEMORY, "no memory for the state of a thread");
+  state->message[0] = 0;
+  state->no_memory = false;
+  return INTFORMER_OK;
 }
 
-void if_clear_kernel_message(void) {
+int if_kernel_fault(const char **why) {
+  thread_state *state = this_thread(); /* there is one since if_prepare_thread() */
+  *why = state->message;
+  return state->no_memory ? INTFORMER_MEMORY : INTFORMER_KERNEL;
+}
+
+/* Makes the reason of the thread that did a task the calling thread's; NULL: it has no state. */
+static void adopt_fault(const thread_state *from) {
   thread_state *state = this_thread();
-  if (state) state->message[0] = 0;
+  if (from == state) return;
+  state->no_memory = !from || from->no_memory;
+  snprintf(state->message, sizeof state->message, "%s",
+           from ? from->message : "no memory for the state of a thread");
 }
 
 /* ---- waiting ---- */
@@ -189,6 +229,7 @@ static bool claim(slot *s, unsigned job) {
 static void do_task(slot *s, unsigned job) {
   parallel_env env = {NULL, pool.size};
   s->result = pool.fn(s->index, &env, pool.data);
+  if (s->result) s->failed_in = this_thread();
   atomic_store(&s->done, job);
   if (atomic_load(&s->waited_for)) futex_wake(&s->done);
 }
@@ -259,7 +300,7 @@ static int launch_on_pool(parallel_fn fn, void *data) {
       while ((done = atomic_load(&s->done)) != job) futex_wait(&s->done, done);
       atomic_store(&s->waited_for, 0);
     }
-    if (s->result) result = s->result;
+    if (s->result) result = s->result, adopt_fault(s->failed_in);
   }
   return result;
 }

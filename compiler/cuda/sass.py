@@ -3,10 +3,10 @@
 import re
 import struct
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from intformer import scratch
 from intformer.cuda.toolchain import find_program
 from intformer.elf import Elf
 from intformer.errors import CompileError, IntformerError
@@ -77,7 +77,7 @@ def disassemble(cubin: bytes) -> Cubin:
     program = find_program("nvdisasm", PACKAGES)
     if not program:
         raise CompileError("SASS cannot be read: no nvdisasm", where="cubin", hint=INSTALL)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         path = Path(folder, "kernels.cubin")
         path.write_bytes(cubin)
         run = subprocess.run([program, "-c", str(path)], capture_output=True, text=True)

@@ -14,12 +14,11 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from intformer import knobs
+from intformer import knobs, scratch
 from intformer.errors import CompileError
 from intformer.object_cache import ObjectCache
 
@@ -190,7 +189,7 @@ def nvcc(program: str) -> Compiler:
         raise CompileError("does not say its version", where=program, hint=INSTALL)
 
     def compile(source: str, arch: str) -> tuple[bytes, bytes, str]:
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch.folder() as folder:
             path = Path(folder, SOURCE)
             path.write_text(source)
             generation = arch.removeprefix("sm_")

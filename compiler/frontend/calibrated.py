@@ -151,10 +151,10 @@ def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
             hint=calibration.HINT,
         )
     files = checkpoint.files()
-    split = calibration.choose(sequences(calibrate, files, meta))
+    divided = split(calibrate, files, meta)
     mask_id = mask_token_id(files, meta)
-    seen = watch(graph, calibration.batches(split.fit, meta, mask_id))
-    return Observed(graph, meta, files, seen, split, mask_id)
+    seen = watch(graph, calibration.batches(divided.fit, meta, mask_id))
+    return Observed(graph, meta, files, seen, divided, mask_id)
 
 
 def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntModel:
@@ -172,20 +172,20 @@ def import_uncalibrated(checkpoint: Checkpoint, head: str | None = None) -> IntM
     return model
 
 
-def sequences(calibrate, files: dict[str, bytes], meta: dict) -> list[calibration.Sequence]:
-    """Return calibration data, in any of the forms import_model takes, as token sequences."""
+def split(calibrate, files: dict[str, bytes], meta: dict) -> calibration.Split:
+    """Return calibration data, in any of the forms import_model takes, divided."""
     where = ""
     if isinstance(calibrate, str | Path):
         where, calibrate = str(calibrate), read_texts(calibrate)
-    calibrate = list(calibrate)
     items = [item if isinstance(item, tuple) else (item,) for item in calibrate]
-    if all(isinstance(part, str) for item in items for part in item):
-        found = calibration.encode(items, files, meta)
-    else:
-        found = [(ids, types[0] if types else None) for ids, *types in items]
-    if not found:
+    if not items:
         raise CheckpointError("calibration text is empty", where=where, hint=calibration.HINT)
-    return [calibration.checked(*one, i, meta) for i, one in enumerate(found)]
+    if all(isinstance(part, str) for item in items for part in item):
+        return calibration.split_texts(items, files, meta)
+    found = [(ids, types[0] if types else None) for ids, *types in items]
+    return calibration.split_ids(
+        [calibration.checked(*one, i, meta) for i, one in enumerate(found)]
+    )
 
 
 def mask_token_id(files: dict[str, bytes], meta: dict) -> int | None:

@@ -1,6 +1,7 @@
 """Calibration text: read, tokenized and packed. There is no padding, only real tokens are seen."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +18,12 @@ HINT = "pass --calibrate FILE: a text per line, two with a tab between them, or 
 SINGLE_HEADS = ("sentence-embedding",)  # never given a pair
 PAIR_HEADS = ("sequence-classification", "question-answering")  # given pairs by every family
 
+Text = tuple[str, ...]  # (text,) or (text, second text)
 Sequence = tuple[np.ndarray, np.ndarray]  # token ids, token types; int32 [length]
 
 
-def encode(texts: list[tuple[str, ...]], files: dict[str, bytes], meta: dict) -> list[Sequence]:
-    """Return the texts as sequences.
-
-    Pairs stay pairs, unless single sentences are embedded. Single texts for a model that may be
-    given pairs are followed by pairs of neighbours: without these, calibration would never see the
-    second token type, nor a separator in the middle.
+def encode(texts: list[Text], files: dict[str, bytes], meta: dict) -> list[Sequence]:
+    """Return texts and pairs of texts as sequences.
 
     files  of Checkpoint.files or IntModel.files
     """
@@ -34,12 +32,8 @@ def encode(texts: list[tuple[str, ...]], files: dict[str, bytes], meta: dict) ->
             "the model directory has no tokenizer, so text cannot calibrate it",
             hint="save a fast tokenizer beside the weights, or pass tokenizer=FILE",
         )
-    texts = [text for text in texts if all(text)]
-    if meta["head"] in SINGLE_HEADS:
-        texts = [(part,) for text in texts for part in text]
-    elif takes_pairs(meta) and all(len(text) == 1 for text in texts):
-        texts = paired(texts)
-    return Edge(meta, files).sequences(texts) if texts else []
+    found = Edge(meta, files).sequences(texts) if texts else []
+    return [checked(*one, i, meta) for i, one in enumerate(found)]
 
 
 def takes_pairs(meta: dict) -> bool:
@@ -48,7 +42,7 @@ def takes_pairs(meta: dict) -> bool:
     return meta["head"] in PAIR_HEADS or (two_types and meta["head"] not in SINGLE_HEADS)
 
 
-def paired(texts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def paired(texts: list[Text]) -> list[Text]:
     """Return single texts, with the pair of each two neighbours behind them."""
     found = []
     for i in range(0, len(texts), 2):
@@ -107,12 +101,14 @@ class Split:
 
     fit       distinct sequences that set the ranges
     held      others, which set no range; none where there are fewer than HELD_OUT
-    distinct  how many different sequences were given
+    distinct  how many different texts or sequences were given
+    pairs     how many of `fit` are two texts; None where ids were given
     """
 
     fit: list[Sequence]
     held: list[Sequence]
     distinct: int
+    pairs: int | None
 
     def report(self) -> dict:
         """Return what a library says about the text that set its ranges."""
@@ -121,6 +117,7 @@ class Split:
             "sequences": len(self.fit),
             "tokens": sum(lengths),
             "distinct": self.distinct,
+            "pairs": self.pairs,
             "lengths": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
             "token_types": sorted({int(t) for _, types in self.fit for t in np.unique(types)}),
         }
@@ -130,7 +127,7 @@ class Split:
         found = []
         if self.distinct < FEW:
             found.append(
-                f"only {self.distinct} distinct calibration sequences: ranges are poor, and other "
+                f"only {self.distinct} distinct calibration texts: ranges are poor, and other "
                 f"text may be clipped; give {FEW} or more, better some hundred lines of real text"
             )
         sent = Edge(meta, files).sends_types if "tokenizer.json" in files else True
@@ -143,17 +140,63 @@ class Split:
         return found
 
 
-def choose(sequences: list[Sequence]) -> Split:
-    """Drop repetitions, take SENTENCES evenly, and hold every HELD_OUT-th of them out."""
-    if not sequences:
-        raise CheckpointError("calibration text is empty", hint=HINT)
+def split_texts(texts: list[Text], files: dict[str, bytes], meta: dict) -> Split:
+    """Divide texts, then tokenize them: no text that is held out is in any that sets a range.
+
+    Pairs stay pairs, unless single sentences are embedded. Single texts for a model that may be
+    given pairs are followed by pairs of neighbours: without these, calibration would never see the
+    second token type, nor a separator in the middle.
+    """
+    texts = [text for text in texts if all(text)]
+    if meta["head"] in SINGLE_HEADS:
+        texts = [(part,) for text in texts for part in text]
+    distinct = list(dict.fromkeys(texts))
+    pairing = takes_pairs(meta) and all(len(text) == 1 for text in distinct)
+    fit, held = divided(distinct, groups(distinct), SENTENCES * 2 // 3 if pairing else SENTENCES)
+    if pairing:
+        fit, held = paired(fit), paired(held)
+    fitting, holding = encode(fit, files, meta), encode(held, files, meta)
+    seen = {(ids.tobytes(), types.tobytes()) for ids, types in fitting}
+    holding = [one for one in holding if (one[0].tobytes(), one[1].tobytes()) not in seen]
+    return Split(fitting, holding, len(distinct), sum(len(text) == 2 for text in fit))
+
+
+def split_ids(sequences: list[Sequence]) -> Split:
+    """Divide sequences of token ids."""
     different = {(ids.tobytes(), types.tobytes()): (ids, types) for ids, types in sequences}
     distinct = list(different.values())
-    picked = np.unique(np.linspace(0, len(distinct) - 1, SENTENCES).astype(int))
-    taken = [distinct[i] for i in picked]
-    held = taken[HELD_OUT - 1 :: HELD_OUT]
-    fit = [s for i, s in enumerate(taken) if (i + 1) % HELD_OUT]
-    return Split(fit, held, len(distinct))
+    fit, held = divided(distinct, range(len(distinct)), SENTENCES)
+    return Split(fit, held, len(distinct), None)
+
+
+def divided(items: list, group_of: Iterable[int], count: int) -> tuple[list, list]:
+    """Return (for ranges, held out): `count` items, evenly, and every HELD_OUT-th group of them."""
+    if not items:
+        raise CheckpointError("calibration text is empty", hint=HINT)
+    of = list(group_of)
+    picked = np.unique(np.linspace(0, len(items) - 1, count).astype(int)).tolist()
+    order = list(dict.fromkeys(of[i] for i in picked))
+    out = set(order[HELD_OUT - 1 :: HELD_OUT])
+    return (
+        [items[i] for i in picked if of[i] not in out],
+        [items[i] for i in picked if of[i] in out],
+    )
+
+
+def groups(texts: list[Text]) -> list[int]:
+    """Return a number for each text, equal for those that share a part with each other."""
+    first: dict[str, int] = {}
+    parent = list(range(len(texts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for i, text in enumerate(texts):
+        for part in text:
+            parent[root(i)] = root(first.setdefault(part, i))
+    return [root(i) for i in range(len(texts))]
 
 
 def pack(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> dict:

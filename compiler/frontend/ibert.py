@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend import calibration, labels, sentence_transformers
+from intformer.frontend import calibrated, calibration, labels, sentence_transformers
 from intformer.frontend import ibert_diagnostics as diagnostics
-from intformer.frontend.calibrated import mask_token_id, sequences
+from intformer.frontend.calibrated import mask_token_id
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import notes, pick_head
 from intformer.frontend.ibert_encoder import Reader
@@ -106,7 +106,7 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
         meta["mask_token_id"] = mask_token_id(files, meta)
     seen = None
     if calibrate is not None:
-        split = calibration.choose(sequences(calibrate, files, meta))
+        split = calibrated.split(calibrate, files, meta)
         chosen = split.fit
         every = -(-len(chosen) // CALIBRATION_SENTENCES)
         batches = calibration.batches(chosen[::every], meta, meta.get("mask_token_id"))

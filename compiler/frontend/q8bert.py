@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend import calibration
-from intformer.frontend.calibrated import completed, sequences
+from intformer.frontend import calibrated, calibration
+from intformer.frontend.calibrated import completed
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.weights import load_pickle, plain_tensor
@@ -66,7 +66,7 @@ def import_q8bert(
     files = checkpoint.files()
     seen, about, warnings = {}, {}, []
     if calibrate is not None:
-        split = calibration.choose(sequences(calibrate, files, meta))
+        split = calibrated.split(calibrate, files, meta)
         seen = observe(graph, calibration.batches(split.fit, meta))
         about, warnings = split.report(), split.warnings(meta, files)
     peaks = thresholds(graph, state)

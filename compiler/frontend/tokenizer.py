@@ -10,9 +10,9 @@ reach the network or run code of the directory.
 """
 
 import json
-import tempfile
 from pathlib import Path
 
+from intformer import scratch
 from intformer.edge import SETTINGS_FILE, Edge
 from intformer.errors import CheckpointError, IntformerError
 from intformer.float_model import quiet
@@ -106,7 +106,7 @@ def _built_as(checkpoint, about: dict, pipeline: bytes | None):
     from transformers import AutoTokenizer, TokenizersBackend
 
     quiet()
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         _copy(checkpoint, about, pipeline, Path(folder))
         try:
             tokenizer = AutoTokenizer.from_pretrained(

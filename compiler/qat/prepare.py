@@ -5,8 +5,7 @@ from pathlib import Path
 
 from intformer.errors import CheckpointError
 from intformer.float_model import AUTO_CLASSES
-from intformer.frontend import calibration
-from intformer.frontend.calibrated import sequences
+from intformer.frontend import calibrated, calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import pick_head, read_encoder
 from intformer.frontend.trained import check_ranges, read_ranges, settings
@@ -90,7 +89,7 @@ def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
     if calibrate is not None:
         limit = prepared.meta["position_count"] - 1 - prepared.meta["pad_token_id"]
         meta = {**prepared.meta, "max_length": limit, "truncate_length": limit}
-        split = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
+        split = calibrated.split(calibrate, checkpoint.files(), meta)
         run(prepared, calibration.batches(split.fit, meta))
     return prepared
 
@@ -101,7 +100,7 @@ def start(
     """Set ranges and factors from calibration data."""
     import torch
 
-    split = calibration.choose(sequences(calibrate, checkpoint.files(), meta))
+    split = calibrated.split(calibrate, checkpoint.files(), meta)
     seen = observe(graph, calibration.batches(split.fit, meta))
     factors = equalisation(graph, seen) if weights == "channel" else {}
     peaks = {tap: ranges.shared(tap, torch.from_numpy(seen[tap].peaks)) for tap in ranges.taps}

@@ -13,7 +13,6 @@ import os
 import shutil
 import statistics
 import sys
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
+from intformer import scratch as scratch_folder
 from intformer import targets
 from intformer.cpu_features import cpu_name, host_features
 from intformer.cuda import toolchain
@@ -143,7 +143,7 @@ def tune(
     every = tasks(models, spec, tokens)
     job = _Job(Path(out), target, every, progress)
     jobs = jobs or len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="intformer-tune-") as scratch:
+    with scratch_folder.folder() as scratch:
         make = build or (gpu.build if gpu_name else building.build)
         builder = building.Builder(target, job.measured / "objects", jobs, timeout, make)
         runner = _runner(job, Path(scratch), threads, timeout, remote, bool(gpu_name))

@@ -5,14 +5,13 @@ come out, so a candidate that computes something else is found before it is time
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from intformer import packing, ranges
+from intformer import packing, ranges, scratch
 from intformer.model import INPUTS, IntModel, Node
 from intformer.passes.form import Decisions, Form, Versions
 from intformer.passes.fuse import fuse
@@ -225,7 +224,7 @@ def models_of_shape(shape: str) -> list[IntModel]:
     """Return models that have every kernel of a shape: two layers of random weights, two heads."""
     from intformer.frontend.shapes import random_model
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         source = random_model(shape, folder, layers=2)
         return [
             model_of(source, head) for head in ("sequence-classification", "sentence-embedding")

@@ -18,7 +18,7 @@ from intformer_testing import make_ibert, random_hf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = [(s, np.zeros_like(s)) for s in random_hf.sequences((5, 9, 17, 4, 7, 11) * 8, seed=1)]
-SPLIT = calibration.choose(IDS)
+SPLIT = calibration.split_ids(IDS)
 FIT, HELD = SPLIT.fit, SPLIT.held
 
 
@@ -204,7 +204,7 @@ def test_nothing_judged_on_is_trained_on(tmp_path, monkeypatch):
     found = study.study(tmp_path, twice, method="ema", qat_steps=1)
     assert list(found.untried.values()) == ["enough"]
     assert len(given) < len(FIT)
-    held = calibration.choose(twice).held
+    held = calibration.split_ids(twice).held
     assert not {ids.tobytes() for ids, _ in given} & {ids.tobytes() for ids, _ in held}
     alike = [IDS[0]] * 16
     with pytest.raises(study.CheckpointError, match="1 different rows of calibration text"):

@@ -1,6 +1,7 @@
 """Calibration text, the statistics taken from it, and the scales made from those."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -79,12 +80,13 @@ def test_text_becomes_unpadded_tokens_and_pairs_have_types(tmp_path):
     write_tokenizer(tmp_path)
     tokenizer = {"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()}
     meta = {"head": "sequence-classification", "truncate_length": 7, "type_vocab_size": 2}
+    meta |= {"max_length": 32, "vocab_size": 97}
     (ids, types), (long, _) = calibration.encode([("w5 w6", "w7"), ("w5 " * 30,)], tokenizer, meta)
     assert ids.tolist() == [2, 5, 6, 3, 7, 3]
     assert types.tolist() == [0, 0, 0, 0, 1, 1]
     assert long.tolist() == [2, 5, 5, 5, 5, 5, 3]
     meta["head"] = "sentence-embedding"
-    assert len(calibration.encode([("w5", "w6")], tokenizer, meta)) == 2
+    assert len(calibration.split_texts([("w5", "w6")], tokenizer, meta).fit) == 2
 
 
 def test_masked_lm_is_calibrated_on_masks(tmp_path):
@@ -103,19 +105,19 @@ def test_masked_lm_is_calibrated_on_masks(tmp_path):
 
 def test_the_held_out_text_sets_no_range():
     ids = [(np.array([i]), np.zeros(1, np.int32)) for i in range(2000)]
-    split = calibration.choose(ids)
+    split = calibration.split_ids(ids)
     ranges, held = split.fit, split.held
     assert len(ranges) + len(held) == calibration.SENTENCES
     assert len(held) == calibration.SENTENCES // calibration.HELD_OUT
     assert not {int(s[0][0]) for s in ranges} & {int(s[0][0]) for s in held}
-    few = calibration.choose(ids[:7])
+    few = calibration.split_ids(ids[:7])
     assert (few.fit, few.held) == (ids[:7], [])
 
 
 def test_repeated_text_is_not_held_out_from_itself():
     """200 copies of 9 sentences are 9 sentences: one of them is held out, in none of its copies."""
     ids = [(np.array([i % 9]), np.zeros(1, np.int32)) for i in range(1800)]
-    split = calibration.choose(ids)
+    split = calibration.split_ids(ids)
     assert split.distinct == 9
     assert [int(s[0][0]) for s in split.held] == [7]
     assert sorted(int(s[0][0]) for s in split.fit) == [0, 1, 2, 3, 4, 5, 6, 8]
@@ -133,7 +135,7 @@ def test_few_lines_are_a_warning_and_nothing_is_measured_on_the_text_of_ranges(
     assert bool(report["held_out_snr_db"]) == measured == (report["held_out_sequences"] > 0)
     assert report["distinct"] == lines
     (warning,) = meta["warnings"]
-    assert f"only {lines} distinct calibration sequences" in warning
+    assert f"only {lines} distinct calibration texts" in warning
 
 
 def test_enough_lines_are_no_warning(tmp_path):
@@ -162,6 +164,33 @@ def test_single_texts_are_paired_for_models_that_take_pairs():
     assert calibration.paired(singles) == [("a",), ("b",), ("a", "b"), ("c",)]
 
 
+@pytest.mark.parametrize("lines", [6, 7, 8, 32, 400])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_no_held_out_text_is_in_any_that_sets_a_range(tmp_path, lines, pairs):
+    """Neither alone nor as a part of a pair, whoever made the pair; questions share documents."""
+    write_tokenizer(tmp_path)
+    files = {"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()}
+    meta = {"head": "sequence-classification", "truncate_length": 32, "type_vocab_size": 2}
+    meta |= {"max_length": 32, "vocab_size": 97}
+    texts = [f"w{5 + i % 90} w{5 + i // 90} w{5 + i * 7 % 90}" for i in range(lines)]
+    rows = [(text,) for text in texts]
+    if pairs:  # two questions on each document
+        rows = [(text, texts[i // 2 * 2]) for i, text in enumerate(texts)]
+    split = calibration.split_texts(rows, files, meta)
+    assert split.distinct == lines
+    assert bool(split.held) == (lines >= 8 and not (pairs and lines < 16))
+    assert split.pairs > 0
+
+    def parts(sequences):
+        found = set()
+        for ids, _ in sequences:
+            ends = [0, *(np.flatnonzero(ids == 3) + 1)]
+            found |= {tuple(i for i in ids[a:b] if i > 4) for a, b in pairwise(ends)}
+        return found
+
+    assert not parts(split.held) & parts(split.fit)
+
+
 def test_a_model_for_pairs_is_right_on_pairs_when_calibrated_with_single_lines(tmp_path):
     """A type row as large as BERT's words: what calibration never sees is clipped."""
     model = random_hf.save(tmp_path, "bert", "sequence-classification")
@@ -183,12 +212,11 @@ def test_a_model_for_pairs_is_right_on_pairs_when_calibrated_with_single_lines(t
     spread = want.std()
     assert np.abs(got - want).max() < 0.25 * spread
     # the same lines as ids of single texts: nothing can be paired, which is said
-    alone = [one for one in calibration.encode([(x,) for x in lines], files, ours.meta)]
-    alone = [(one, kinds) for one, kinds in alone if not kinds.any()]
+    alone = calibration.encode([(x,) for x in lines], files, ours.meta)
     blind = import_model(tmp_path, calibrate=alone)
     assert any("token type 1" in warning for warning in blind.meta["warnings"])
     clipped = blind.run(inputs)["output"] * blind.meta["output_scale"]
-    assert np.abs(clipped - want).max() > 2 * np.abs(got - want).max()
+    assert np.square(clipped - want).sum() > 2 * np.square(got - want).sum()
 
 
 @pytest.mark.parametrize(

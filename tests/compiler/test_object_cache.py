@@ -1,6 +1,7 @@
 """Objects come back whole or not at all, whoever else writes."""
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from intformer import knobs
+from intformer.errors import IntformerError
 from intformer.object_cache import DIGEST, ObjectCache
 
 
@@ -115,3 +117,58 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert str(knobs.cache()) == "/nowhere/.cache/intformer"
     monkeypatch.setenv("XDG_CACHE_HOME", "/big")
     assert str(knobs.cache()) == "/big/intformer"
+
+
+def test_the_folder_is_the_user_s_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        cache = ObjectCache(tmp_path / "new" / "objects")
+        cache.check()
+    finally:
+        os.umask(before)
+    for folder in (cache.folder, cache.folder.parent):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path, mode):
+    cache = ObjectCache(tmp_path / "objects")
+    cache.put("ab", b"object")
+    cache.folder.chmod(mode)
+    if mode & stat.S_ISVTX:
+        cache.folder.chmod(0o777)
+    with pytest.raises(IntformerError, match="can be written by other users - .*objects"):
+        cache.check()
+    cache.folder.chmod(0o755)
+    cache.check()
+
+
+def test_a_folder_below_one_that_anyone_can_rename_in(tmp_path):
+    (tmp_path / "open").mkdir()
+    cache = ObjectCache(tmp_path / "open" / "objects")
+    cache.check()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(IntformerError, match="is below a folder that can be written"):
+        cache.check()
+    (tmp_path / "open").chmod(0o1777)  # as /tmp: nobody renames what is not theirs
+    cache.check()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_another_user_owns_is_not_taken(tmp_path):
+    cache = ObjectCache(tmp_path / "objects")
+    cache.put("ab", b"object")
+    os.chown(cache.folder / "ab", 12345, -1)
+    assert cache.get("ab") is None
+    os.chown(cache.folder, 12345, -1)
+    with pytest.raises(IntformerError, match="belongs to another user"):
+        cache.check()
+
+
+def test_links_and_pipes_are_no_objects(tmp_path):
+    cache = ObjectCache(tmp_path / "objects")
+    cache.put("ab", b"object")
+    (cache.folder / "cd").symlink_to("ab")
+    os.mkfifo(cache.folder / "ef")
+    assert cache.get("cd") is None and cache.get("ef") is None
+    assert cache.get("ab") == b"object"

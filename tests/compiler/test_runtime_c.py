@@ -496,8 +496,8 @@ def test_a_kernel_may_read_24_rows_past_the_end(tmp_path, tokens):
         bool if_needs_tiles(const plan_variant *v) {{ return (void)v, false; }}
         int if_request_tiles(void) {{ return 0; }}
         void if_pool_reset_after_fork(void) {{}}
-        const char *if_kernel_message(void) {{ return ""; }}
-        void if_clear_kernel_message(void) {{}}
+        int if_prepare_thread(message err) {{ return (void)err, 0; }}
+        int if_kernel_fault(const char **why) {{ return *why = "", 1; }}
         void if_copy_output(const intformer_input *in, const int32_t *from, int32_t *out) {{
           (void)in, (void)from, (void)out;
         }}

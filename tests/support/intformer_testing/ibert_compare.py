@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.ibert import quant_modules
 
 from intformer.frontend import calibration
-from intformer.frontend.calibrated import sequences
+from intformer.frontend.calibrated import split
 from intformer.frontend.ibert import read
 from intformer.model import IntModel
 from intformer.relay_ops import OPS
@@ -240,7 +240,8 @@ def compare(source: Path, texts, *, mode="hf_compat", calibrate=None, size=16, s
     model = read(source, mode=mode, calibrate=calibrate)
     meta = model.meta
     hf = load(source, meta["head"])
-    rows = sequences(texts, model.files, meta)
+    divided = split(texts, model.files, meta)
+    rows = divided.fit + divided.held
     rows.sort(key=lambda row: len(row[0]))
     kinds = ("float32", "float64") if steps else ("float32",)
     free, local = ({kind: Tally() for kind in kinds} for _ in range(2))
