@@ -137,7 +137,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path, mode):
     cache.folder.chmod(mode)
     if mode & stat.S_ISVTX:
         cache.folder.chmod(0o777)
-    with pytest.raises(IntformerError, match="can be written by other users - .*objects"):
+    with pytest.raises(IntformerError, match=r"can be written by other users - .*objects"):
         cache.check()
     cache.folder.chmod(0o755)
     cache.check()
