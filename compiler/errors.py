@@ -33,7 +33,10 @@ class IntformerError(Exception):
 def _one_line(text: str) -> str:
     text = " ".join(text.splitlines()).strip()
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+    if len(text) <= MOST_SHOWN:
+        return text
+    half = MOST_SHOWN // 2  # a traceback of another program says at its end what is wrong
+    return f"{text[: half - 5]} ... {text[-half:]}"
 
 
 class CheckpointError(IntformerError):

@@ -34,7 +34,8 @@ def build(tmp_path):
         file, library = tmp_path / "a.c", tmp_path / "a.so"
         file.write_text(source)
         subprocess.run(
-            [cc, "-O3", "-shared", "-fPIC", *options, str(file), "-o", str(library), *libraries],
+            [cc, "-O3", "-shared", "-fPIC", "-nostartfiles", *options, str(file)]
+            + ["-o", str(library), *libraries],
             check=True,
         )
         return library

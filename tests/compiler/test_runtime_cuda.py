@@ -1,7 +1,6 @@
 """A library for a GPU, run through a driver that emulates one: results, memory, threads, faults."""
 
 import ctypes
-import json
 import re
 import subprocess
 import sys
@@ -714,9 +713,6 @@ def test_inspect(path, gpu, driver, kernels):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert re.search(r"t4 +in use: t4 cubin, Fake 70 +GPU, sm_75 or newer", inspect())
-    found = json.loads(inspect("--json"))
-    assert (found["variant_in_use"], found["device"]) == ("t4 cubin", "Fake 70")
-    found = json.loads(inspect("--json", fail="cuInit=100"))
-    assert (found["variant_in_use"], found["device"]) == (None, None)
-    assert "CUDA_ERROR_NO_DEVICE" in found["not_run_here"]["t4"]
+    # it reads the file: no driver is asked
+    assert re.search(r"t4 +not tried +GPU, sm_75 or newer", inspect())
+    assert inspect("--json") == inspect("--json", fail="cuInit=100")

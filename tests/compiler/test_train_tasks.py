@@ -11,7 +11,7 @@ from intformer.qat import tasks
 from intformer.qat.packing import IGNORED
 from intformer_testing.train_files import answers, table
 
-CONFIG = SimpleNamespace(pad_token_id=0, type_vocab_size=1)
+CONFIG = SimpleNamespace(pad_token_id=0, type_vocab_size=2)
 SPACE = pre_tokenizers.Metaspace().replacement
 
 

@@ -156,6 +156,18 @@ def test_softmax_of_one_key_is_255_not_256():
     assert softmax_ours(s, np.float32(1e-3), act_max)[0, 0] == 255
 
 
+@pytest.mark.parametrize(
+    ("keys", "theirs", "ours"),
+    [(2, 128, 127), (3, 85, 85), (4, 64, 63), (8, 31, 31), (16, 15, 15)],
+)
+def test_softmax_of_equal_scores(keys, theirs, ours):
+    """QuantAct gives float32 there, which rounds what is floored; see docs/numerics.md."""
+    s = np.zeros((1, keys), np.int64)
+    act_max = float(np.floor(2.7921 / 1e-6) * 2.0**30)
+    assert softmax_module(s, np.float32(1e-3), act_max)[0].tolist() == [theirs] * keys
+    assert softmax_ours(s, np.float32(1e-3), act_max)[0].tolist() == [ours] * keys
+
+
 def test_division_by_x0_is_exact_everywhere():
     for x0 in (-1, -2, -3, -7, -693, -6931, -65537, -(2**21) + 1, -(2**21)):
         beside = np.arange(31)[:, None] * x0 + np.arange(-2, 3)
@@ -217,6 +229,30 @@ def test_layernorm_constant_row_gives_beta():
     x = np.full((1, 4), 77, np.int32)
     out = i_layernorm_ibert.reference(x, *tables.values(), np.array([0]), lo=-128, hi=127)
     assert out.tolist() == [[16, 16, -4, 0]]
+
+
+@pytest.mark.parametrize("shift", [0, 6])
+def test_layernorm_of_a_row_that_is_flat(shift):
+    """Of one value: NaN there, beta here. Below the saved shift: close to beta in both."""
+    n, step = 8, 0.0625
+    gamma, beta = np.ones(n, np.float32), np.full(n, 0.5, np.float32)
+    module = IntLayerNorm(n, 1e-5, output_bit=32, quant_mode=True).eval()
+    module.weight.data, module.bias.data = torch.tensor(gamma), torch.tensor(beta)
+    module.shift.fill_(shift)
+    tables = i_layernorm_ibert.tables(gamma, beta, step)
+
+    def both(row):
+        x = np.array([row], np.int32)
+        ours = i_layernorm_ibert.reference(x, *tables.values(), np.array([shift]), lo=-128, hi=127)
+        with torch.no_grad():
+            theirs, _ = module(torch.tensor(x, dtype=torch.float32)[None], torch.ones(1))
+        return theirs[0, 0].numpy(), ours[0] * step
+
+    theirs, ours = both([3] * n)
+    assert np.isnan(theirs).all() and (ours == 0.5).all()
+    theirs, ours = both([3, 4] * (n // 2))
+    assert np.abs(theirs - ours).max() <= step
+    assert (np.abs(ours - 0.5).max() <= step) == (shift == 6)
 
 
 @pytest.mark.parametrize(("gamma", "beta"), [(0.0, 1.0), (0.01, 1.0)])
