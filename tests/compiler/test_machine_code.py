@@ -33,11 +33,9 @@ def build(tmp_path):
     def compile_c(source, *options, libraries=()):
         file, library = tmp_path / "a.c", tmp_path / "a.so"
         file.write_text(source)
-        subprocess.run(
-            [cc, "-O3", "-shared", "-fPIC", "-nostartfiles", *options, str(file)]
-            + ["-o", str(library), *libraries],
-            check=True,
-        )
+        flags = ("-O3", "-shared", "-fPIC", "-nostartfiles", *options)
+        command = [cc, *flags, str(file), "-o", str(library), *libraries]
+        subprocess.run(command, check=True)
         return library
 
     return compile_c
