@@ -46,7 +46,7 @@ def config(family, hidden=60, heads=4, layers=2, ffn=100, labels=3, activation="
     if family in ("electra", "albert"):
         names["embedding_size"] = 36
     return transformers.AutoConfig.for_model(
-        family, vocab_size=VOCABULARY, num_labels=labels, **{**names, **extra}
+        family, num_labels=labels, **{"vocab_size": VOCABULARY, **names, **extra}
     )
 
 
@@ -56,13 +56,18 @@ def save(directory, family, head, seed=0, **shape):
         shape = {"labels": 2, **shape}
     torch.manual_seed(seed)
     model = getattr(transformers, CLASSES[family] + HEADS[head])(config(family, **shape)).eval()
+    randomise(model)
+    model.save_pretrained(directory)
+    return model
+
+
+def randomise(model):
+    """Draw every weight of a model, so that each of them matters."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             torch.nn.init.normal_(weight, std=0.3 if weight.dim() == 1 else weight.shape[1] ** -0.5)
             if "norm" in name.lower() and name.endswith("weight"):
                 weight += torch.sign(weight)
-    model.save_pretrained(directory)
-    return model
 
 
 def sequences(lengths=LENGTHS, seed=0):
