@@ -1,6 +1,7 @@
 """Directories as transformers writes them: every family and head."""
 
 import pytest
+
 from intformer_testing import random_hf
 from intformer_testing.foreign.directories import save
 from intformer_testing.foreign.expect import equal_to
