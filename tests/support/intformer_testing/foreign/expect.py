@@ -18,15 +18,16 @@ refused(*parts)    import_model raises one line that holds each of the parts
 import functools
 import signal
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from intformer.edge import Edge
+from intformer.edge import Edge, Packed
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
-from intformer_testing.foreign.directories import LENGTH
+from intformer_testing.sentence_dirs import Exact, Quantized
 from intformer_testing.small_tokenizer import SENTENCES
 
 CALIBRATION = [*SENTENCES[:40], *zip(SENTENCES[40:64], SENTENCES[64:88], strict=True)]
@@ -39,12 +40,25 @@ PAIRS = [
 ]
 SECONDS = 60  # a directory that takes longer to read hangs
 
-# Error of the integers as a share of the spread over the texts (rms of both). Rounding alone gives
-# 0.02 to 0.15 in models this small; a dropped adapter, other types or another pooling 0.5 and more.
-SHARE = 0.2
-COSINE = 0.99  # of vectors: embeddings, features
-NORM = 0.02  # relative error of the length of an embedding
-SCORE = 0.06  # absolute error of a probability
+
+@dataclass(frozen=True)
+class Bounds:
+    """How close values must be.
+
+    share   error of outputs, as a share of them (rms of both)
+    cosine  of the features of a text, and of an embedding: at least
+    length  error of the length of an embedding, as a share of it
+    score   error of a score
+    """
+
+    share: float
+    cosine: float
+    length: float
+    score: float
+
+
+ROUNDING = Bounds(share=1e-4, cosine=1 - 1e-6, length=1e-4, score=1e-4)  # of float32
+QUANTIZATION = Bounds(share=0.1, cosine=0.99, length=0.02, score=0.06)  # to int8, of a tiny model
 
 
 def equal_to(library, **options):
@@ -60,7 +74,9 @@ def equal_to(library, **options):
             made = case(folder, **arguments)
             with limited():
                 reference = library(folder, made)
-                compare(Imported(folder, **options), reference)
+                compare(Exact(folder, **options), reference, ROUNDING)
+                quantized = Quantized(folder, calibrate=CALIBRATION, **options)
+                compare(quantized, reference, QUANTIZATION)
 
         return test
 
@@ -106,31 +122,6 @@ def limited():
         signal.signal(signal.SIGALRM, before)
 
 
-class Imported:
-    """A directory as intformer takes it, computed by the NumPy reference."""
-
-    def __init__(self, folder: Path, **options):
-        """Import and calibrate."""
-        self.program = import_model(folder, calibrate=CALIBRATION, method="minmax", **options)
-        self.edge = Edge(self.program.meta, self.program.files)
-        self.head = self.program.meta["head"]
-
-    def run(self, rows):
-        """Return ((ids, types) of every row, outputs of every row, answers)."""
-        texts, *pairs = [list(column) for column in zip(*rows, strict=True)]
-        packed = self.edge.encode(texts, *pairs)
-        integers = self.program.run(packed.inputs())[self.program.output]
-        cuts = packed.cu_seqlens[1:-1]
-        columns = (np.split(part, cuts) for part in (packed.input_ids, packed.token_type_ids))
-        tokens = [(i.tolist(), t.tolist()) for i, t in zip(*columns, strict=True)]
-        outputs = self.edge.real(integers)
-        if self.program.meta["head"] in ("features", "token-classification", "question-answering"):
-            outputs = np.split(outputs, cuts)
-        elif packed.positions is not None:
-            outputs = np.split(outputs, np.searchsorted(packed.positions, cuts))
-        return tokens, list(outputs), self.edge.decode(packed, integers)
-
-
 def rows_of(head: str, mask: str | None) -> list[list[tuple[str, ...]]]:
     """Texts to compare on; every group has one number of columns."""
     if head == "sentence-embedding":
@@ -142,66 +133,81 @@ def rows_of(head: str, mask: str | None) -> list[list[tuple[str, ...]]]:
     return [SINGLES, PAIRS]
 
 
-def compare(ours: Imported, theirs) -> None:
-    """Assert that ids and types are equal, and values and answers as close as rounding allows."""
-    assert ours.head == theirs.head
-    mask = getattr(getattr(theirs, "tokenizer", None), "mask_token", None)
-    for rows in rows_of(ours.head, mask):
-        tokens, outputs, answers = ours.run(rows)
-        assert tokens == theirs.tokens(rows)
+def compare(ours: Exact | Quantized, theirs, bounds: Bounds) -> None:
+    """Assert that ids and types are equal, and that values and answers are within the bounds."""
+    head = ours.metadata["head"]
+    assert head == theirs.head
+    edge = Edge(ours.metadata, ours.files())
+    for rows in rows_of(head, getattr(theirs, "mask", None)):
+        packed = edge.encode(*(list(column) for column in zip(*rows, strict=True)))
+        assert tokens(packed) == theirs.tokens(rows)
+        integers = ours.run(**packed.inputs())
         wanted = theirs.outputs(rows)
         if wanted is not None:
-            close(outputs, wanted, vectors=ours.head == "features")
+            close(by_text(packed, head, edge.real(integers)), wanted, bounds, head == "features")
         wanted = theirs.answers(rows)
-        if wanted is None:
-            continue
-        if ours.head == "sentence-embedding":
-            embeddings(answers, wanted)
-        else:
-            scores(answers, wanted)
+        if wanted is not None:
+            check = embeddings if head == "sentence-embedding" else scores
+            check(edge.decode(packed, integers), wanted, bounds)
 
 
-def close(got: list[np.ndarray], wanted: list[np.ndarray], vectors: bool) -> None:
+def tokens(packed: Packed) -> list[tuple[list[int], list[int]]]:
+    """(ids, types) of every text."""
+    cuts = packed.cu_seqlens[1:-1]
+    columns = (np.split(part, cuts) for part in (packed.input_ids, packed.token_type_ids))
+    return [(ids.tolist(), types.tolist()) for ids, types in zip(*columns, strict=True)]
+
+
+def by_text(packed: Packed, head: str, rows: np.ndarray) -> list[np.ndarray]:
+    """The output rows of every text."""
+    if head in ("sentence-embedding", "sequence-classification"):
+        return list(rows)
+    cuts = packed.cu_seqlens[1:-1]
+    return np.split(rows, cuts if head != "masked-lm" else np.searchsorted(packed.positions, cuts))
+
+
+def close(got: list[np.ndarray], wanted: list[np.ndarray], bounds: Bounds, vectors: bool) -> None:
     """Compare the outputs of every text; vectors: the direction of each as well."""
     assert [g.shape for g in got] == [w.shape for w in wanted]
     if vectors:
-        cosines = [cosine(g, w) for g, w in zip(got, wanted, strict=True)]
-        assert min(cosines) >= COSINE
+        assert min(cosine(g, w) for g, w in zip(got, wanted, strict=True)) >= bounds.cosine
     got, wanted = (np.concatenate([np.atleast_2d(v) for v in values]) for values in (got, wanted))
-    spread = np.sqrt(np.mean(np.square(wanted - wanted.mean(0))))
-    error = np.sqrt(np.mean(np.square(got - wanted)))
-    assert spread > 0, "the case cannot fail: all texts give the same"
-    assert error <= SHARE * spread
+    assert rms(got - wanted) <= bounds.share * rms(wanted)
+    # texts that all give the same could not tell a wrong reading from a right one
+    assert rms(wanted - wanted.mean(0)) > 0.05 * rms(wanted)
+
+
+def rms(values: np.ndarray) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
     """Cosine between two arrays as vectors."""
-    return float((one * other).sum() / np.sqrt(np.square(one).sum() * np.square(other).sum()))
+    one, other = np.float64(one).ravel(), np.float64(other).ravel()
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
 
 
-def embeddings(got: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+def embeddings(got: list[np.ndarray], wanted: list[np.ndarray], bounds: Bounds) -> None:
     """Compare embeddings: direction and length."""
-    close(got, wanted, vectors=True)
-    lengths = np.array(
-        [np.linalg.norm(g) / np.linalg.norm(w) for g, w in zip(got, wanted, strict=True)]
-    )
-    assert np.abs(lengths - 1).max() <= NORM
+    close(got, wanted, bounds, vectors=True)
+    lengths = [np.linalg.norm(g) / np.linalg.norm(w) for g, w in zip(got, wanted, strict=True)]
+    assert max(abs(length - 1) for length in lengths) <= bounds.length
 
 
-def scores(got: list[dict], wanted: list) -> None:
+def scores(got: list[dict], wanted: list, bounds: Bounds) -> None:
     """Compare scores of classes; wanted: {label: score} or scores in the order of the labels."""
     for ours, theirs in zip(got, wanted, strict=True):
         if isinstance(theirs, dict):
             assert set(ours["scores"]) == set(theirs)
-            theirs = {label: theirs[label] for label in ours["scores"]}
-            named, values = list(theirs), np.array(list(theirs.values()))
-        else:
-            named, values = list(ours["scores"]), np.array(theirs)
-        found = np.array(list(ours["scores"].values()))
-        assert np.abs(found - values).max() <= SCORE * max(1, np.abs(values).max())
+            theirs = [theirs[label] for label in ours["scores"]]
+        values = np.array(theirs)
+        error = np.abs(np.array(list(ours["scores"].values())) - values).max()
+        assert error <= bounds.score * max(1, np.abs(values).max())
+        best = list(ours["scores"])[values.argmax()]
         ranked = np.sort(values)
-        if len(values) > 1 and ranked[-1] - ranked[-2] > 2 * SCORE:
-            assert ours["label"] == named[values.argmax()]
+        if len(values) == 1 or ranked[-1] - ranked[-2] > 2 * error:
+            assert ours["label"] == best
 
 
-__all__ = ["LENGTH", "compare", "equal_to", "refused", "refuses"]
+__all__ = ["equal_to", "refused", "refuses"]

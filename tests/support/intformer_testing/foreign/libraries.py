@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from intformer_testing import random_hf
-from intformer_testing.foreign.directories import LENGTH, LIKE_ROBERTA
+from intformer_testing.foreign.directories import LIKE_ROBERTA
 
 AUTO = {
     "features": transformers.AutoModel,
@@ -49,6 +49,7 @@ class Transformers:
         """Load a directory. `made` stands for a model that transformers cannot load itself."""
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         config = transformers.AutoConfig.from_pretrained(folder) if made is None else made.config
+        self.mask = self.tokenizer.mask_token
         self.head = head or head_of(config.architectures[0])
         self.model = made if made is not None else AUTO[self.head].from_pretrained(folder)
         self.model.float().eval()
@@ -140,6 +141,3 @@ class CrossEncoders:
 def head_of(architecture: str) -> str:
     """The head whose class this is."""
     return next(h for h, ending in random_hf.HEADS.items() if architecture.endswith(ending))
-
-
-__all__ = ["LENGTH", "CrossEncoders", "SentenceTransformers", "Transformers"]
