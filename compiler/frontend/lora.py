@@ -145,11 +145,13 @@ class Adapter:
         self.paths = [path.removeprefix(BEFORE) for path in halves]
 
     def _check(self) -> None:
+        kind = self.config.get("peft_type")
+        if kind != "LORA":  # whose other settings would mean something else
+            self._refuse(f"adapter setting 'peft_type' = {shown(kind)} is not supported")
         for key, value in self.config.items():
             if key not in READ and value not in OFF:
                 self._refuse(f"adapter setting {key!r} = {shown(value)} is not supported")
         for key, legal in (
-            ("peft_type", ("LORA",)),
             ("bias", (None, "none")),
             ("init_lora_weights", (None, *INITIAL)),
             ("use_rslora", (None, True, False)),

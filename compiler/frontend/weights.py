@@ -16,6 +16,10 @@ from intformer.errors import CheckpointError
 from intformer.frontend.folder import Folder, reason
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json
+UNREAD_FILES = (  # of other frameworks: named where there is nothing else
+    *("model.onnx", "onnx/model.onnx", "openvino/openvino_model.xml", "openvino_model.xml"),
+    *("tf_model.h5", "flax_model.msgpack", "rust_model.ot"),
+)
 WORD = "embeddings.word_embeddings"  # of every family
 WRAPPERS = ("module", "model", "_orig_mod", "_forward_module")
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # what becomes float32
@@ -104,8 +108,11 @@ def stored_weights(folder: Folder) -> Weights:
         index = folder.json(f"{name}.index.json", dict)
         if index is not None:
             return Weights(_shards(folder, index, f"{where}/{name}.index.json"), where)
+    found = next((name for name in UNREAD_FILES if (folder.path / name).is_file()), None)
     raise CheckpointError(
-        "no weights found", where=where, hint="expected " + " or ".join(WEIGHT_FILES)
+        "no weights found" + (f", {found} is not read" if found else ""),
+        where=where,
+        hint="expected " + " or ".join(WEIGHT_FILES),
     )
 
 

@@ -14,7 +14,7 @@ from intformer_testing import random_hf
 from intformer_testing.small_tokenizer import SENTENCES
 
 LENGTH = 64  # tokens a model can take
-SHAPE = {"hidden": 32, "heads": 4, "layers": 2, "ffn": 48}
+SHAPE = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 96}
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")

@@ -30,7 +30,8 @@ from intformer.frontend import import_model
 from intformer_testing.sentence_dirs import Exact, Quantized
 from intformer_testing.small_tokenizer import SENTENCES
 
-CALIBRATION = [*SENTENCES[:40], *zip(SENTENCES[40:64], SENTENCES[64:88], strict=True)]
+SHORT = ["yes", "What?", "a cat", "I"]
+CALIBRATION = [*SHORT, *SENTENCES[:40], *zip(SENTENCES[40:64], SENTENCES[64:88], strict=True)]
 LONG = " ".join(SENTENCES[100:125])  # several times LENGTH tokens
 SINGLES = [(text,) for text in (*SENTENCES[90:98], "The Café, İstanbul & 東京!", "no", LONG)]
 PAIRS = [
@@ -46,19 +47,23 @@ class Bounds:
     """How close values must be.
 
     share   error of outputs, as a share of them (rms of both)
+    logits  the same for sequence classifiers: what random weights add up cancels, noise does not
     cosine  of the features of a text, and of an embedding: at least
     length  error of the length of an embedding, as a share of it
     score   error of a score
     """
 
     share: float
+    logits: float
     cosine: float
     length: float
     score: float
 
 
-ROUNDING = Bounds(share=1e-4, cosine=1 - 1e-6, length=1e-4, score=1e-4)  # of float32
-QUANTIZATION = Bounds(share=0.1, cosine=0.99, length=0.02, score=0.06)  # to int8, of a tiny model
+# of float32
+ROUNDING = Bounds(share=1e-4, logits=1e-4, cosine=1 - 1e-6, length=1e-4, score=1e-4)
+# to int8, of a tiny model
+QUANTIZATION = Bounds(share=0.1, logits=0.2, cosine=0.99, length=0.02, score=0.06)
 
 
 def equal_to(library, **options):
@@ -122,15 +127,16 @@ def limited():
         signal.signal(signal.SIGALRM, before)
 
 
-def rows_of(head: str, mask: str | None) -> list[list[tuple[str, ...]]]:
+def rows_of(library) -> list[list[tuple[str, ...]]]:
     """Texts to compare on; every group has one number of columns."""
+    head = library.head
     if head == "sentence-embedding":
         return [SINGLES]
     if head == "question-answering":  # longer documents become windows
         return [[(question[:20], document[:40]) for question, document in PAIRS[:6]]]
     if head == "masked-lm":  # in place of the second word, so that no cut drops it
-        return [[(row[0].replace(" ", f" {mask} ", 1), *row[1:]) for row in SINGLES[:8]]]
-    return [SINGLES, PAIRS]
+        return [[(row[0].replace(" ", f" {library.mask} ", 1), *row[1:]) for row in SINGLES[:8]]]
+    return [PAIRS] if getattr(library, "pairs_only", False) else [SINGLES, PAIRS]
 
 
 def compare(ours: Exact | Quantized, theirs, bounds: Bounds) -> None:
@@ -138,13 +144,16 @@ def compare(ours: Exact | Quantized, theirs, bounds: Bounds) -> None:
     head = ours.metadata["head"]
     assert head == theirs.head
     edge = Edge(ours.metadata, ours.files())
-    for rows in rows_of(head, getattr(theirs, "mask", None)):
+    for rows in rows_of(theirs):
         packed = edge.encode(*(list(column) for column in zip(*rows, strict=True)))
         assert tokens(packed) == theirs.tokens(rows)
         integers = ours.run(**packed.inputs())
         wanted = theirs.outputs(rows)
         if wanted is not None:
-            close(by_text(packed, head, edge.real(integers)), wanted, bounds, head == "features")
+            share = bounds.logits if head == "sequence-classification" else bounds.share
+            close(by_text(packed, head, edge.real(integers)), wanted, share)
+            if head == "features":
+                aligned(by_text(packed, head, edge.real(integers)), wanted, bounds.cosine)
         wanted = theirs.answers(rows)
         if wanted is not None:
             check = embeddings if head == "sentence-embedding" else scores
@@ -166,15 +175,18 @@ def by_text(packed: Packed, head: str, rows: np.ndarray) -> list[np.ndarray]:
     return np.split(rows, cuts if head != "masked-lm" else np.searchsorted(packed.positions, cuts))
 
 
-def close(got: list[np.ndarray], wanted: list[np.ndarray], bounds: Bounds, vectors: bool) -> None:
-    """Compare the outputs of every text; vectors: the direction of each as well."""
+def close(got: list[np.ndarray], wanted: list[np.ndarray], share: float) -> None:
+    """Compare the outputs of every text by their error."""
     assert [g.shape for g in got] == [w.shape for w in wanted]
-    if vectors:
-        assert min(cosine(g, w) for g, w in zip(got, wanted, strict=True)) >= bounds.cosine
     got, wanted = (np.concatenate([np.atleast_2d(v) for v in values]) for values in (got, wanted))
-    assert rms(got - wanted) <= bounds.share * rms(wanted)
+    assert rms(got - wanted) <= share * rms(wanted)
     # texts that all give the same could not tell a wrong reading from a right one
     assert rms(wanted - wanted.mean(0)) > 0.05 * rms(wanted)
+
+
+def aligned(got: list[np.ndarray], wanted: list[np.ndarray], least: float) -> None:
+    """Compare the outputs of every text by their direction."""
+    assert min(cosine(g, w) for g, w in zip(got, wanted, strict=True)) >= least
 
 
 def rms(values: np.ndarray) -> float:
@@ -190,7 +202,8 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 def embeddings(got: list[np.ndarray], wanted: list[np.ndarray], bounds: Bounds) -> None:
     """Compare embeddings: direction and length."""
-    close(got, wanted, bounds, vectors=True)
+    close(got, wanted, bounds.share)
+    aligned(got, wanted, bounds.cosine)
     lengths = [np.linalg.norm(g) / np.linalg.norm(w) for g, w in zip(got, wanted, strict=True)]
     assert max(abs(length - 1) for length in lengths) <= bounds.length
 

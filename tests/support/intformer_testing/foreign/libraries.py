@@ -103,8 +103,7 @@ class SentenceTransformers:
         from sentence_transformers import SentenceTransformer
 
         self.model = SentenceTransformer(str(folder), device="cpu")
-        name = self.model.default_prompt_name
-        self.prompt = self.model.prompts[name] if name else None
+        self.prompt = default_prompt(self.model)
         self.head = "sentence-embedding"
 
     def tokens(self, rows):
@@ -118,17 +117,20 @@ class SentenceTransformers:
 
 
 class CrossEncoders:
-    """CrossEncoder.predict; its answers are the scores of every label, in order."""
+    """CrossEncoder.predict, of pairs; its answers are the scores of every label, in order."""
+
+    pairs_only = True
 
     def __init__(self, folder: Path, made=None):
         """Load a directory."""
         from sentence_transformers import CrossEncoder
 
         self.model = CrossEncoder(str(folder), device="cpu")
+        self.prompt = default_prompt(self.model)
         self.head = "sequence-classification"
 
     def tokens(self, rows):
-        return without_padding(self.model.preprocess(rows))
+        return without_padding(self.model.preprocess(rows, prompt=self.prompt))
 
     def outputs(self, rows):
         scores = self.model.predict(rows, activation_fn=torch.nn.Identity())
@@ -136,6 +138,12 @@ class CrossEncoders:
 
     def answers(self, rows):
         return list(np.reshape(self.model.predict(rows), (len(rows), -1)))
+
+
+def default_prompt(model) -> str | None:
+    """What a model of sentence-transformers puts before each text."""
+    name = model.default_prompt_name
+    return model.prompts[name] if name else None
 
 
 def head_of(architecture: str) -> str:

@@ -1,0 +1,215 @@
+"""Directories of SentenceTransformer, as version 6.2 and older ones write them."""
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Dropout,
+    Normalize,
+    Pooling,
+    Transformer,
+)
+
+from intformer_testing.foreign.directories import SHAPE, change, read, save, tokenizer, write
+from intformer_testing.foreign.expect import equal_to, refused
+from intformer_testing.foreign.libraries import SentenceTransformers
+from intformer_testing.sentence_dirs import old_modules
+
+HIDDEN = SHAPE["hidden"]
+MODULES, CONFIG = "modules.json", "config_sentence_transformers.json"
+
+
+def st6(folder, *more, family="bert", pooling="mean", transformer=None, **about):
+    """Write Transformer, Pooling and more modules as version 6.2 does."""
+    save(folder / "base", family)
+    first = Transformer(str(folder / "base"), **(transformer or {}))
+    pool = pooling if isinstance(pooling, Pooling) else Pooling(HIDDEN, pooling)
+    model = SentenceTransformer(modules=[first, pool, *more], device="cpu", **about)
+    model.save(str(folder), create_model_card=False)
+    return model
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "albert"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@equal_to(SentenceTransformers)
+def test_not_normalized(folder, family, pooling):
+    st6(folder, family=family, pooling=pooling)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@equal_to(SentenceTransformers)
+def test_normalized(folder, pooling):
+    st6(folder, Normalize(), family="electra", pooling=pooling)
+
+
+@pytest.mark.parametrize("mode", ["max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+@refused("1_Pooling/config.json", "pooling_mode")
+def test_other_pooling(folder, mode):
+    st6(folder, pooling=mode)
+
+
+@refused("1_Pooling/config.json", "pooling_mode", "max")
+def test_several_poolings(folder):
+    st6(folder, pooling=("cls", "max"))
+
+
+@pytest.mark.parametrize("after", [[], [Normalize()]])
+@refused(MODULES, "Dense")
+def test_dense(folder, after):
+    st6(folder, Dense(HIDDEN, 16), *after)
+
+
+@equal_to(SentenceTransformers)
+def test_dropout_does_nothing(folder):
+    st6(folder, Dropout(0.5), Normalize())
+
+
+@refused(MODULES, "WordWeights")
+def test_unknown_module(folder):
+    st6(folder)
+    entry = {
+        "idx": 2,
+        "name": "2",
+        "path": "2_X",
+        "type": "sentence_transformers.models.WordWeights",
+    }
+    write(folder / MODULES, [*read(folder / MODULES), entry])
+
+
+@refused(MODULES, "modeling_custom.Special")
+def test_module_with_code_of_its_own(folder):
+    st6(folder)
+    entry = {"idx": 2, "name": "2", "path": "2_Special", "type": "modeling_custom.Special"}
+    write(folder / MODULES, [*read(folder / MODULES), entry])
+
+
+@equal_to(SentenceTransformers)
+def test_default_prompt(folder):
+    prompts = {"query": "what is: ", "document": "this is "}
+    st6(folder, Normalize(), prompts=prompts, default_prompt_name="query")
+
+
+@equal_to(SentenceTransformers)
+def test_prompts_without_a_default(folder):
+    st6(folder, prompts={"query": "what is: ", "document": "this is "})
+
+
+@refused("1_Pooling/config.json", "include_prompt")
+def test_prompt_left_out_of_the_mean(folder):
+    pooling = Pooling(HIDDEN, "mean", include_prompt=False)
+    st6(folder, pooling=pooling, prompts={"query": "what is: "}, default_prompt_name="query")
+
+
+@equal_to(SentenceTransformers)
+def test_lower_case_by_sentence_transformers(folder):
+    cased = tokenizer("bert", do_lower_case=False)
+    save(folder / "base", "bert", words=len(cased))
+    cased.save_pretrained(folder / "base")
+    st6_from(folder)
+    change(folder / "sentence_bert_config.json", do_lower_case=True)
+
+
+def st6_from(folder):
+    """Write a directory around what is in folder/base."""
+    modules = [Transformer(str(folder / "base")), Pooling(HIDDEN)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
+
+
+@pytest.mark.parametrize("length", [8, 16, 63])
+@equal_to(SentenceTransformers)
+def test_max_seq_length(folder, length):
+    st6(folder, transformer={"max_seq_length": length})
+
+
+@pytest.mark.parametrize("length", [None, 64])
+@equal_to(SentenceTransformers)
+def test_max_seq_length_that_limits_nothing(folder, length):
+    st6(folder)
+    change(folder / "sentence_bert_config.json", max_seq_length=length)
+
+
+@pytest.mark.parametrize("name", ["dot", "euclidean", "cosine"])
+@equal_to(SentenceTransformers)
+def test_similarity_function(folder, name):
+    st6(folder, similarity_fn_name=name)
+
+
+@refused(CONFIG, "SparseEncoder")
+def test_sparse_encoder(folder):
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    save(folder / "base", "bert", "masked-lm")
+    first = Transformer(str(folder / "base"), transformer_task="fill-mask")
+    model = SparseEncoder(modules=[first, SpladePooling()], device="cpu")
+    model.save(str(folder), create_model_card=False)
+
+
+@refused(CONFIG, "MultiVectorEncoder")
+def test_multi_vector_encoder(folder):
+    st6(folder)
+    change(folder / CONFIG, model_type="MultiVectorEncoder")
+
+
+# ---- as versions before 6 wrote them ----
+
+POOLING = {
+    "word_embedding_dimension": HIDDEN,
+    "pooling_mode_cls_token": False,
+    "pooling_mode_mean_tokens": True,
+    "pooling_mode_max_tokens": False,
+    "pooling_mode_mean_sqrt_len_tokens": False,
+}
+CLS = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+
+
+def old(folder, *kinds, below="", **pooling):
+    """Write a directory as version 2 did; below: the folder of the Transformer."""
+    save(folder / below, "bert")
+    old_modules(folder, "Transformer", "Pooling", *kinds)
+    write(folder / "1_Pooling/config.json", {**POOLING, **pooling})
+    write(folder / below / "sentence_bert_config.json", {"max_seq_length": 24})
+    if below:
+        modules = read(folder / MODULES)
+        modules[0]["path"] = below
+        write(folder / MODULES, modules)
+
+
+@pytest.mark.parametrize("kinds", [(), ("Normalize",)])
+@pytest.mark.parametrize("pooling", [{}, CLS])
+@equal_to(SentenceTransformers)
+def test_old_form(folder, kinds, pooling):
+    old(folder, *kinds, **pooling)
+
+
+@equal_to(SentenceTransformers)
+def test_transformer_in_a_folder_of_its_own(folder):
+    old(folder, "Normalize", below="0_Transformer")
+
+
+@pytest.mark.parametrize("mode", ["max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens"])
+@refused("1_Pooling/config.json")
+def test_other_pooling_of_old_form(folder, mode):
+    old(folder, pooling_mode_mean_tokens=False, **{f"pooling_mode_{mode}": True})
+
+
+@refused("1_Pooling/config.json")
+def test_two_poolings_of_old_form(folder):
+    old(folder, pooling_mode_cls_token=True)
+
+
+@equal_to(SentenceTransformers)
+def test_no_pooling_set_is_the_mean(folder):
+    old(folder, pooling_mode_mean_tokens=False)
+
+
+@equal_to(SentenceTransformers)
+def test_sentence_bert_config_of_the_first_version(folder):
+    old(folder)
+    (folder / "sentence_bert_config.json").unlink()
+    write(folder / "sentence_roberta_config.json", {"max_seq_length": 20, "do_lower_case": False})
+
+
+@equal_to(SentenceTransformers, head="sentence-embedding")
+def test_directory_of_transformers_is_pooled_by_its_mean(folder):
+    save(folder, "bert")
