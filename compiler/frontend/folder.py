@@ -34,21 +34,23 @@ class Folder:
         """Take the directory; it need not exist until a file is asked for."""
         self.path = Path(path)
 
-    def file(self, name: str) -> Path | None:
+    def file(self, name: str, *, named_by: str | None = None) -> Path | None:
         """Return the path of a regular file inside the directory, None where there is none.
 
-        name  relative to the directory, with "/" between its parts
+        name      relative to the directory, with "/" between its parts
+        named_by  the file that names it, for errors
 
         Raises CheckpointError for a name that leaves the directory, for a link that does, and for
         what is not a regular file.
         """
-        if not isinstance(name, str) or not name or "\0" in name or not _encodable(name):
-            raise CheckpointError(f"{shown(name)} is not a file name", where=str(self.path))
+        where = named_by or str(self.path)
+        if not _is_name(name):
+            raise CheckpointError(f"{shown(name)} is not a file name", where=where)
         path = self.path / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(
                 f"file name {shown(name)} leaves the model directory",
-                where=str(self.path),
+                where=where,
                 hint="files of a model lie inside its directory",
             )
         try:
@@ -138,7 +140,9 @@ def reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _encodable(name: str) -> bool:
+def _is_name(name) -> bool:
+    if not isinstance(name, str) or not Path(name).parts or "\0" in name:
+        return False
     try:
         os.fsencode(name)
     except UnicodeEncodeError:

@@ -125,10 +125,15 @@ def transformer_path(checkpoint) -> str:
         return ""
     module = JsonObject(first, f"{checkpoint.path / MODULES}, module 0")
     path = module.get("path", str, "")
+    _check_inside(checkpoint, module, path)
+    return path
+
+
+def _check_inside(checkpoint, module: JsonObject, path: str) -> None:
+    """Refuse a module whose folder is outside of the directory."""
     root = checkpoint.path.resolve()
     if "\0" in path or not (root / path).resolve().is_relative_to(root):
         raise module.refusal("path", INSIDE)
-    return path
 
 
 def read(checkpoint, head: str | None = None) -> SentenceModel | None:
@@ -257,6 +262,7 @@ def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
     for number, entry in enumerate(saved):
         module = JsonObject(entry, f"{where}, module {number}")
         full, path = module.required("type", str), module.required("path", str)
+        _check_inside(checkpoint, module, path)
         name = full.rpartition(".")[2]
         place = len(modules)
         expected = kind.modules[place : place + 1] or kind.then

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.folder import Folder, reason
+from intformer.frontend.folder import Folder, reason, shown
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # or either with .index.json
 UNREAD_FILES = (  # of other frameworks: named where there is nothing else
@@ -131,9 +131,11 @@ def _shards(folder: Folder, index: dict, where: str) -> dict[str, Path]:
     for name in named.values():
         if isinstance(name, str) and name in found:
             continue
-        file = folder.file(name)
+        file = folder.file(name, named_by=where)
         if file is None:
-            raise CheckpointError(f"no file {name!r}, which the weight index names", where=where)
+            raise CheckpointError(
+                f"no file {shown(name)}, which the weight index names", where=where
+            )
         found[name] = file
     return {key: found[name] for key, name in named.items()}
 
