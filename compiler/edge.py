@@ -180,9 +180,17 @@ class Edge:
             raise LibraryError(f"cannot cut texts at {self.length} tokens: {error}") from error
         return tokenizer
 
-    def _window_tokenizer(self, doc_stride: int) -> Tokenizer:
-        """Return the tokenizer that cuts a long document into windows sharing `doc_stride`."""
-        stride = min(doc_stride, self.length // 3)  # a short window moves on, too
+    def _stride(self, question: str, doc_stride: int) -> int:
+        """Return the tokens two windows share: `doc_stride`, or less, so that each moves on."""
+        used = len(self.tokenizer.encode(question, add_special_tokens=False).ids)
+        room = self.length - self.tokenizer.num_special_tokens_to_add(True) - used
+        stride = min(doc_stride, self.length // 3)
+        while stride and 2 * stride > room:  # in halves: each stride has a tokenizer of its own
+            stride //= 2
+        return stride
+
+    def _window_tokenizer(self, stride: int) -> Tokenizer:
+        """Return the tokenizer that cuts a long document into windows sharing `stride` tokens."""
         with self._lock:
             if stride not in self._windows:
                 self._windows[stride] = self._tokenizer(strategy="only_second", stride=stride)
@@ -303,7 +311,10 @@ class Edge:
 
     def _encodings(self, rows: list[tuple], doc_stride: int) -> tuple[list[Encoding], list[int]]:
         windows = self.metadata["head"] == "question-answering"
-        found = self._batch(rows, doc_stride if windows else None)
+        if windows:
+            found = [self._batch([row], self._stride(row[0], doc_stride))[0] for row in rows]
+        else:
+            found = self._batch(rows)
         groups = [[e, *e.overflowing] if windows else [e] for e in found]
         text_of = [i for i, group in enumerate(groups) for _ in group]
         return [e for group in groups for e in group], text_of

@@ -314,6 +314,23 @@ def test_answers_to_several_questions():
     assert [a["answer"] for a in one.decode(packed, rows)] == ["k", "y"]
 
 
+@pytest.mark.parametrize("length", range(1, 16))
+def test_a_question_of_any_length(length):
+    """Windows move on and hold the whole document, or one line says that there is no room."""
+    one = make("question-answering", max_length=16)  # three of which are special tokens
+    document = list("abcdefghijklmnopqrstuvwxyz")
+    questions, documents = ["the " * length, "cat"], [" ".join(document)] * 2
+    if length > 12:
+        with pytest.raises(IntformerError, match="must leave room"):
+            one.encode(questions, documents, doc_stride=5)
+        return
+    packed = one.encode(questions, documents, doc_stride=5)
+    windows = [e for e, text in zip(packed.encodings, packed.text_of, strict=True) if text == 0]
+    seen = [[t for t, s in zip(e.tokens, e.sequence_ids, strict=True) if s == 1] for e in windows]
+    assert sorted({token for tokens in seen for token in tokens}) == document
+    assert len({tokens[0] for tokens in seen}) == len(seen)
+
+
 def test_fillings():
     one = make("masked-lm")
     packed = one.encode(["the [MASK] sat", "a", "[MASK] [MASK]"])

@@ -66,10 +66,11 @@ ROUNDING = Bounds(share=1e-4, logits=1e-4, cosine=1 - 1e-6, length=1e-4, score=1
 QUANTIZATION = Bounds(share=0.1, logits=0.2, cosine=0.99, length=0.02, score=0.06)
 
 
-def equal_to(library, **options):
+def equal_to(library, groups: list[list[tuple[str, ...]]] | None = None, **options):
     """Expect a directory to be what `library` says it is.
 
     library  class of `libraries`
+    groups   texts to compare on instead of `groups_of`
     options  of import_model: head
     """
 
@@ -79,9 +80,10 @@ def equal_to(library, **options):
             made = case(folder, **arguments)
             with limited():
                 reference = library(folder, made)
-                compare(Exact(folder, **options), reference, ROUNDING)
+                texts = groups or groups_of(reference)
+                compare(Exact(folder, **options), reference, texts, ROUNDING)
                 quantized = Quantized(folder, calibrate=CALIBRATION, **options)
-                compare(quantized, reference, QUANTIZATION)
+                compare(quantized, reference, texts, QUANTIZATION)
 
         return test
 
@@ -127,7 +129,7 @@ def limited():
         signal.signal(signal.SIGALRM, before)
 
 
-def rows_of(library) -> list[list[tuple[str, ...]]]:
+def groups_of(library) -> list[list[tuple[str, ...]]]:
     """Texts to compare on; every group has one number of columns."""
     head = library.head
     if head == "sentence-embedding":
@@ -139,12 +141,12 @@ def rows_of(library) -> list[list[tuple[str, ...]]]:
     return [PAIRS] if getattr(library, "pairs_only", False) else [SINGLES, PAIRS]
 
 
-def compare(ours: Exact | Quantized, theirs, bounds: Bounds) -> None:
+def compare(ours: Exact | Quantized, theirs, groups: list, bounds: Bounds) -> None:
     """Assert that ids and types are equal, and that values and answers are within the bounds."""
     head = ours.metadata["head"]
     assert head == theirs.head
     edge = Edge(ours.metadata, ours.files())
-    for rows in rows_of(theirs):
+    for rows in groups:
         packed = edge.encode(*(list(column) for column in zip(*rows, strict=True)))
         assert tokens(packed) == theirs.tokens(rows)
         integers = ours.run(**packed.inputs())
