@@ -130,7 +130,8 @@ def shown(value, most: int = 80) -> str:
 
 def shortened(text: str, most: int = 80) -> str:
     """Return a text of at most `most` characters."""
-    return text if len(text) <= most else text[: most - 3] + "..."
+    half = (most - 3) // 2  # both ends say most: of a path, of a class in its package
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 def reason(error: BaseException) -> str:

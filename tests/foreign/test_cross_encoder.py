@@ -72,9 +72,12 @@ def test_old_form_without_activation(folder):
 
 
 @equal_to(CrossEncoders)
-def test_large_logits_are_not_tied(folder):
-    save(folder, "bert", "sequence-classification", labels=1)
-    change(
-        folder / "config.json",
-        sbert_ce_default_activation_function="torch.nn.modules.linear.Identity",
-    )
+def test_large_logits_keep_their_rank(folder):
+    """A sigmoid would give 1.0 for all of them; the directory asks for none."""
+    made = save(folder, "bert", "sequence-classification", labels=1)
+    with torch.no_grad():
+        made.classifier.weight *= 20
+        made.classifier.bias += 30
+    made.save_pretrained(folder)
+    named = "torch.nn.modules.linear.Identity"
+    change(folder / "config.json", sbert_ce_default_activation_function=named)

@@ -7,6 +7,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Dropout,
     Normalize,
     Pooling,
+    StaticEmbedding,
     Transformer,
 )
 
@@ -74,6 +75,41 @@ def test_unknown_module(folder):
         "type": "sentence_transformers.models.WordWeights",
     }
     write(folder / MODULES, [*read(folder / MODULES), entry])
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "LSTM", "CNN", "WeightedLayerPooling", "Router"])
+def test_module_in_place_of_pooling(folder, kind):
+    @refused(MODULES, kind)
+    def case(folder):
+        save(folder, "bert")
+        old_modules(folder, "Transformer", kind)
+
+    case(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["StaticEmbedding", "WordEmbeddings", "BoW", "CLIPModel", "Router"]
+)
+def test_module_in_place_of_a_transformer(folder, kind):
+    @refused(kind)
+    def case(folder):
+        save(folder, "bert")
+        old_modules(folder, kind, "Pooling")
+        write(folder / "1_Pooling/config.json", POOLING)
+
+    case(folder)
+
+
+@refused("StaticEmbedding")
+def test_static_embedding(folder):
+    made = StaticEmbedding(tokenizer("bert").backend_tokenizer, embedding_dim=16)
+    SentenceTransformer(modules=[made], device="cpu").save(str(folder), create_model_card=False)
+
+
+@refused(MODULES, "Pooling")
+def test_transformer_without_pooling(folder):
+    save(folder, "bert")
+    old_modules(folder, "Transformer")
 
 
 @refused(MODULES, "modeling_custom.Special")
