@@ -69,7 +69,8 @@ def _is_dead(name: re.Match, about: os.stat_result) -> bool:
 def _start(process: int) -> str:
     """Return when a process started, in clock ticks; "" if there is none."""
     try:
-        about = Path(f"/proc/{process}/stat").read_text()
+        with open(f"/proc/{process}/stat") as file:
+            about = file.read()
     except OSError:
         return "" if process != os.getpid() else "0"
     return about.rpartition(")")[2].split()[19]  # field 22; a program's name may hold anything

@@ -109,9 +109,10 @@ def regions(elf: Elf, path: Path) -> list[Region]:
     """Return the executable bytes of a library by its segments, of an object by its sections."""
     (kind,) = struct.unpack_from("<H", elf.data, 16)
     if kind == OBJECT:
+        bases = section_bases(elf)
         return [
-            Region(s.addr, elf.data[s.offset : s.offset + s.size])
-            for s in elf.sections
+            Region(bases[i], elf.data[s.offset : s.offset + s.size])
+            for i, s in enumerate(elf.sections)
             if s.flags & EXECUTABLE
         ]
     image = Image(memoryview(elf.data), str(path))
@@ -130,6 +131,20 @@ def regions(elf: Elf, path: Path) -> list[Region]:
         region.entries += [s.value for s in image.symbols if s.section]
         found.append(region)
     return found
+
+
+def section_bases(elf: Elf) -> dict[int, int]:
+    """Return an address of its own for each executable section of an object; empty for a library.
+
+    In an object all sections begin at 0.
+    """
+    (kind,) = struct.unpack_from("<H", elf.data, 16)
+    bases, following = {}, PAGE
+    for i, section in enumerate(elf.sections if kind == OBJECT else ()):
+        if section.flags & EXECUTABLE:
+            bases[i] = following
+            following += -(-section.size // PAGE) * PAGE + PAGE
+    return bases
 
 
 class Kinds:
@@ -193,12 +208,12 @@ class Functions:
 
     def __init__(self, elf: Elf):
         """Collect the function symbols of both symbol tables, sorted by address."""
-        found = {}
+        found, bases = {}, section_bases(elf)
         for section in elf.sections:
             if section.type in (DYNSYM, SYMTAB):
                 for name, info, _, index, value, _ in entries(elf, section, SYMBOL):
                     if info & 15 == FUNCTION and index:
-                        found[value] = text(elf, section, name)
+                        found[value + bases.get(index, 0)] = text(elf, section, name)
         self.addresses = sorted(found)
         self.names = [found[address] for address in self.addresses]
 

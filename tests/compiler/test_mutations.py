@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from intformer.errors import IntformerError
 from intformer.float_model import quiet
 from intformer.frontend import import_model
-from intformer.frontend.calibrated import import_uncalibrated, sequences
+from intformer.frontend.calibrated import import_uncalibrated, split
 from intformer.frontend.checkpoint import Checkpoint
 from intformer_testing import make_ibert, mutate, random_hf, small_tokenizer
 
@@ -138,7 +138,7 @@ def read(folder):
     model = import_uncalibrated(checkpoint)
     files = checkpoint.files()
     if "tokenizer.json" in files:
-        sequences([("the cat sat", "a dog"), ("", "é " * 40)], files, model.meta)
+        split([("the cat sat", "a dog"), ("", "é " * 40)], files, model.meta)
     return model
 
 

@@ -25,6 +25,8 @@ def models(shape):
 def test_every_kernel_has_records_at_every_row_count(shape):
     logs = records.read(records.PACKAGED, TARGET)
     for task in tasks(models(shape), TARGETS[TARGET], TOKENS):
+        if task.title == "take_rows":  # copies a few rows: its default is what is used
+            continue
         seconds = logs.known(task.form, task.space).get(-(-task.rows // BLOCK), {})
         assert tuple(sorted(task.default.items())) in seconds, f"{shape}: {task.title}"
 
@@ -34,7 +36,8 @@ def test_a_model_compiles_from_the_logs(tmp_path):
     library = intformer.compile(model, tmp_path / "m.so", target=TARGET)
     about = library.metadata["tuning"][TARGET]
     assert about["logs"] == records.PACKAGED
-    assert about["tuned"] == about["kernels"] > 0
+    copies = {s["kernel"] for s in library.plan["steps"] if s["kernel"].startswith("take_rows")}
+    assert about["tuned"] == about["kernels"] - len(copies) > 0
 
 
 def test_the_logs_say_where_they_come_from():
