@@ -118,7 +118,7 @@ def _built_as(checkpoint, about: dict, pipeline: bytes | None):
             own = Path(folder) / "tokenizer.json"
             if own.is_file():
                 _checked(checkpoint.path / "tokenizer.json", own.read_bytes())
-            why = reason(error).replace(folder, str(checkpoint.path))
+            why = reason(error).replace(str(folder), str(checkpoint.path))
             raise CheckpointError(
                 f"cannot build the tokenizer: {why}", where=str(checkpoint.path), hint=HINT
             ) from error

@@ -25,7 +25,7 @@ def models(shape):
 def test_every_kernel_has_records_at_every_row_count(shape):
     logs = records.read(records.PACKAGED, TARGET)
     for task in tasks(models(shape), TARGETS[TARGET], TOKENS):
-        if task.title == "take_rows":  # copies a few rows: its default is what is used
+        if task.title.startswith("take_rows"):  # copies a few rows: its default is what is used
             continue
         seconds = logs.known(task.form, task.space).get(-(-task.rows // BLOCK), {})
         assert tuple(sorted(task.default.items())) in seconds, f"{shape}: {task.title}"
