@@ -13,8 +13,11 @@ from pathlib import Path
 
 import tvm
 
+from intformer.errors import CompileError
 from intformer.object_cache import ObjectCache
 from intformer.relay_ops.expr import APART
+
+MOST_BYTES = 16 << 20  # of an object file; those of our kernels have less than one MiB
 
 
 def generate(
@@ -39,7 +42,7 @@ def generate(
         if known is None:
             missing.append(name)
         else:
-            paths[name].write_bytes(known)
+            _write(paths[name], known)
     if not missing:
         return list(paths.values())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -81,11 +84,37 @@ def assembly(module: tvm.IRModule, target: Mapping[str, str]) -> str:
 
 
 def _compile(function: tvm.tirx.PrimFunc, target: Mapping[str, str], path: Path) -> None:
-    """Write one object. LLVM writes into memory: where a disk is full, it would crash."""
-    built = _built(tvm.IRModule({path.stem: function}), target)
+    _write(path, _object(_built(tvm.IRModule({path.stem: function}), target)))
+
+
+def _object(built) -> bytes:
+    """Return the object file of a module.
+
+    LLVM writes to files alone and ends the process where that fails, so it gets one in memory, to
+    which a limit on the size of files applies as well.
+    """
     with os.fdopen(os.memfd_create("object"), "rb") as memory:
-        built.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")
-        path.write_bytes(memory.read())
+        try:
+            os.ftruncate(memory.fileno(), MOST_BYTES)
+        except OSError as error:
+            raise CompileError(
+                f"kernels need files of up to {MOST_BYTES >> 20} MiB: {error.strerror}",
+                where="limit on the size of files",
+                hint="see `ulimit -f`",
+            ) from error
+        built.write_to_file(f"/proc/self/fd/{memory.fileno()}", "o")  # empties it first
+        return memory.read()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise CompileError(
+            f"cannot write a kernel: {error.strerror}",
+            where=str(path),
+            hint="free space there, or set TMPDIR to another folder",
+        ) from error
 
 
 def _built(module: tvm.IRModule, target: Mapping[str, str]):

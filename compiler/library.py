@@ -165,6 +165,11 @@ def compiler(gpu: bool = False) -> list[str]:
     )
 
 
+def compiler_files_in(folder: Path) -> dict[str, str]:
+    """Return an environment in which a C compiler keeps all it writes in a folder."""
+    return {**os.environ, "TMPDIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
+
+
 def _identifier(text: str) -> str:
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
     if not name or name[0].isdigit():
@@ -401,10 +406,10 @@ intformer_blob:
 
 
 def _call(command: list[str], folder: Path, what: str) -> None:
-    # zig: what it keeps of our sources goes away with the folder
-    env = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
     try:
-        result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        result = subprocess.run(
+            command, cwd=folder, env=compiler_files_in(folder), capture_output=True, text=True
+        )
     except OSError as error:
         raise CompileError(
             f"cannot start the C compiler: {error.strerror}",

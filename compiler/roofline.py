@@ -17,7 +17,7 @@ import numpy as np
 
 from intformer import scratch
 from intformer.errors import CompileError
-from intformer.library import SOURCES, compiler
+from intformer.library import SOURCES, compiler, compiler_files_in
 from intformer.model import IntModel
 from intformer.proof.inputs import given
 from intformer.relay_ops import OPS
@@ -236,7 +236,9 @@ def _meter(name: str, *arguments):
         built, source = os.path.join(folder, "peak.so"), str(SOURCES / f"{name}.c")
         try:
             subprocess.run(
-                [*compiler(), "-O2", "-shared", "-fPIC", source, "-o", built], check=True
+                [*compiler(), "-O2", "-shared", "-fPIC", source, "-o", built],
+                env=compiler_files_in(folder),
+                check=True,
             )
         except (CompileError, OSError, subprocess.CalledProcessError):
             return None

@@ -113,3 +113,54 @@ def test_a_thread_whose_state_has_no_room(toy_path, tmp_path, others):
     else:
         assert set(refused) == {f"4 {why}"}
     assert last == "0 right"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_memory_for_the_workspace_of_a_kernel(toy_path, tmp_path, threads):
+    code = """
+        static bool refusing;
+        static const size_t workspace = 8192; /* of the toy's kernel `scale` */
+        int posix_memalign(void **pointer, size_t alignment, size_t size) {
+          if (refusing && size == workspace) return ENOMEM;
+          *pointer = aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+          return *pointer ? 0 : ENOMEM;
+        }
+    """
+    main = f"""
+        api->set_threads({threads});
+        refusing = true;
+        try();
+        refusing = false;
+        try();
+    """
+    refused, later = lines(tmp_path, toy_path, code, main)
+    words = "no memory for 8192 bytes of workspace"
+    assert refused == f"4 kernel scale of step 3 failed with code -1: {words}"
+    assert later == "0 right"
+
+
+def test_no_memory_for_the_handlers_of_fork(toy_path, tmp_path):
+    """Asked for again at the next run; the child of a fork then computes, as ever."""
+    code = """
+        static int refusals;
+        int __register_atfork(void (*a)(void), void (*b)(void), void (*c)(void), void *dso) {
+          if (refusals-- > 0) return ENOMEM;
+          int (*real)(void (*)(void), void (*)(void), void (*)(void), void *) =
+              dlsym(RTLD_NEXT, "__register_atfork");
+          return real(a, b, c, dso);
+        }
+    """
+    main = """
+        api->set_threads(2);
+        refusals = 3; /* the first call asks three times */
+        try();
+        try();
+        try();
+        fflush(stdout);
+        pid_t child = fork();
+        if (!child) { try(); fflush(stdout); _exit(0); }
+        waitpid(child, NULL, 0);
+    """
+    code = "#define _GNU_SOURCE\n#include <dlfcn.h>\n" + code
+    found = lines(tmp_path, toy_path, code, main)
+    assert found == ["4 no memory for the handlers of fork()", *["0 right"] * 3]
