@@ -41,9 +41,10 @@ class ObjectCache:
             self._make()
         except OSError:  # `put` says so; nothing is taken from a folder that is not there
             return
-        for folder in (self.folder, *self.folder.absolute().parents):
+        given, real = self.folder.absolute(), self.folder.resolve()  # with and without links
+        for folder in dict.fromkeys((given, *given.parents, *real.parents)):
             about = folder.stat()
-            inside = folder == self.folder
+            inside = folder == given
             if about.st_uid not in (os.geteuid(), *(() if inside else (0,))):
                 fault = "belongs to another user"
             elif about.st_mode & (0o022 if inside else 0o002) and not about.st_mode & stat.S_ISVTX:

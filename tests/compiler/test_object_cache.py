@@ -172,3 +172,12 @@ def test_links_and_pipes_are_no_objects(tmp_path):
     os.mkfifo(cache.folder / "ef")
     assert cache.get("cd") is None and cache.get("ef") is None
     assert cache.get("ab") == b"object"
+
+
+def test_a_link_into_a_folder_that_others_can_write_is_refused(tmp_path):
+    (tmp_path / "open" / "mine").mkdir(parents=True)
+    (tmp_path / "open" / "mine").chmod(0o700)
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "open" / "mine")
+    with pytest.raises(IntformerError, match="below a folder that can be written by other users"):
+        ObjectCache(tmp_path / "link" / "objects").check()
