@@ -99,7 +99,7 @@ def first_run(path: str) -> dict:
 def child(*args: str, cache: str) -> dict:
     """Run one of the functions above in a fresh process."""
     result = subprocess.run(
-        [sys.executable, __file__, *args],
+        [sys.executable, "-P", __file__, *args],
         env={**os.environ, "INTFORMER_CACHE": cache},
         check=True,
         stdout=subprocess.PIPE,

@@ -55,6 +55,7 @@ def test_programs_that_are_files_are_started_without_their_folder():
         for line in path.read_text().splitlines():
             if re.search(r"(bin/|^ *|[`\"])python tests/\S+\.py", line):
                 pytest.fail(f"{path.relative_to(ROOT)}: {line.strip()}: say python -P")
+            assert not re.search(r"sys\.executable, _{2}file", line), f"{path}: say -P"
 
 
 def probed():
