@@ -132,7 +132,11 @@ def transformer_path(checkpoint) -> str:
 def _check_inside(checkpoint, module: JsonObject, path: str) -> None:
     """Refuse a module whose folder is outside of the directory."""
     root = checkpoint.path.resolve()
-    if "\0" in path or not (root / path).resolve().is_relative_to(root):
+    try:
+        inside = (root / path).resolve().is_relative_to(root)
+    except (ValueError, OSError):  # a NUL, a lone surrogate: no name of a file
+        inside = False
+    if not inside:
         raise module.refusal("path", INSIDE)
 
 
