@@ -42,7 +42,7 @@ def check_source(
         method=(meta.get("calibration") or {}).get("method"),
         tokenizer=tokenizer,
     )
-    model, again = drop_unread_rows(model), drop_unread_rows(imported)  # as compile does
+    again = drop_unread_rows(imported)  # as compile does
     findings = different_graphs(model, again)
     for name in sorted(model.files.keys() | again.files.keys()):
         if model.files.get(name) != again.files.get(name):

@@ -317,7 +317,7 @@ def test_a_second_import_is_compared(library, source):
 )
 def test_a_graph_that_is_not_the_source_s_is_caught(model, source, monkeypatch, change, where):
     monkeypatch.setattr(frontend, "import_model", lambda *args, **options: model)
-    graph = json.loads(json.dumps(model.to_json()))
+    graph = json.loads(json.dumps(drop_unread_rows(model).to_json()))  # as a library has it
     sound = IntModel.from_json(graph, model.tensors, model.files)
     assert check_source(sound, source, None).ok
     changed = json.loads(json.dumps(graph))
