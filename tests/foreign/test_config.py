@@ -31,6 +31,7 @@ def test_model_type_and_architectures_contradict(folder):
     change(folder / CONFIG, architectures=["RobertaModel"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["gelu_new", "relu", "gelu_pytorch_tanh", "gelu_fast"])
 @equal_to(Transformers)
 def test_activation(folder, activation):
@@ -57,6 +58,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", HARMLESS)
 @equal_to(Transformers)
 def test_key_that_changes_nothing(folder, key):

@@ -63,6 +63,7 @@ def test_link_that_leaves_the_directory(folder, name):
     case(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINKED)
 @equal_to(Transformers)
 def test_link_within_the_directory(folder, name):
@@ -118,7 +119,7 @@ def test_folder_in_place_of_a_file(folder, name):
     case(folder)
 
 
-@pytest.mark.parametrize("path", ["../other", "/tmp", "1_Pooling/../../other"])
+@pytest.mark.parametrize("path", ["../other", "/tmp", "1_Pooling/../../other", "\ud800", "x\0y"])
 @refused("modules.json", "path")
 def test_module_outside(folder, path):
     save(folder, "bert")

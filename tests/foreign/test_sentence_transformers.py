@@ -164,6 +164,7 @@ def test_max_seq_length_that_limits_nothing(folder, length):
     change(folder / "sentence_bert_config.json", max_seq_length=length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dot", "euclidean", "cosine"])
 @equal_to(SentenceTransformers)
 def test_similarity_function(folder, name):

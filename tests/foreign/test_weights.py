@@ -78,6 +78,7 @@ def test_lightning(folder, prefix):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @equal_to(Transformers)
 def test_other_precisions(folder, dtype):
@@ -93,6 +94,7 @@ def test_torch_dtype_of_older_versions(folder):
     change(folder / "config.json", remove=("dtype",), torch_dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "albert", "electra"])
 @equal_to(Transformers)
 def test_untied_decoder(folder, family):

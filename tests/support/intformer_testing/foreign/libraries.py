@@ -28,9 +28,11 @@ AUTO = {
 
 def without_padding(batch) -> list[tuple[list[int], list[int]]]:
     """(ids, types) of every row of a padded batch; types are 0 where the tokenizer gives none."""
-    ids, mask = np.array(batch["input_ids"]), np.array(batch["attention_mask"]).astype(bool)
-    types = np.array(batch["token_type_ids"]) if "token_type_ids" in batch else np.zeros_like(ids)
-    return [(i[m].tolist(), t[m].tolist()) for i, t, m in zip(ids, types, mask, strict=True)]
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    ids, types, mask = (torch.as_tensor(batch[name]) if name in batch else None for name in names)
+    types = torch.zeros_like(ids) if types is None else types
+    kept = [row.bool() for row in mask]
+    return [(i[k].tolist(), t[k].tolist()) for i, t, k in zip(ids, types, kept, strict=True)]
 
 
 def columns(rows: list[tuple[str, ...]]) -> list[list[str]]:
