@@ -6,11 +6,11 @@
 #   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
 #   make qat-results DATA=DIR  quantization-aware training on DIR/{sst2,cola,mrpc,stsb,rte,qnli};
 #                            goes on after a kill; hours on two cores; QAT="--seeds 0,1,2" and other
-#                            options of tests/qat_results
+#                            options of benchmarks/qat_results
 #   make bench               race other runtimes, in .venv-bench: out/bench/report.md; an hour on two
 #                            cores; DATA=DIR also races 32 sentences of DIR/sst2/dev.tsv
 #   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
-#                            options of tests/race
+#                            options of benchmarks/race
 #   make bench-gpu           this machine's GPU: our libraries beside PyTorch there: out/bench-gpu;
 #                            DATA=DIR also compares every integer of dev sets with the CPU's
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
@@ -34,7 +34,7 @@ QAT ?=
 .PHONY: demo test test-all accuracy qat-results bench bench-gpu compile-time tuning-logs install clean
 
 demo: install
-	$(BIN)/python -P tests/demo.py
+	$(BIN)/python -P examples/demo.py
 
 test: install
 	$(BIN)/ruff check
@@ -47,21 +47,21 @@ test-all: install
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO)
 
 accuracy: install
-	$(BIN)/python tests/accuracy "$(DATA)"
+	$(BIN)/python benchmarks/accuracy "$(DATA)"
 
 qat-results:
 	$(MAKE) install VENV=.venv-qat EXTRA=qat-results
-	.venv-qat/bin/python tests/qat_results "$(DATA)" $(QAT)
+	.venv-qat/bin/python benchmarks/qat_results "$(DATA)" $(QAT)
 
 bench:
 	$(MAKE) install VENV=.venv-bench EXTRA=bench
-	.venv-bench/bin/python tests/race $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) $(RACE)
+	.venv-bench/bin/python benchmarks/race $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) $(RACE)
 
 bench-gpu: install
-	$(BIN)/python -P tests/bench_gpu.py $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -P benchmarks/bench_gpu.py $(if $(DATA),--data "$(DATA)")
 
 compile-time: install
-	$(BIN)/python -P tests/compile_time.py
+	$(BIN)/python -P benchmarks/compile_time.py
 
 # Ended at any time, it goes on with what it has measured in out/tuning.
 tuning-logs: install

@@ -13,9 +13,10 @@ PUBLIC = {  # name -> module that has it
     "import_model": "intformer.frontend",
     "compile": "intformer.pipeline",
     "load": "intformer.runtime",
+    "predict": "intformer.runtime.edge",
     "verify": "intformer.proof.verify",
-    "evaluate": "intformer.accuracy",
-    "TARGETS": "intformer.targets",
+    "evaluate": "intformer.measure.accuracy",
+    "TARGETS": "intformer.backends.targets",
     "IntformerError": "intformer.errors",
 }
 __all__ = [
@@ -25,17 +26,19 @@ __all__ = [
     "evaluate",
     "import_model",
     "load",
+    "predict",
     "verify",
 ]
 
 if TYPE_CHECKING:
-    from intformer.accuracy import evaluate
+    from intformer.backends.targets import TARGETS
     from intformer.errors import IntformerError
     from intformer.frontend import import_model
+    from intformer.measure.accuracy import evaluate
     from intformer.pipeline import compile
     from intformer.proof.verify import verify
     from intformer.runtime import load
-    from intformer.targets import TARGETS
+    from intformer.runtime.edge import predict
 
 
 def __getattr__(name: str) -> object:

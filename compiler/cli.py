@@ -164,9 +164,9 @@ def calibration_lines(about: dict) -> list[str]:
 
 def run_verb(args: argparse.Namespace) -> Result:
     """Texts to answers."""
-    from intformer.edge import predict
     from intformer.runtime import load
-    from intformer.texts import decoded, parse_texts, read_texts
+    from intformer.runtime.edge import predict
+    from intformer.runtime.texts import decoded, parse_texts, read_texts
 
     texts, pairs = args.text, args.pair
     if texts is None:
@@ -216,7 +216,7 @@ def shown(answer: object) -> str:
 
 def eval_verb(args: argparse.Namespace) -> Result:
     """Accuracy on labelled data."""
-    from intformer.accuracy import evaluate
+    from intformer.measure.accuracy import evaluate
 
     result = evaluate(
         args.library,
@@ -269,7 +269,7 @@ def analyze_verb(args: argparse.Namespace) -> Result:
     """Why accuracy is lost."""
     from intformer.analysis import report
     from intformer.analysis.study import study
-    from intformer.bench import command
+    from intformer.measure.bench import command
 
     report.check(args.output)
     found = study(
@@ -315,7 +315,7 @@ def tune_verb(args: argparse.Namespace) -> Result:
     """Auto-scheduling."""
     from dataclasses import asdict
 
-    from intformer.bench import command
+    from intformer.measure.bench import command
     from intformer.tuning.driver import tune
 
     start = time.monotonic()
@@ -367,7 +367,7 @@ def rpc_server_verb(args: argparse.Namespace) -> NoReturn:
 def verify_verb(args: argparse.Namespace) -> Result:
     """Proof that a library is integer-only and exact."""
     from intformer.proof.verify import verify
-    from intformer.texts import read_texts
+    from intformer.runtime.texts import read_texts
 
     report = verify(
         args.library,
@@ -444,7 +444,7 @@ def inspect_verb(args: argparse.Namespace) -> Result:
 
 def not_run_here(library) -> dict[str, str]:
     """Return why variants do not run on this machine, by what the system says of its CPU."""
-    from intformer.cpu_features import host_features
+    from intformer.backends.x86.features import host_features
 
     have = host_features()
     lacks = {name: set(features) - have for name, features in library.variants.items()}
@@ -474,8 +474,8 @@ def short(value: object) -> str:
 
 def targets_verb(args: argparse.Namespace) -> Result:
     """Chips we compile for."""
-    from intformer.cpu_features import host_features
-    from intformer.targets import TARGETS
+    from intformer.backends.targets import TARGETS
+    from intformer.backends.x86.features import host_features
 
     have, lacks_gpu = host_features(), _gpu_check()
     data = {
@@ -498,8 +498,8 @@ def targets_verb(args: argparse.Namespace) -> Result:
 
 def _gpu_check() -> Callable[[str], list[str]]:
     """Return a function of an arch: what this machine lacks to run it; newer GPUs do, too."""
-    from intformer.cuda.device import Device
-    from intformer.plan import capability
+    from intformer.backends.cuda.device import Device
+    from intformer.ir.plan import capability
 
     try:
         have = Device().capability
@@ -513,7 +513,7 @@ def ops_verb(args: argparse.Namespace) -> Result:
     """Error of every integer op against float."""
     from dataclasses import asdict
 
-    from intformer import op_errors
+    from intformer.measure import op_errors
 
     progress, rows = Progress(), []
     for row in op_errors.rows():
@@ -538,7 +538,7 @@ def verdict(ok: bool) -> str:
 
 def bench_verb(args: argparse.Namespace) -> Result:
     """Speed, beside PyTorch; or predicted for a GPU that is not here."""
-    from intformer import bench
+    from intformer.measure import bench
 
     if args.predict:
         return predicted(args)
@@ -562,8 +562,8 @@ def bench_verb(args: argparse.Namespace) -> Result:
 
 def predicted(args: argparse.Namespace) -> Result:
     """Predict a library, or random weights of a shape, on a GPU by its public limits."""
-    from intformer.bench import compile_shape
-    from intformer.cuda import chips, predict
+    from intformer.measure.bench import compile_shape
+    from intformer.measure.prediction import chips, predict
     from intformer.runtime import load
 
     progress = Progress()

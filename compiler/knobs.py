@@ -21,7 +21,7 @@ def threads() -> int:
 
 
 # INTFORMER_VARIANT: which variant of its kernels a library runs. The library reads it itself
-# (compiler/c/runtime.c), so that it works without Python.
+# (compiler/link/c/runtime.c), so that it works without Python.
 
 
 def cache() -> Path | None:

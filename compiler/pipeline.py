@@ -5,13 +5,16 @@ import lzma
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from intformer import knobs, library, packing, ranges, scratch
+from intformer import knobs, scratch
+from intformer.backends.object_cache import ObjectCache
+from intformer.backends.targets import TargetSpec, chips, get, weight_packing
 from intformer.errors import CompileError
-from intformer.model import IntModel
-from intformer.object_cache import ObjectCache
-from intformer.plan import Plan, Variant, symbol
+from intformer.ir import ranges
+from intformer.ir.model import IntModel
+from intformer.ir.plan import Plan, Variant, symbol
+from intformer.link import build as library
+from intformer.passes import packing
 from intformer.runtime import Library
-from intformer.targets import TargetSpec, chips, get, weight_packing
 
 
 def compile(
@@ -74,8 +77,8 @@ def compile(
     tell("proving that no integer overflows")
     ranges.check(model)
 
-    from intformer import codegen
-    from intformer.cuda import codegen as cuda_code
+    from intformer.backends.cpu import codegen
+    from intformer.backends.cuda import codegen as cuda_code
     from intformer.passes.fuse import fuse
     from intformer.passes.layout import plan_layout
     from intformer.passes.lower import lower

@@ -12,7 +12,7 @@ into the same order. Native numerators have 12 bits: their high and low bytes ar
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from intformer.cuda import kernel as gpu
+from intformer.backends.cuda import kernel as gpu
 from intformer.relay_ops import expr
 from intformer.relay_ops.attention_tir import (
     ibert_clipped,

@@ -127,7 +127,7 @@ def cuda(attrs: dict, decisions: dict):
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
-    from intformer.cuda import kernel as gpu
+    from intformer.backends.cuda import kernel as gpu
 
     width, bits = attrs["width"], attrs["fraction_bits"]
     quotient_bits = 15 + int(attrs["max_length"]).bit_length() + bits

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from intformer.cuda.kernel import LAUNCH, UNBOUNDED, launch
+from intformer.backends.cuda.kernel import LAUNCH, UNBOUNDED, launch
 from intformer.schedules import cuda_layernorm, cuda_matmul
 from intformer.schedules.cuda_matmul import TILES
 from intformer.schedules.cuda_values import Kernel, Values, stages

@@ -7,7 +7,7 @@ the CPU kernels add up in lanes), numbers of the row made from them, and the cha
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from intformer.cuda.kernel import UNBOUNDED
+from intformer.backends.cuda.kernel import UNBOUNDED
 from intformer.schedules.cuda_matmul import store
 from intformer.schedules.cuda_values import Kernel, Stage, Values
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from intformer.cuda import kernel as gpu
+from intformer.backends.cuda import kernel as gpu
 from intformer.schedules.cuda_values import Kernel, Values
 
 STEP = 32  # products that one instruction adds up

@@ -14,7 +14,7 @@ from tvm.ir.prim.expr import LShift
 from tvm.script.ir_builder import tirx as T
 from tvm_ffi import structural_walk
 
-from intformer.cuda.kernel import COUNTS, argument
+from intformer.backends.cuda.kernel import COUNTS, argument
 from intformer.schedules.space import blocks
 
 

@@ -18,10 +18,19 @@ import pytest
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+FOLDERS = tuple(str(ROOT / name) for name in ("benchmarks", "examples", "tests"))
 PYTEST = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
-PROGRAMS = sorted(path.parent for path in TESTS.rglob("__main__.py"))  # `python tests/race`
+PROGRAMS = sorted(
+    path.parent for path in (ROOT / "benchmarks").rglob("__main__.py")
+)  # `python benchmarks/race`
 ENTRIES = sorted({ROOT / entry for entry in PYTEST["pythonpath"]} | set(PROGRAMS))
 PROBERS = ("transformers", "accelerate", "peft", "safetensors", "tokenizers", "torch.utils", "tvm")
+
+
+def scripts():
+    """Yield every Python file that is not part of the package."""
+    for folder in FOLDERS:
+        yield from Path(folder).rglob("*.py")
 
 
 def importable(folder):
@@ -40,8 +49,8 @@ def test_a_folder_on_the_path_holds_one_package_of_ours(folder):
 
 def test_nothing_else_is_put_on_the_path():
     """Of our files, those that change sys.path or PYTHONPATH name a folder in ENTRIES."""
-    allowed = {"SUPPORT", "PACKAGES", 'str(Path(__file__).parents[1] / "support")'}
-    for path in TESTS.rglob("*.py"):
+    allowed = {"SUPPORT", "PACKAGES", 'str(Path(__file__).parents[2] / "tests" / "support")'}
+    for path in scripts():
         if path == Path(__file__):
             continue
         for line in path.read_text().splitlines():
@@ -51,9 +60,9 @@ def test_nothing_else_is_put_on_the_path():
 
 def test_programs_that_are_files_are_started_without_their_folder():
     """`python FILE` puts the folder of the file on sys.path, `python -P FILE` does not."""
-    for path in (ROOT / "Makefile", *TESTS.rglob("*.py")):
+    for path in (ROOT / "Makefile", *scripts()):
         for line in path.read_text().splitlines():
-            if re.search(r"(bin/|^ *|[`\"])python tests/\S+\.py", line):
+            if re.search(r"(bin/|^ *|[`\"])python (tests|benchmarks|examples)/\S+\.py", line):
                 pytest.fail(f"{path.relative_to(ROOT)}: {line.strip()}: say python -P")
             assert not re.search(r"sys\.executable, _{2}file", line), f"{path}: say -P"
 
@@ -86,14 +95,14 @@ def test_what_transformers_probes_for_is_none_of_ours():
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda folder: folder.name)
 def test_a_program_finds_no_module_of_ours_under_another_name(program):
-    """What `python tests/race` has on sys.path, seen from inside it."""
+    """What `python benchmarks/race` has on sys.path, seen from inside it."""
     code = (
         "import runpy, sys, importlib.util\n"
         f"sys.argv = [{str(program)!r}, '--help']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit: pass\n"
         "print('MODULES', *sorted(n for n, m in sys.modules.items() if '.' not in n\n"
-        f"    and str(getattr(m, '__file__', None)).startswith({str(TESTS)!r})))\n"
+        f"    and str(getattr(m, '__file__', None)).startswith({FOLDERS!r})))\n"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from intformer import library
+from intformer.link import build as library
 from intformer_testing import toy
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_a_wheel_alone_runs_a_library(tree, base, tmp_path):
     installed = tmp_path / "installed"
     install(wheel, installed)
     for name in os.listdir(library.SOURCES):
-        assert (installed / "intformer" / "c" / name).is_file(), name
+        assert (installed / "intformer" / "link" / "c" / name).is_file(), name
     assert list(installed.glob("intformer-*.dist-info/licenses/LICENSE"))
     for line in run(import_all(), base, installed).splitlines():
         assert Path(line).is_relative_to(installed)

@@ -28,7 +28,7 @@ def run(code):
     "code",
     [
         "import intformer; intformer.IntformerError; intformer.load",
-        "import intformer.runtime, intformer.edge",
+        "import intformer.runtime, intformer.runtime.edge",
         "from intformer import cli; cli.main(['--version'])",
     ],
 )
@@ -62,7 +62,7 @@ def test_python_says_which_extra_verify_needs():
 def test_importing_is_quick():
     """No heavy module comes along, even where the extras are installed."""
     code = (
-        "import sys, intformer, intformer.cli, intformer.runtime, intformer.edge;"
+        "import sys, intformer, intformer.cli, intformer.runtime, intformer.runtime.edge;"
         "heavy = {'torch', 'tvm', 'transformers', 'rich'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

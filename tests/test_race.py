@@ -235,7 +235,7 @@ def test_ways_cover_every_sentence_once():
 def test_the_report_shows_it_all(tmp_path):
     rows = [row("gone", None, error="exit 4"), row("vnni-peak", 1.0, "roof", gops=600.0)]
     results = {
-        "command": "python tests/race --quick",
+        "command": "python benchmarks/race --quick",
         "machine": {"CPU": "a CPU"},
         "versions": {"torch": "2"},
         "skipped": ["amx level: this CPU lacks amx-int8"],
@@ -256,7 +256,7 @@ def test_the_report_shows_it_all(tmp_path):
     }
     text = report.markdown(results, found(results["cells"]).values())
     for part in (
-        "`python tests/race --quick`",
+        "`python benchmarks/race --quick`",
         "| **intformer** |  | 10.00, 65 GOP/s |",
         "| fast |  | 14.00, 1.40x |",
         "| gone |  | failed |",
@@ -296,7 +296,7 @@ def test_a_cell_is_raced_in_the_environment_of_make_bench(tmp_path):
     if not python.is_file():
         pytest.skip("no .venv-bench: `make bench` makes it")
     names = [OURS, TORCH, "openvino-int8", "onnxruntime-int8", "ctranslate2-int8"]
-    command = [python, root / "tests" / "race", "--models", "minilm-l6", "--shapes", "1x16"]
+    command = [python, root / "benchmarks" / "race", "--models", "minilm-l6", "--shapes", "1x16"]
     command += ["--isa", VNNI, "--threads", "1", "--contestants", ",".join(names)]
     command += ["--rounds", "1", "--turn", "0.05", "--out", tmp_path]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("tvm", reason="needs the compiler extra")
 
 import intformer
-from intformer.accuracy import l2_normalised
-from intformer.edge import Edge, predict
-from intformer.float_model import FloatModel
+from intformer.backends.targets import host_target
 from intformer.frontend import import_model
-from intformer.targets import host_target
+from intformer.measure.accuracy import l2_normalised
+from intformer.measure.float_model import FloatModel
+from intformer.runtime.edge import Edge, predict
 
 DATA = Path(__file__).parent / "data"
 SENTENCES = (DATA / "sentences.txt").read_text().splitlines()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.accuracy import pearson
 from intformer.analysis.costs import costs, run
 from intformer.analysis.rows import Row, activation, weight
 from intformer.analysis.tensors import compare, to_db
@@ -19,10 +18,11 @@ from intformer.frontend.encoder import read_encoder
 from intformer.frontend.ibert import MODES, import_ibert
 from intformer.frontend.trained import import_trained, is_integer, is_trained
 from intformer.ir.graph import Graph
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
+from intformer.measure.accuracy import pearson
 from intformer.progress import progress as bar
 from intformer.quantize.methods import METHODS
-from intformer.texts import read_texts
+from intformer.runtime.texts import read_texts
 
 BATCH_TOKENS = 512  # run at a time: every value of the model is kept for one batch
 JUDGED_TOKENS = 2048  # of the held-out text, compared tensor by tensor

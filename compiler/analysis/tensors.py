@@ -16,7 +16,7 @@ import numpy as np
 from intformer.analysis.watched import OUTPUT, Watched, watched
 from intformer.ir.float_run import run
 from intformer.ir.graph import Graph
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.progress import progress
 
 BINS = 96

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intformer.model import IntModel, Node
+from intformer.ir.model import IntModel, Node
 from intformer.relay_ops import OPS
 
 OUTPUT = "output"  # the tap of what the float run returns

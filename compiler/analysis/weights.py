@@ -6,7 +6,7 @@ import numpy as np
 
 from intformer.analysis.tensors import BINS, REACH
 from intformer.ir.graph import TABLES, Graph, Linear
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 
 
 @dataclass(frozen=True, eq=False)

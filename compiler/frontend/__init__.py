@@ -6,7 +6,7 @@ from pathlib import Path
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.lora import CONFIG_FILE as ADAPTER_FILE
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 
 
 def import_calibrated(checkpoint: Checkpoint, **options) -> IntModel:

@@ -5,21 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.edge import Edge
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
 from intformer.ir.graph import Graph
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.progress import progress
 from intformer.quantize.methods import METHODS
 from intformer.quantize.native import lower
 from intformer.quantize.native.scales import equalisation, neutral
 from intformer.quantize.observe import Seen
 from intformer.quantize.observe import observe as watch
-from intformer.texts import read_texts
+from intformer.runtime.edge import Edge
+from intformer.runtime.texts import read_texts
 
 JUDGED_TOKENS = 2048  # of the held-out text, run through the integer reference for each method
 UNJUDGED = "minmax"  # the method where nothing is held out: it clips nothing that was seen

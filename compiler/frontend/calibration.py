@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intformer.edge import Edge, hf_positions
 from intformer.errors import CheckpointError
+from intformer.runtime.edge import Edge, hf_positions
 
 SENTENCES = 512  # taken evenly from the calibration text
 HELD_OUT = 8  # every 8th sequence chooses the method and sets no range

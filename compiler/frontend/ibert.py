@@ -25,7 +25,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import notes, pick_head
 from intformer.frontend.ibert_encoder import Reader
 from intformer.frontend.ibert_head import Head
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.progress import progress
 from intformer.relay_ops import attention_ibert
 from intformer.relay_ops.attention import scores

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from intformer import edge
 from intformer.errors import CheckpointError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.json_object import shown
+from intformer.runtime import edge
 
 PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 

@@ -33,7 +33,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.weights import load_pickle, plain_tensor
 from intformer.ir.graph import Graph, Linear, Node
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.quantize.methods import ema
 from intformer.quantize.native import lower
 from intformer.quantize.native.scales import neutral

@@ -34,7 +34,7 @@ OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-ACTIVATIONS = {  # activation_fn -> score function of intformer.edge
+ACTIVATIONS = {  # activation_fn -> score function of intformer.runtime.edge
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
     "torch.nn.modules.activation.Softmax": "softmax",
     "torch.nn.modules.linear.Identity": "identity",
@@ -217,7 +217,7 @@ def files(checkpoint, head: str) -> dict[str, bytes]:
 def score_function(checkpoint, labels: int) -> str | None:
     """Return a CrossEncoder's score function; None for a directory that is not a CrossEncoder's.
 
-    One of intformer.edge.SCORE_FUNCTIONS. It is the first found of: activation_fn of
+    One of intformer.runtime.edge.SCORE_FUNCTIONS. It is the first found of: activation_fn of
     config_sentence_transformers.json; sentence_transformers.activation_fn of config.json;
     sbert_ce_default_activation_function of config.json; sigmoid for one label, identity for more.
     """

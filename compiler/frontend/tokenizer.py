@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 
 from intformer import scratch
-from intformer.edge import SETTINGS_FILE, Edge
 from intformer.errors import CheckpointError, IntformerError
-from intformer.float_model import quiet
 from intformer.frontend.folder import read_regular, reason
 from intformer.frontend.sentence_transformers import lower_cases
+from intformer.measure.float_model import quiet
+from intformer.runtime.edge import SETTINGS_FILE, Edge
 
 JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 VOCABULARY_FILES = (  # any one of these makes a directory one that has a tokenizer

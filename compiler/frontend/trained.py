@@ -16,7 +16,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.folder import reason
 from intformer.ir.graph import Graph
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.quantize.native import lower
 from intformer.quantize.native.scales import GRAINS
 from intformer.quantize.observe import Seen

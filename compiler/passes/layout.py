@@ -6,9 +6,9 @@ attention), uint8 with zero point 128 where a matmul reads them. Constants get a
 
 from dataclasses import dataclass, field
 
-from intformer.model import INPUTS, IntModel, Node
-from intformer.packing import ZERO_POINT, columns
-from intformer.plan import Buffer
+from intformer.ir.model import INPUTS, IntModel, Node
+from intformer.ir.plan import Buffer
+from intformer.passes.packing import ZERO_POINT, columns
 from intformer.relay_ops import OPS
 
 TAKE = "take_rows"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax, tirx
 
-from intformer.model import INPUTS, IntModel
+from intformer.ir.model import INPUTS, IntModel
+from intformer.ir.plan import BLOCK, Launch, Plan, Step
 from intformer.passes.form import Form, Versions
 from intformer.passes.layout import Layout
 from intformer.passes.to_relax import BLOCKS, PREFIX
-from intformer.plan import BLOCK, Launch, Plan, Step
 from intformer.schedules import cuda
 from intformer.schedules.isa import Gpu
 

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir import Op
 
-from intformer.model import INPUTS, IntModel, Node
+from intformer.ir.model import INPUTS, IntModel, Node
 from intformer.passes.layout import Layout
 from intformer.relay_ops import OPS
 

@@ -7,7 +7,7 @@ token alone. Exact: what is left computes what it did.
 
 from dataclasses import replace
 
-from intformer.model import IntModel, Node
+from intformer.ir.model import IntModel, Node
 from intformer.relay_ops import OPS
 
 TAKE = "take_rows"

@@ -2,9 +2,9 @@
 
 import re
 
-from intformer.cuda import code_check
-from intformer.plan import symbol
-from intformer.proof import machine_code
+from intformer.backends.cuda import code_check
+from intformer.backends.x86 import machine_code
+from intformer.ir.plan import symbol
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
 from intformer.runtime import LibraryFile

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from intformer.edge import Edge
 from intformer.runtime import Library
+from intformer.runtime.edge import Edge
 
 LENGTHS = (1, 2, 3, 5)  # every random batch starts with these, and ends with the longest
 REAL_BATCH = 16  # texts in one batch of real inputs

@@ -7,7 +7,7 @@ Nothing in it may run when it is loaded.
 
 from collections.abc import Iterator
 
-from intformer import library as linker
+from intformer.link import build as linker
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
 from intformer.runtime import LibraryFile

@@ -1,6 +1,6 @@
 """The tensor programs (TIR) that a library carries: integers alone, for the kernels it runs."""
 
-from intformer.plan import symbol
+from intformer.ir.plan import symbol
 from intformer.proof import tir_check
 from intformer.proof.code import gpu_arches
 from intformer.proof.finding import Finding

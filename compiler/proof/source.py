@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
 

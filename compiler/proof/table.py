@@ -1,17 +1,18 @@
 """The C tables of a library, decoded from the mapped file: do they say what its JSON says?
 
-The structures are those of compiler/c/plan.h and intformer.h on a 64-bit little-endian machine.
+The structures are those of compiler/link/c/plan.h and intformer.h on a 64-bit little-endian
+machine.
 """
 
 import ctypes
 from collections.abc import Iterator
 from ctypes import c_bool, c_int32, c_int64, c_uint8, c_uint32, c_uint64
 
-from intformer import library as linker
-from intformer.cpu_features import CPU_FEATURES
-from intformer.memory import ROWS, block_bytes
-from intformer.model import INPUTS
-from intformer.plan import COUNTS, Buffer, Launch, Plan, Step, capability
+from intformer.backends.x86.features import CPU_FEATURES
+from intformer.ir.model import INPUTS
+from intformer.ir.plan import COUNTS, Buffer, Launch, Plan, Step, capability
+from intformer.link import build as linker
+from intformer.passes.memory import ROWS, block_bytes
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
 from intformer.runtime import LibraryFile

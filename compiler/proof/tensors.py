@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from intformer.packing import pack, unpack
+from intformer.passes.packing import pack, unpack
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
 from intformer.runtime import LibraryFile

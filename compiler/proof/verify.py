@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import IntformerError, require
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.proof.code import check_machine_code
 from intformer.proof.finding import Finding
 from intformer.proof.inputs import random_batches, real_batches

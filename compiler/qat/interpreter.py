@@ -2,7 +2,7 @@
 
 import torch
 
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.qat import integer_ops, integer_ops_ibert
 from intformer.relay_ops import OPS as INT_OPS
 

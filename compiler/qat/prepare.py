@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from intformer.errors import CheckpointError
-from intformer.float_model import AUTO_CLASSES
 from intformer.frontend import calibrated, calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import pick_head, read_encoder
 from intformer.frontend.trained import check_ranges, read_ranges, settings
 from intformer.ir.graph import Graph
+from intformer.measure.float_model import AUTO_CLASSES
 from intformer.qat.choices import check_options
 from intformer.qat.prepared import (
     Prepared,

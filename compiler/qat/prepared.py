@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from intformer import ranges as range_analysis
 from intformer.errors import IntformerError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.trained import CONFIG_KEY, RANGES_FILE, assemble
-from intformer.model import IntModel
+from intformer.ir import ranges as range_analysis
+from intformer.ir.model import IntModel
 from intformer.qat import losses
 from intformer.qat.dropout import dropout_of
 from intformer.qat.fake_quant import gelu_tables

@@ -15,7 +15,7 @@ from intformer.errors import IntformerError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.ibert import import_ibert
 from intformer.frontend.trained import CONFIG_KEY
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.qat.packing import TOKENS, padded_sequences
 from intformer.qat.prepared import Answering, Prepared
 from intformer.qat.to_ibert import tame

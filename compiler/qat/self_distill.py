@@ -13,10 +13,10 @@ from torch import nn
 from transformers.models.ibert.quant_modules import QuantAct, QuantEmbedding
 
 from intformer.errors import IntformerError
-from intformer.float_model import quiet
 from intformer.frontend import calibration
 from intformer.ir.float_run import run
 from intformer.ir.graph import Graph
+from intformer.measure.float_model import quiet
 from intformer.progress import progress
 from intformer.qat import prepare
 from intformer.qat.packing import padded_sequences

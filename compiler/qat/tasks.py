@@ -1,6 +1,7 @@
 """Labelled files for training: what they hold, how they become tokens, how outputs are scored.
 
-Tables are those of intformer.accuracy (TSV). JSON lines: question answering as in SQuAD, one
+Tables are those of intformer.measure.accuracy (TSV). JSON lines: question answering as in SQuAD,
+one
 question a line: {"question", "context", "answers": [{"text", "start"}]}; token classification:
 {"words": [...], "labels": [...]}.
 """
@@ -14,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer import accuracy
-from intformer.edge import Edge, Packed
 from intformer.errors import IntformerError
+from intformer.measure import accuracy
 from intformer.qat.metrics import OUTSIDE, answer_scores, word_scores
 from intformer.qat.packing import IGNORED
-from intformer.texts import text_lines
+from intformer.runtime.edge import Edge, Packed
+from intformer.runtime.texts import text_lines
 
 CLASSIFICATION, TOKENS, ANSWERS = "classification", "token-classification", "question-answering"
 NAMES = (*accuracy.TASKS, CLASSIFICATION, TOKENS, ANSWERS)

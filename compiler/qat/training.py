@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from intformer.cpu_features import host_features
+from intformer.backends.x86.features import host_features
 from intformer.errors import CheckpointError, IntformerError
-from intformer.float_model import AUTO_CLASSES, quiet
 from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
 from intformer.frontend.trained import CONFIG_KEY
+from intformer.measure.float_model import AUTO_CLASSES, quiet
 from intformer.qat import tasks
 from intformer.qat.choices import check_options, check_source
 from intformer.qat.fine_tuned import fitting

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from intformer.model import Node, Value
+from intformer.ir.model import Node, Value
 from intformer.relay_ops import requantize16, rescale
 from intformer.relay_ops.fixedpoint import make_dyadic
 

@@ -1,7 +1,7 @@
 """The last 64 bytes of a compiled library: length, checksum, and what loading it needs.
 
 Mapping a file that was cut short kills the process at some later page fault, so this is read and
-checked before `dlopen`. compiler/c/intformer_open.c reads the same layout.
+checked before `dlopen`. compiler/link/c/intformer_open.c reads the same layout.
 """
 
 import os

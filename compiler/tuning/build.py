@@ -8,8 +8,10 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuilder
 from tvm.support.popen_pool import PopenPoolExecutor
 
-from intformer import codegen, library, targets
-from intformer.object_cache import ObjectCache
+from intformer.backends import targets
+from intformer.backends.cpu import codegen
+from intformer.backends.object_cache import ObjectCache
+from intformer.link import build as library
 from intformer.passes.form import Decisions, Form
 from intformer.tuning.measure import TIMED_OUT
 from intformer.tuning.workload import decided, identity, meant

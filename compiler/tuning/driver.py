@@ -22,11 +22,11 @@ from pathlib import Path
 from types import ModuleType
 
 from intformer import scratch as scratch_folder
-from intformer import targets
-from intformer.cpu_features import cpu_name, host_features
-from intformer.cuda import toolchain
+from intformer.backends import targets
+from intformer.backends.cuda import toolchain
+from intformer.backends.x86.features import cpu_name, host_features
 from intformer.errors import IntformerError
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.passes.form import Decisions, Form
 from intformer.tuning import records
 from intformer.tuning.records import FAILED, FILES, PROVENANCE, Key, version_for

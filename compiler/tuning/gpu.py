@@ -17,16 +17,16 @@ import numpy as np
 import tvm
 
 import intformer
-from intformer import targets
-from intformer.cuda import codegen, toolchain
-from intformer.cuda.device import Device, DeviceError
-from intformer.cuda.sass_check import NO_SPILLS
+from intformer.backends import targets
+from intformer.backends.cuda import codegen, toolchain
+from intformer.backends.cuda.device import Device, DeviceError
+from intformer.backends.cuda.sass_check import NO_SPILLS
+from intformer.backends.object_cache import ObjectCache
 from intformer.errors import CompileError, IntformerError
-from intformer.library import GPU_TILE
-from intformer.object_cache import ObjectCache
+from intformer.ir.plan import BLOCK, COUNTS, Launch, capability, grid_size
+from intformer.link.build import GPU_TILE
 from intformer.passes.form import Decisions, Form
 from intformer.passes.lower import gpu_versions
-from intformer.plan import BLOCK, COUNTS, Launch, capability, grid_size
 from intformer.tuning.measure import (
     BATCH_SECONDS,
     BATCHES,

@@ -11,8 +11,8 @@ from itertools import combinations
 from pathlib import Path
 
 from intformer.errors import CompileError
+from intformer.ir.plan import BLOCK
 from intformer.passes.form import Decisions, Form, Versions
-from intformer.plan import BLOCK
 from intformer.schedules import cuda
 
 PACKAGED = "packaged"  # the logs that come with intformer

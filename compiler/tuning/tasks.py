@@ -11,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer import packing, ranges, scratch
-from intformer.model import INPUTS, IntModel, Node
+from intformer import scratch
+from intformer.backends.targets import TargetSpec, weight_packing
+from intformer.ir import ranges
+from intformer.ir.model import INPUTS, IntModel, Node
+from intformer.ir.plan import BLOCK, COUNTS, Buffer, Step
+from intformer.passes import packing
 from intformer.passes.form import Decisions, Form, Versions
 from intformer.passes.fuse import fuse
 from intformer.passes.layout import Layout, plan_layout
 from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
 from intformer.passes.unread_rows import drop_unread_rows
-from intformer.plan import BLOCK, COUNTS, Buffer, Step
-from intformer.targets import TargetSpec, weight_packing
 from intformer.tuning.measure import Case
 from intformer.tuning.records import version_for, written_down
 from intformer.tuning.workload import identity

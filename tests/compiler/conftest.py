@@ -1,6 +1,6 @@
 import pytest
 
-from intformer import library
+from intformer.link import build as library
 from intformer_testing import random_hf, small_tokenizer, toy
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intformer import library, runtime
+from intformer import runtime
 from intformer.errors import LibraryError
+from intformer.link import build as library
 from intformer.runtime import footer
 from intformer_testing import toy
 from intformer_testing.c_program import PRINT, batch_c, run_c

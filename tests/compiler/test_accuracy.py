@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from intformer import accuracy as ev
 from intformer.errors import IntformerError
+from intformer.measure import accuracy as ev
 
 
 def test_metrics_by_hand():

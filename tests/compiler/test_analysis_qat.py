@@ -8,11 +8,11 @@ import torch
 import transformers
 
 from intformer.analysis import report, study
-from intformer.float_model import FloatModel
 from intformer.frontend import calibration, import_model
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
+from intformer.measure.float_model import FloatModel
 from intformer.qat import packing, prepare, self_distill
 from intformer_testing import make_ibert, random_hf
 

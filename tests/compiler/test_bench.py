@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from intformer import bench, cli, library, roofline
-from intformer.model import IntModel, Node, Value
+from intformer import cli
+from intformer.ir.model import IntModel, Node, Value
+from intformer.link import build as library
+from intformer.measure import bench, roofline
 
 
 def test_no_roof_without_a_c_compiler(monkeypatch):

@@ -347,7 +347,7 @@ class FullMemory:
 
 
 def test_no_c_compiler(call, source, tmp_path, monkeypatch):
-    from intformer import library
+    from intformer.link import build as library
 
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)

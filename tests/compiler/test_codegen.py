@@ -10,10 +10,10 @@ import tvm
 from tvm import te
 
 import intformer
-from intformer import codegen
-from intformer.elf import Elf
+from intformer.backends.cpu import codegen
+from intformer.backends.object_cache import ObjectCache
 from intformer.frontend import import_model
-from intformer.object_cache import ObjectCache
+from intformer.link.elf import Elf
 from intformer_testing import random_hf
 
 TARGET = {"kind": "llvm", "mcpu": "x86-64"}

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import intformer
-from intformer.cuda import toolchain
-from intformer.cuda.device import Device
+from intformer.backends.cuda import toolchain
+from intformer.backends.cuda.device import Device
+from intformer.backends.targets import TARGETS
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
 from intformer.proof import inputs, results
-from intformer.targets import TARGETS
 from intformer_testing import cuda_compilers, fake_cuda, gpu, make_ibert, random_hf
 
 CASES = [  # family, head, shape; one in the quick tests

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from intformer import edge
-from intformer.edge import Edge, pack
 from intformer.errors import IntformerError, LibraryError
+from intformer.runtime import edge
+from intformer.runtime.edge import Edge, pack
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "the", "cat", "sat", "##s", "##at", ",", "."]

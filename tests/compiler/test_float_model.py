@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from intformer.float_model import FloatModel
+from intformer.measure.float_model import FloatModel
 from intformer_testing import make_ibert
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from intformer import ranges
 from intformer.errors import CheckpointError
 from intformer.frontend.ibert import read
+from intformer.ir import ranges
 from intformer_testing import ibert_compare, make_ibert
 
 LENGTHS = (2, 3, 5, 17, 30)  # 1 apart: transformers' softmax gives 256 of 256 there

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from intformer import ranges
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
+from intformer.ir import ranges
 from intformer.quantize.methods import METHODS
 from intformer.quantize.native import lower
 from intformer.quantize.native.scales import equalisation

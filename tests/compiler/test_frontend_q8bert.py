@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import intformer
-from intformer import ranges
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
+from intformer.ir import ranges
 from intformer.quantize.observe import observe
 from intformer_testing import qat_batch, random_hf
 

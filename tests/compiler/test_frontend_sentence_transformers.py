@@ -11,13 +11,13 @@ from sentence_transformers.sentence_transformer import modules as st_modules
 
 import intformer
 from intformer import cli
-from intformer.edge import Edge, predict
 from intformer.errors import CheckpointError, IntformerError
-from intformer.float_model import FloatModel
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
+from intformer.measure.float_model import FloatModel
 from intformer.qat import prepare
+from intformer.runtime.edge import Edge, predict
 from intformer_testing import random_hf, sentence_dirs, small_tokenizer
 from intformer_testing.sentence_dirs import Exact, Quantized, change, plain, write
 

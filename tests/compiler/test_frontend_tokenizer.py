@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from intformer.edge import SETTINGS_FILE, Edge
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.runtime.edge import SETTINGS_FILE, Edge
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,12 +12,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from intformer.errors import CheckpointError
-from intformer.float_model import FloatModel
 from intformer.frontend.calibrated import import_uncalibrated
 from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
+from intformer.measure.float_model import FloatModel
 from intformer.qat import prepare
 from intformer_testing import random_hf
 

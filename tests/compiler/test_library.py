@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import intformer
-from intformer import library, runtime
-from intformer.elf import Elf
+from intformer import runtime
 from intformer.errors import CompileError, LibraryError
-from intformer.memory import assign_slots, block_bytes
-from intformer.plan import Buffer, Plan, Step
+from intformer.ir.plan import Buffer, Plan, Step
+from intformer.link import build as library
+from intformer.link.elf import Elf
+from intformer.passes.memory import assign_slots, block_bytes
 from intformer.runtime import footer
 from intformer_testing import toy
 
@@ -45,7 +46,7 @@ def test_exports_the_two_entries_alone(toy_path):
 
 def test_code_is_integer_only(toy_path):
     pytest.importorskip("iced_x86")
-    from intformer.proof import machine_code
+    from intformer.backends.x86 import machine_code
 
     assert not machine_code.check(toy_path).findings
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from intformer import library, runtime
-from intformer.elf import Elf
+from intformer import runtime
 from intformer.errors import CompileError
+from intformer.link import build as library
+from intformer.link.elf import Elf
 from intformer.runtime import footer
 from intformer_testing import toy, toy_cuda
 
@@ -66,7 +67,7 @@ def test_needs_libc_alone_and_hides_its_symbols(path):
 
 def test_code_is_integer_only(path):
     pytest.importorskip("iced_x86")
-    from intformer.proof import machine_code
+    from intformer.backends.x86 import machine_code
 
     assert not machine_code.check(path).findings
 

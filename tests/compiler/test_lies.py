@@ -11,9 +11,9 @@ import pytest
 
 import intformer
 from intformer import cli, pipeline, runtime
-from intformer.elf import Elf
 from intformer.errors import LibraryError
 from intformer.frontend import import_model
+from intformer.link.elf import Elf
 from intformer.proof.table import API, TABLE, Reader
 from intformer.proof.verify import verify
 from intformer.runtime import LibraryFile, footer

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
+from intformer.backends.x86 import machine_code
+from intformer.backends.x86 import mnemonics as x86_mnemonics
 from intformer.errors import IntformerError
-from intformer.proof import machine_code, x86_mnemonics
 
 pytest.importorskip("iced_x86", reason="needs the compiler extra")
 

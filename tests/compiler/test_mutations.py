@@ -15,10 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from intformer.errors import IntformerError
-from intformer.float_model import quiet
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import import_uncalibrated, split
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.measure.float_model import quiet
 from intformer_testing import make_ibert, mutate, random_hf, small_tokenizer
 
 COUNT, BLOCKS = 2000, 20

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from intformer import knobs
+from intformer.backends.object_cache import DIGEST, ObjectCache
 from intformer.errors import IntformerError
-from intformer.object_cache import DIGEST, ObjectCache
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
 
 WRITER = """
 import sys
-from intformer.object_cache import ObjectCache
+from intformer.backends.object_cache import ObjectCache
 cache = ObjectCache(sys.argv[1], limit=1 << 20)
 data = bytes(range(256)) * 256
 for turn in range(300):

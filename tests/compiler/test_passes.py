@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from intformer.model import Node
+from intformer.ir.model import Node
 from intformer.passes.fuse import CHAINS
 from intformer.relay_ops import attention, i_gelu, i_layernorm, requantize16, rescale
 from intformer.relay_ops.fixedpoint import make_dyadic

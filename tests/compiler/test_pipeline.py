@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import intformer
-from intformer import targets
+from intformer.backends import targets
 from intformer.errors import CompileError
 from intformer.frontend import import_model
 from intformer_testing import make_ibert, random_hf

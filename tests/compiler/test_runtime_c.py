@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intformer import library, runtime
-from intformer.cpu_features import host_features
+from intformer import runtime
+from intformer.backends.x86.features import host_features
 from intformer.errors import LibraryError
+from intformer.link import build as library
 from intformer.runtime import footer
 from intformer_testing import toy
 from intformer_testing.c_program import PRINT, batch_c, run_c
@@ -538,7 +539,7 @@ def test_a_kernel_may_read_24_rows_past_the_end(tmp_path, tokens):
 
 def test_cpu_features_agree_with_linux(tmp_path):
     """Each feature that /proc/cpuinfo knows by the same name is found, and no other."""
-    from intformer.cpu_features import CPU_FEATURES
+    from intformer.backends.x86.features import CPU_FEATURES
 
     flags = next(
         line.split(":")[1].split()

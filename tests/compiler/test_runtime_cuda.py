@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intformer import library, runtime
+from intformer import runtime
 from intformer.errors import LibraryError
+from intformer.link import build as library
 from intformer_testing import fake_cuda, toy, toy_cuda
 from intformer_testing.c_program import PRINT, batch_c, run_c
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intformer import library, runtime
-from intformer.cuda import toolchain
-from intformer.cuda.device import Device
+from intformer import runtime
+from intformer.backends.cuda import toolchain
+from intformer.backends.cuda.device import Device
+from intformer.link import build as library
 from intformer_testing import cuda_compilers, toy, toy_cuda
 
 SUPPORT = Path(toy.__file__).parents[1]

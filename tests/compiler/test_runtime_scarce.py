@@ -6,7 +6,7 @@ that a call fails when it is told to.
 
 import pytest
 
-from intformer import library
+from intformer.link import build as library
 from intformer_testing import toy
 from intformer_testing.c_program import batch_c, run_c
 

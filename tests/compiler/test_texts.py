@@ -5,7 +5,7 @@ import os
 import pytest
 
 from intformer.errors import IntformerError
-from intformer.texts import parse_texts, read_texts
+from intformer.runtime.texts import parse_texts, read_texts
 
 
 def read(tmp_path, content):

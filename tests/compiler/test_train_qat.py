@@ -8,8 +8,8 @@ import transformers
 
 import intformer
 from intformer import cli
-from intformer.accuracy import run_in_batches
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.measure.accuracy import run_in_batches
 from intformer.qat import prepare, tasks, trainer
 from intformer.qat.training import Settings, train
 from intformer_testing.train_files import answers, table, words

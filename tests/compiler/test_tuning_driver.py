@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import intformer
+from intformer.backends.targets import TARGETS
 from intformer.cli import main
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
 from intformer.frontend.shapes import SHAPES
-from intformer.targets import TARGETS
 from intformer.tuning import records
 from intformer.tuning.build import Builder
 from intformer.tuning.driver import tune, version_for

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import intformer
-from intformer.cuda.device import Device
+from intformer.backends.cuda.device import Device
+from intformer.backends.targets import TARGETS
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
-from intformer.targets import TARGETS
 from intformer.tuning import records
 from intformer.tuning.driver import tune
 from intformer.tuning.tasks import tasks
@@ -37,7 +37,7 @@ FAULTS = """
 import sys
 from pathlib import Path
 from intformer_testing import emulated_builds
-from intformer.targets import TARGETS
+from intformer.backends.targets import TARGETS
 from intformer.tuning.build import Builder
 from intformer.tuning.remote import Remote
 from intformer.tuning.runner import Runner
@@ -269,7 +269,7 @@ def test_without_that_gpu_it_ends_at_once(source, environment, tmp_path, setting
     ],
 )
 def test_what_is_missing_is_said(environment, tmp_path, settings, message):
-    code = "from intformer.cuda.device import Device; Device()"
+    code = "from intformer.backends.cuda.device import Device; Device()"
     env, command = with_settings(environment, settings, tmp_path), [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert "IntformerError: " in done.stderr and message in done.stderr.splitlines()[-1]

@@ -6,9 +6,9 @@ import math
 import pytest
 
 import intformer.tuning_logs
+from intformer.backends.targets import TARGETS
 from intformer.errors import CompileError
 from intformer.passes.form import Form
-from intformer.targets import TARGETS
 from intformer.tuning import records
 from intformer.tuning.records import Choice, Logs, versions
 from intformer_testing.kernels import Chain, Program, lowered, on_every_target

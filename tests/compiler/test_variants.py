@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 import intformer
-from intformer import library, runtime
-from intformer.cpu_features import host_features
-from intformer.elf import Elf
+from intformer import runtime
+from intformer.backends.targets import TARGETS, chips, host_target
+from intformer.backends.x86 import machine_code
+from intformer.backends.x86.features import host_features
 from intformer.errors import LibraryError
 from intformer.frontend import import_model
+from intformer.link import build as library
+from intformer.link.elf import Elf
 from intformer.passes.unread_rows import drop_unread_rows
-from intformer.proof import code, inputs, machine_code, results
+from intformer.proof import code, inputs, results
 from intformer.proof.verify import verify
-from intformer.targets import TARGETS, chips, host_target
 from intformer_testing import random_hf, toy
 from intformer_testing.c_program import PRINT, batch_c, run_c
 from intformer_testing.kernels import MISSING

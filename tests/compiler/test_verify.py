@@ -13,7 +13,7 @@ from tvm import te, tirx
 from intformer import frontend, pipeline, runtime
 from intformer.errors import CompileError, IntformerError
 from intformer.frontend import import_model
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.passes.unread_rows import drop_unread_rows
 from intformer.proof import inputs, programs, results, tir_check
 from intformer.proof.finding import Finding

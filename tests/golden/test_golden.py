@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from intformer import packing
+from intformer.backends.targets import TARGETS, chips, weight_packing
+from intformer.passes import packing
 from intformer.passes.fuse import fuse
 from intformer.passes.layout import plan_layout
 from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
-from intformer.targets import TARGETS, chips, weight_packing
 from intformer_testing import golden_models
 
 HERE = Path(__file__).parent

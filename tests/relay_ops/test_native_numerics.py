@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from intformer import op_errors
 from intformer.errors import RangeError
+from intformer.measure import op_errors
 from intformer.relay_ops import attention, i_gelu, i_layernorm, requantize16, rescale
 from intformer.relay_ops.fixedpoint import mul_round
 from intformer.relay_ops.interval import Interval

@@ -6,9 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from intformer import ranges
 from intformer.errors import RangeError
-from intformer.model import IntModel, Node, Value
+from intformer.ir import ranges
+from intformer.ir.model import IntModel, Node, Value
 from intformer.relay_ops import (
     OPS,
     attention,

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from intformer.proof import machine_code, tir_check
+from intformer.backends.x86 import machine_code
+from intformer.proof import tir_check
 from intformer_testing.kernels import MISSING, Graph, Program, integers, lowered
 
 TARGET = "sapphirerapids"

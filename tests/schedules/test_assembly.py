@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from intformer.elf import Elf
+from intformer.backends.targets import TARGETS
+from intformer.backends.x86 import machine_code
+from intformer.link.elf import Elf
 from intformer.passes.fuse import CHAINS
-from intformer.proof import machine_code
 from intformer.proof.code import BASELINE, spelling
 from intformer.relay_ops import attention, attention_ibert, i_gelu
-from intformer.targets import TARGETS
 from intformer_testing.kernels import CHIPS, Chain, Graph, Program
 
 iced_x86 = pytest.importorskip("iced_x86", reason="needs the compiler extra")

@@ -16,6 +16,7 @@ from tvm import te
 from tvm.runtime import tensor
 from tvm.s_tir import Schedule
 
+from intformer.backends.targets import TARGETS, weight_packing
 from intformer.passes.fuse import CHAINS
 from intformer.relay_ops import (
     OPS,
@@ -30,7 +31,6 @@ from intformer.relay_ops import (
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic, mul_round
 from intformer.schedules.space import CHUNK_BYTES
-from intformer.targets import TARGETS, weight_packing
 from intformer_testing.kernels import Chain, Graph, Program, integers, on_every_cpu, on_every_target
 
 INT32_MAX = 2**31 - 1

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tvm.ir import assert_structural_equal
 
-from intformer.proof import machine_code
+from intformer.backends.targets import TARGETS
+from intformer.backends.x86 import machine_code
 from intformer.proof.tir_check import check
 from intformer.relay_ops import attention
 from intformer.relay_ops.fixedpoint import make_dyadic
-from intformer.targets import TARGETS
 from intformer_testing.kernels import CHIPS, Chain, Graph, Program, lowered, on_every_target
 
 DENSE = ("matmul", "rescale", "i_gelu", "requantize16")

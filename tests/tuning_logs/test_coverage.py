@@ -6,9 +6,9 @@ from functools import cache
 import pytest
 
 import intformer
+from intformer.backends.targets import TARGETS
 from intformer.cli import TOKENS
-from intformer.plan import BLOCK
-from intformer.targets import TARGETS
+from intformer.ir.plan import BLOCK
 from intformer.tuning import records
 from intformer.tuning.tasks import models_of_shape, tasks
 

@@ -5,7 +5,7 @@
 
 from intformer.errors import CheckpointError
 from intformer.ir.graph import Graph
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.quantize.native.rules import emit
 from intformer.quantize.native.scales import GRAINS, Scales
 from intformer.quantize.observe import Seen

@@ -7,7 +7,7 @@ linear, int16 for the residual of a sum, an accumulator for what brings it to a 
 import numpy as np
 
 from intformer.ir.graph import Node
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.quantize.methods import TINY
 from intformer.quantize.native.emitter import NativeEmitter
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales

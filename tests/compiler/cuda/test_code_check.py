@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from intformer.cuda import code_check, sass, toolchain
+from intformer.backends.cuda import code_check, sass, toolchain
 from intformer.errors import CompileError
 from intformer.proof import code
 from intformer_testing import cuda_compilers
@@ -73,7 +73,7 @@ def test_a_cubin_that_cannot_be_read_is_a_finding(monkeypatch):
     def fail(cubin):
         raise CompileError("SASS cannot be read: no nvdisasm", where="cubin", hint=sass.INSTALL)
 
-    monkeypatch.setattr("intformer.cuda.sass_check.disassemble", fail)
+    monkeypatch.setattr("intformer.backends.cuda.sass_check.disassemble", fail)
     (line,) = judged(built)
     assert "no nvdisasm" in line and "pip install" in line
 

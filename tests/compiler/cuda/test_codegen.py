@@ -7,7 +7,7 @@ import pytest
 import tvm_ffi
 from tvm import IRModule
 
-from intformer.cuda import codegen, toolchain
+from intformer.backends.cuda import codegen, toolchain
 from intformer_testing import cuda_compilers
 from intformer_testing.kernels import Chain, lowered
 

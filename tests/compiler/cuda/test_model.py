@@ -6,8 +6,9 @@ import lzma
 import pytest
 
 from intformer import cli, pipeline
-from intformer.cuda import chips, code_check, predict, toolchain
+from intformer.backends.cuda import code_check, toolchain
 from intformer.frontend import import_model
+from intformer.measure.prediction import chips, predict
 from intformer.proof import code
 from intformer_testing import cuda_compilers, random_hf
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from intformer import cli
-from intformer.cuda import chips, predict, sass, toolchain, trace
-from intformer.cuda import multiprocessor as sm
-from intformer.cuda.sass import Function, Instruction
+from intformer.backends.cuda import sass, toolchain
+from intformer.backends.cuda.sass import Function, Instruction
 from intformer.errors import IntformerError
+from intformer.measure.prediction import chips, predict, trace
+from intformer.measure.prediction import multiprocessor as sm
 from intformer_testing import cuda_compilers
 
 T4 = chips.CHIPS["t4"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from intformer.cuda import ptx_check, sass, sass_check, toolchain
-from intformer.cuda.sass_opcodes import ALLOWED, fault, is_constant_move
+from intformer.backends.cuda import ptx_check, sass, sass_check, toolchain
+from intformer.backends.cuda.sass_opcodes import ALLOWED, fault, is_constant_move
 from intformer.errors import CompileError
 from intformer_testing import cuda_compilers
 
@@ -194,7 +194,7 @@ def test_sass_opcodes(opcode, operands, reason):
 
 
 def test_no_allowed_name_is_denied():
-    from intformer.cuda.sass_opcodes import DENIED
+    from intformer.backends.cuda.sass_opcodes import DENIED
 
     assert [n for n in ALLOWED if any(pattern.fullmatch(n) for pattern in DENIED.values())] == []
 

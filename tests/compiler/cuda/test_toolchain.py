@@ -2,10 +2,10 @@
 
 import pytest
 
-from intformer.cuda import toolchain
-from intformer.elf import Elf
+from intformer.backends.cuda import toolchain
+from intformer.backends.object_cache import ObjectCache
 from intformer.errors import CompileError
-from intformer.object_cache import ObjectCache
+from intformer.link.elf import Elf
 from intformer_testing import cuda_compilers
 
 KERNELS = """

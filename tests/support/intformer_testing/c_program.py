@@ -5,7 +5,7 @@ import subprocess
 import textwrap
 from pathlib import Path
 
-from intformer import library
+from intformer.link import build as library
 
 PRINT = """
     static void print(const intformer_api *api) {

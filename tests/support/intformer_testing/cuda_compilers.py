@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from intformer.cuda import toolchain
+from intformer.backends.cuda import toolchain
 from intformer.errors import CompileError
 
 

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from intformer.cuda.toolchain import Built
+from intformer.backends.cuda.toolchain import Built
 from intformer.tuning import gpu
 from intformer_testing import gpu as on_cpu
 

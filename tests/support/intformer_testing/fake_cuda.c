@@ -1,4 +1,4 @@
-/* A libcuda.so.1 for machines without a GPU: the calls that compiler/c/cuda.c makes, on host memory.
+/* A libcuda.so.1 for machines without a GPU: the calls that compiler/link/c/cuda.c makes, on host memory.
  *
  * What is put on a stream runs when the stream is waited for, as on a slow GPU. A kernel NAME is
  * `void emulate_NAME(const unsigned grid[3], unsigned threads, void **params)` of the library that

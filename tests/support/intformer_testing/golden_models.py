@@ -12,7 +12,7 @@ import transformers
 from safetensors.numpy import save_file
 
 from intformer.frontend import import_model
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer_testing import random_hf
 
 HIDDEN, WIDE, LAYERS = 32, 48, 2

@@ -12,9 +12,9 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from intformer.cuda import codegen, kernel
-from intformer.library import GPU_TILE
-from intformer.plan import BLOCK, Launch, grid_size
+from intformer.backends.cuda import codegen, kernel
+from intformer.ir.plan import BLOCK, Launch, grid_size
+from intformer.link.build import GPU_TILE
 
 HERE = Path(__file__).parent
 GUARD = 4096  # bytes before and after every tensor

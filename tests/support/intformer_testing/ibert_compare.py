@@ -31,9 +31,9 @@ from transformers.models.ibert import quant_modules
 from intformer.frontend import calibration
 from intformer.frontend.calibrated import split
 from intformer.frontend.ibert import read
-from intformer.model import IntModel
+from intformer.ir.model import IntModel
 from intformer.relay_ops import OPS
-from intformer.texts import read_texts
+from intformer.runtime.texts import read_texts
 
 CLASSES = {
     "features": IBertModel,

@@ -17,9 +17,10 @@ from tvm import IRModule, te, tirx
 from tvm import compile as compile_tir
 from tvm.runtime import tensor
 
-from intformer import packing
-from intformer.cpu_features import host_features
-from intformer.model import IntModel, Node, Value
+from intformer.backends.targets import TARGETS, weight_packing
+from intformer.backends.x86.features import host_features
+from intformer.ir.model import IntModel, Node, Value
+from intformer.passes import packing
 from intformer.passes.fuse import fuse
 from intformer.passes.layout import plan_layout
 from intformer.passes.lower import lower
@@ -35,7 +36,6 @@ from intformer.relay_ops import (
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.op import IntOp, Kernel
-from intformer.targets import TARGETS, weight_packing
 from intformer_testing import gpu
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from intformer.edge import pack
+from intformer.runtime.edge import pack
 from intformer_testing import random_hf
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from intformer.edge import predict
 from intformer.frontend import import_model
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
+from intformer.runtime.edge import predict
 from intformer_testing import random_hf, small_tokenizer
 
 TOKENS = {

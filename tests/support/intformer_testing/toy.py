@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.model import IntModel
-from intformer.plan import Buffer, Plan, Step, symbol
+from intformer.ir.model import IntModel
+from intformer.ir.plan import Buffer, Plan, Step, symbol
 
 VOCAB, TYPES, LENGTH, CHANNELS, WIDTH = 50, 2, 12, 10, 16
 META = {

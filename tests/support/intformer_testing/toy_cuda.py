@@ -6,7 +6,7 @@ Once in CUDA C, once as a C file that emulates them for the driver of fake_cuda.
 import subprocess
 from pathlib import Path
 
-from intformer.plan import GpuCode, Launch, Plan, Variant
+from intformer.ir.plan import GpuCode, Launch, Plan, Variant
 from intformer_testing import toy
 
 SMALL = 8  # rows: `add` has a version for runs up to here
@@ -132,7 +132,7 @@ def code(plan: Plan) -> GpuCode:
 
 def real_variant(name: str = "t4", arch: str = "sm_75") -> Variant:
     """The kernels as nvcc or NVRTC compiles them."""
-    from intformer.cuda import toolchain
+    from intformer.backends.cuda import toolchain
 
     built = toolchain.build(CUDA, arch)
     return Variant(name, tir=b"", arch=arch, gpu=GpuCode(CUDA, built.cubin, built.ptx))

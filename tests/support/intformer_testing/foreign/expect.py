@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intformer.edge import Edge, Packed
 from intformer.errors import IntformerError
 from intformer.frontend import import_model
+from intformer.runtime.edge import Edge, Packed
 from intformer_testing.sentence_dirs import Exact, Quantized
 from intformer_testing.small_tokenizer import SENTENCES
 

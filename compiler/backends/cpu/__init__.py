@@ -1,0 +1,1 @@
+"""What every CPU shares: kernels become object files."""

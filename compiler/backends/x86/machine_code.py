@@ -1,0 +1,268 @@
+"""Read the machine code of a library: is every instruction integer work?
+
+Every byte of every executable segment is decoded (compilers for x86-64 keep tables in .rodata, so
+code is all there is) and every mnemonic looked up in x86_mnemonics. Functions imported from libm
+count as float too.
+"""
+
+import bisect
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from intformer.backends.x86.mnemonics import fault
+from intformer.errors import LibraryError
+from intformer.link.elf import Elf, Section
+from intformer.proof.finding import Finding
+from intformer.runtime.image import EXECUTE, PAGE, Image
+
+X86_64 = 62  # e_machine
+OBJECT = 1  # e_type: ET_REL
+EXECUTABLE = 4  # sh_flags: SHF_EXECINSTR
+DYNSYM, SYMTAB, VERNEED, VERSYM = 11, 2, 0x6FFFFFFE, 0x6FFFFFFF  # sh_type
+FUNCTION = 2  # symbol type
+SYMBOL = "<IBBHQQ"  # Elf64_Sym: name, info, other, section index, value, size
+
+
+@dataclass
+class MachineCode:
+    """What the code of a library holds.
+
+    instructions  how many were decoded
+    mnemonics     how often each occurs
+    functions     in the order of their addresses: name, and the CPUID features its code uses, as
+                  iced-x86 names them (AVX512_VNNI, ...)
+    findings      instructions and imports that are not integer work
+    """
+
+    instructions: int = 0
+    mnemonics: Counter = field(default_factory=Counter)
+    functions: list[tuple[str, set[str]]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def features(self) -> set[str]:
+        """CPUID features of all code."""
+        return set().union(*(features for _, features in self.functions))
+
+
+def check(path: Path) -> MachineCode:
+    """Decode every executable byte of an ELF file, and judge it.
+
+    Executable is what the program headers map so: section headers are believed for names alone.
+    Of an object, which has no program headers, its executable sections are read. Decoding starts
+    at the first byte, and again at every target of a jump, call or address in the code and at
+    every address of code in the data, until it meets an instruction that is decoded already: so
+    code that hides inside other instructions is read as it would run.
+    """
+    import iced_x86
+
+    elf = Elf(Path(path))
+    (arch,) = struct.unpack_from("<H", elf.data, 18)
+    if arch != X86_64:
+        raise LibraryError(f"code for ELF machine {arch}; x86-64 is {X86_64}", where=str(path))
+    kinds = Kinds()
+    formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
+    found = MachineCode()
+    functions = Functions(elf)
+    decoded: dict[int, tuple] = {}  # address -> what its instruction is
+    for region in regions(elf, path):
+        decoded |= decode(region, functions.addresses, kinds)
+        found.findings += region.findings
+    next_function = -1  # address where another one starts
+    for address in sorted(decoded):
+        instruction, (name, reason, features) = decoded[address]
+        found.mnemonics[name] += 1
+        if address >= next_function:
+            name_here, next_function = functions.around(address)
+            used: set[str] = set()
+            found.functions.append((name_here, used))
+        used |= features
+        if reason:
+            text = f"{reason}: {formatter.format(instruction)}"
+            found.findings.append(Finding(functions.at(address), text))
+    found.instructions = found.mnemonics.total()
+    found.findings += [
+        Finding("imports", f"float function: {name} from {library}")
+        for name, library in imports(elf)
+        if library.startswith("libm.")
+    ]
+    if not found.instructions:
+        raise LibraryError("no code in it", where=str(path))
+    return found
+
+
+@dataclass
+class Region:
+    """Executable bytes, and the addresses in data that point into them."""
+
+    address: int
+    code: bytes
+    entries: list[int] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def regions(elf: Elf, path: Path) -> list[Region]:
+    """Return the executable bytes of a library by its segments, of an object by its sections."""
+    (kind,) = struct.unpack_from("<H", elf.data, 16)
+    if kind == OBJECT:
+        bases = section_bases(elf)
+        return [
+            Region(bases[i], elf.data[s.offset : s.offset + s.size])
+            for i, s in enumerate(elf.sections)
+            if s.flags & EXECUTABLE
+        ]
+    image = Image(memoryview(elf.data), str(path))
+    found = []
+    for segment in image.loads:
+        if not segment.flags & EXECUTE:
+            continue
+        start, stop = segment.offset, segment.offset + segment.filesz
+        region = Region(segment.vaddr, elf.data[start:stop])
+        # the system maps whole pages
+        first, last = start // PAGE * PAGE, -(-stop // PAGE) * PAGE
+        if any(elf.data[first:start]) or any(elf.data[stop:last]):
+            what = "the pages of executable code hold other bytes, which could run as well"
+            region.findings.append(Finding(f"segment at {segment.vaddr:#x}", what))
+        region.entries = [r.addend for r in image.relocations if not r.symbol]
+        region.entries += [s.value for s in image.symbols if s.section]
+        found.append(region)
+    return found
+
+
+def section_bases(elf: Elf) -> dict[int, int]:
+    """Return an address of its own for each executable section of an object; empty for a library.
+
+    In an object all sections begin at 0.
+    """
+    (kind,) = struct.unpack_from("<H", elf.data, 16)
+    bases, following = {}, PAGE
+    for i, section in enumerate(elf.sections if kind == OBJECT else ()):
+        if section.flags & EXECUTABLE:
+            bases[i] = following
+            following += -(-section.size // PAGE) * PAGE + PAGE
+    return bases
+
+
+class Kinds:
+    """What is known of an instruction by its opcode: mnemonic, fault, CPUID features."""
+
+    def __init__(self):
+        """Collect iced's names of mnemonics and features."""
+        import iced_x86
+
+        self.names = _names(iced_x86.Mnemonic)
+        self.features = _names(iced_x86.CpuidFeature)
+        self.known: dict[int, tuple[str, str | None, set[str]]] = {}
+
+    def of(self, instruction) -> tuple[str, str | None, set[str]]:
+        """Return (mnemonic, fault or None, features)."""
+        if instruction.code not in self.known:
+            name = self.names[instruction.mnemonic].lower()
+            features = {self.features[f] for f in instruction.cpuid_features()}
+            self.known[instruction.code] = name, fault(name), features
+        return self.known[instruction.code]
+
+
+def _names(kind: object) -> dict[int, str]:
+    return {number: name for name, number in vars(kind).items() if isinstance(number, int)}
+
+
+def decode(region: Region, hints: list[int], kinds: Kinds) -> dict[int, tuple]:
+    """Return address -> (instruction, kind) of everything that can run in a region.
+
+    hints  more addresses to start at, such as those of symbols: they can only add code
+    """
+    import iced_x86
+
+    code, base = region.code, region.address
+    end = base + len(code)
+    branch, call = iced_x86.OpKind.NEAR_BRANCH64, iced_x86.Register.RIP
+    memory = iced_x86.OpKind.MEMORY
+    found: dict[int, tuple] = {}
+    starts = [base, *region.entries, *hints]
+    while starts:
+        start = starts.pop()
+        if not base <= start < end or start in found:
+            continue
+        for instruction in iced_x86.Decoder(64, code[start - base :], ip=start):
+            if instruction.ip in found:
+                break
+            found[instruction.ip] = instruction, kinds.of(instruction)
+            if instruction.op_count:
+                if instruction.op0_kind == branch:
+                    starts.append(instruction.near_branch_target)
+                elif instruction.memory_base == call and memory in (
+                    instruction.op0_kind,
+                    instruction.op1_kind,
+                ):
+                    starts.append(instruction.memory_displacement)
+    return found
+
+
+class Functions:
+    """Names an address by the function it lies in, where symbols were kept."""
+
+    def __init__(self, elf: Elf):
+        """Collect the function symbols of both symbol tables, sorted by address."""
+        found, bases = {}, section_bases(elf)
+        for section in elf.sections:
+            if section.type in (DYNSYM, SYMTAB):
+                for name, info, _, index, value, _ in entries(elf, section, SYMBOL):
+                    if info & 15 == FUNCTION and index:
+                        found[value + bases.get(index, 0)] = text(elf, section, name)
+        self.addresses = sorted(found)
+        self.names = [found[address] for address in self.addresses]
+
+    def around(self, address: int) -> tuple[str, float]:
+        """Return the name of the function, "" before the first, and where the next one starts."""
+        i = bisect.bisect_right(self.addresses, address)
+        following = self.addresses[i] if i < len(self.addresses) else math.inf
+        return self.names[i - 1] if i else "", following
+
+    def at(self, address: int) -> str:
+        """Return "function+0x12", or the bare address before the first symbol."""
+        i = bisect.bisect_right(self.addresses, address) - 1
+        if i < 0:
+            return hex(address)
+        return f"{self.names[i]}+{address - self.addresses[i]:#x}"
+
+
+def entries(elf: Elf, section: Section, layout: str) -> Iterator[tuple]:
+    """Unpack the fixed-size entries of a section."""
+    return struct.iter_unpack(layout, elf.data[section.offset : section.offset + section.size])
+
+
+def text(elf: Elf, section: Section, offset: int) -> str:
+    """Return a string from the string table that a section is linked to."""
+    start = elf.sections[section.link].offset + offset
+    return elf.data[start : elf.data.index(b"\0", start)].decode()
+
+
+def imports(elf: Elf) -> list[tuple[str, str]]:
+    """Return (symbol, library) of every versioned symbol taken from another library."""
+    by_type = {section.type: section for section in elf.sections}
+    if not {DYNSYM, VERNEED, VERSYM} <= by_type.keys():
+        return []
+    needed, symbols = by_type[VERNEED], by_type[DYNSYM]
+    library = {}  # version index -> file name
+    entry = needed.offset
+    for _ in range(needed.info):
+        _, count, file, first, following = struct.unpack_from("<HHIII", elf.data, entry)
+        version = entry + first
+        for _ in range(count):
+            _, _, other, _, step = struct.unpack_from("<IHHII", elf.data, version)
+            library[other] = text(elf, needed, file)
+            version += step
+        entry += following
+    versions = [version & 0x7FFF for (version,) in entries(elf, by_type[VERSYM], "<H")]
+    return [
+        (text(elf, symbols, name), library[version])
+        for (name, _, _, index, _, _), version in zip(
+            entries(elf, symbols, SYMBOL), versions, strict=True
+        )
+        if index == 0 and version in library
+    ]

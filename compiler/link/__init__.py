@@ -1,0 +1,1 @@
+"""A plan, objects and data become one shared library."""

@@ -1,0 +1,1 @@
+"""Figures: time, accuracy, rooflines, the errors of ops."""

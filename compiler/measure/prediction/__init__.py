@@ -1,0 +1,1 @@
+"""A model of a GPU: what kernels would take on one that is not here."""
