@@ -151,8 +151,9 @@ def calibration_lines(about: dict) -> list[str]:
         return [f"calibrated on {counted}"]
     judged = "not measured, nothing was held out"
     if scores := calibration["held_out_snr_db"]:
-        best, held = scores[calibration["method"]], calibration["held_out_sequences"]
-        judged = f"{best} dB on {held} held-out sequences"
+        found = dict(scores[calibration["method"]])
+        judged = f"{found.pop('ordinary')} dB on {calibration['held_out_sequences']} held-out"
+        judged += " sequences" + "".join(f", {db} dB on {kind} text" for kind, db in found.items())
     least, median, most = calibration["lengths"]
     types = " and ".join(map(str, calibration["token_types"]))
     return [

@@ -21,7 +21,8 @@ from intformer.quantize.observe import observe as watch
 from intformer.runtime.edge import Edge
 from intformer.runtime.texts import read_texts
 
-JUDGED_TOKENS = 2048  # of the held-out text, run through the integer reference for each method
+JUDGED_TOKENS = 1024  # of each kind, run through the integer reference for each method
+SHORT, ORDINARY, LONGEST = "short", "ordinary", "longest"  # kinds of held-out text
 UNJUDGED = "minmax"  # the method where nothing is held out: it clips nothing that was seen
 
 
@@ -32,16 +33,18 @@ def import_calibrated(
     check_options(checkpoint, recipe, mode, method)
     observed = observe(checkpoint, head, calibrate)
     if observed.held:
-        judged = observed.batches()[: -(-JUDGED_TOKENS // calibration.BATCH_TOKENS)]
-        model, scores = best(observed, judged, METHODS if method is None else (method,))
-        method = max(scores, key=scores.get)
+        model, scores = best(observed, METHODS if method is None else (method,))
+        method = max(scores, key=lambda name: mean(scores[name]))
     else:  # no text is left to judge on
         method, scores = method or UNJUDGED, {}
         model = observed.lower(observed.factors(), method)
     model.meta["warnings"] += observed.split.warnings(observed.meta, observed.files)
     report = {
         "method": method,
-        "held_out_snr_db": {name: round(score, 2) for name, score in scores.items()},
+        "held_out_snr_db": {
+            name: {kind: round(one, 2) for kind, one in found.items()}
+            for name, found in scores.items()
+        },
         "held_out_sequences": len(observed.held),
         **observed.split.report(),
     }
@@ -125,6 +128,15 @@ class Observed:
         """How many tokens are in them."""
         return sum(len(ids) for ids, _ in self.fit)
 
+    def judged(self) -> dict[str, list[dict]]:
+        """Return kind -> batches that judge a method; only kinds of which there is text."""
+        kinds = {SHORT: self.split.short, ORDINARY: self.held, LONGEST: self.split.longest}
+        return {
+            kind: calibration.batches(sequences, self.meta, self.mask_id, JUDGED_TOKENS)[:1]
+            for kind, sequences in kinds.items()
+            if sequences
+        }
+
     def batches(self, limit: int = calibration.BATCH_TOKENS) -> list[dict]:
         """Return the held-out sequences as inputs of IntModel.run, about `limit` tokens each."""
         return calibration.batches(self.held, self.meta, self.mask_id, limit)
@@ -153,7 +165,8 @@ def observe(checkpoint: Checkpoint, head: str | None, calibrate) -> Observed:
     files = checkpoint.files()
     divided = split(calibrate, files, meta)
     mask_id = mask_token_id(files, meta)
-    seen = watch(graph, calibration.batches(divided.fit, meta, mask_id))
+    rare = calibration.batches(divided.unusual, meta, mask_id) if divided.unusual else []
+    seen = watch(graph, calibration.batches(divided.fit, meta, mask_id), rare)
     return Observed(graph, meta, files, seen, divided, mask_id)
 
 
@@ -211,14 +224,25 @@ def float_outputs(graph: Graph, inputs: list[dict]) -> np.ndarray:
     return np.concatenate([run(graph, batch) for batch in inputs])
 
 
-def best(observed: Observed, inputs: list[dict], methods) -> tuple[IntModel, dict[str, float]]:
-    """Lower with every method; return the one with the best output and every method's score."""
+def best(observed: Observed, methods) -> tuple[IntModel, dict[str, dict[str, float]]]:
+    """Lower with every method; return the model of the best, and method -> kind of text -> dB.
+
+    The best has the largest mean over the kinds.
+    """
     chosen, scores = None, {}
     factors, rounded = observed.factors(), {}
-    wanted = float_outputs(observed.graph, inputs)
+    judged = observed.judged()
+    wanted = {kind: float_outputs(observed.graph, inputs) for kind, inputs in judged.items()}
     for method in progress(methods, "choosing the calibration method"):
         model = observed.lower(factors, method, rounded)
-        scores[method] = snr_db(wanted, outputs(model, inputs))
-        if scores[method] >= max(scores.values()):
+        scores[method] = {
+            kind: snr_db(wanted[kind], outputs(model, inputs)) for kind, inputs in judged.items()
+        }
+        if mean(scores[method]) >= max(map(mean, scores.values())):
             chosen = model
     return chosen, scores
+
+
+def mean(found: dict[str, float]) -> float:
+    """Return the mean of what a method scored on each kind of text, dB."""
+    return float(np.mean(list(found.values())))

@@ -2,23 +2,26 @@
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from intformer.errors import CheckpointError
+from intformer.frontend import unusual
+from intformer.frontend.unusual import Text
 from intformer.runtime.edge import Edge, hf_positions
 
 SENTENCES = 512  # taken evenly from the calibration text
 HELD_OUT = 8  # every 8th sequence chooses the method and sets no range
 FEW = 16  # with fewer distinct sequences a warning says so
 BATCH_TOKENS = 1024  # one batch of statistics
+JUDGED_SHORT = 64  # short texts that no range was set by
+JUDGED_LONG = 1024  # tokens of very long ones
 MASKED_SHARE = 0.15  # masked-LM calibration masks what pre-training masks
 HINT = "pass --calibrate FILE: a text per line, two with a tab between them, or a TSV"
 SINGLE_HEADS = ("sentence-embedding",)  # never given a pair
 PAIR_HEADS = ("sequence-classification", "question-answering")  # given pairs by every family
 
-Text = tuple[str, ...]  # (text,) or (text, second text)
 Sequence = tuple[np.ndarray, np.ndarray]  # token ids, token types; int32 [length]
 
 
@@ -103,12 +106,18 @@ class Split:
     held      others, which set no range; none where there are fewer than HELD_OUT
     distinct  how many different texts or sequences were given
     pairs     how many of `fit` are two texts; None where ids were given
+    unusual   short, repeated and very long ones, made from the text of `fit`: ranges hold them
+    short     such ones made from the text of `held`: none of them sets a range
+    longest   in the same way
     """
 
     fit: list[Sequence]
     held: list[Sequence]
     distinct: int
     pairs: int | None
+    unusual: list[Sequence] = field(default_factory=list)
+    short: list[Sequence] = field(default_factory=list)
+    longest: list[Sequence] = field(default_factory=list)
 
     def report(self) -> dict:
         """Return what a library says about the text that set its ranges."""
@@ -118,6 +127,7 @@ class Split:
             "tokens": sum(lengths),
             "distinct": self.distinct,
             "pairs": self.pairs,
+            "unusual": len(self.unusual),
             "lengths": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
             "token_types": sorted({int(t) for _, types in self.fit for t in np.unique(types)}),
         }
@@ -158,7 +168,38 @@ def split_texts(texts: list[Text], files: dict[str, bytes], meta: dict) -> Split
     fitting, holding = encode(fit, files, meta), encode(held, files, meta)
     seen = {(ids.tobytes(), types.tobytes()) for ids, types in fitting}
     holding = [one for one in holding if (one[0].tobytes(), one[1].tobytes()) not in seen]
-    return Split(fitting, holding, len(distinct), sum(len(text) == 2 for text in fit))
+    short, longest = shaped(held, files, meta, JUDGED_SHORT, JUDGED_LONG) if held else ([], [])
+    few, long = shaped(fit, files, meta, unusual.SHORT_TEXTS, unusual.LONG_TOKENS)
+    characters = encode([(text,) for text in unusual.characters()], files, meta)
+    made = [one for one in (*characters, *few, *long) if len(one[0])]
+    pairs = sum(len(text) == 2 for text in fit)
+    return Split(fitting, holding, len(distinct), pairs, made, short, longest)
+
+
+def shaped(
+    texts: list[Text], files: dict[str, bytes], meta: dict, count: int, tokens: int
+) -> tuple[list[Sequence], list[Sequence]]:
+    """Return (short and repeated, very long) sequences made from texts; pairs as the texts are.
+
+    count   of short ones
+    tokens  of all long ones together, or one of them
+    """
+    lines = [part for text in texts for part in text]
+    length = min(meta["max_length"], unusual.LONGEST)
+    short = unusual.short(lines, count)
+    long = unusual.long(lines, length, max(1, tokens // length))
+    to_the_end = {**meta, "truncate_length": length}
+    return (
+        encode(as_given(short, texts), files, meta),
+        encode(as_given(long, texts), files, to_the_end),
+    )
+
+
+def as_given(made: list[str], texts: list[Text]) -> list[Text]:
+    """Return made texts as pairs where texts are pairs, alone where they are alone."""
+    alone = [(text,) for text in made] if any(len(text) == 1 for text in texts) else []
+    halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in made]
+    return alone + (halves if any(len(text) == 2 for text in texts) else [])
 
 
 def split_ids(sequences: list[Sequence]) -> Split:

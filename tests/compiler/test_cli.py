@@ -440,12 +440,14 @@ def test_installed_command():
 
 def test_calibration_in_a_line():
     assert cli.calibration_lines({"calibration": {}}) == []
-    chosen = {"method": "mse", "held_out_snr_db": {"mse": 31.5, "ema": 30.0}}
+    kinds = {"short": 20.5, "ordinary": 31.5, "longest": 25.0}
+    chosen = {"method": "mse", "held_out_snr_db": {"mse": kinds, "ema": {"ordinary": 30.0}}}
     seen = {"sequences": 12, "tokens": 345}
     shown = {**chosen, **seen, "lengths": [3, 28, 64], "token_types": [0, 1]}
     assert cli.calibration_lines({"calibration": {**shown, "held_out_sequences": 2}}) == [
         "calibrated by mse on 12 sequences (345 tokens, 3 to 64 in a sequence, median 28, token "
-        "types 0 and 1): 31.5 dB on 2 held-out sequences"
+        "types 0 and 1): 31.5 dB on 2 held-out sequences, 20.5 dB on short text, 25.0 dB on "
+        "longest text"
     ]
     shown |= {"held_out_snr_db": {}, "held_out_sequences": 0, "token_types": [0]}
     assert cli.calibration_lines({"calibration": shown}) == [
