@@ -283,9 +283,9 @@ def test_remedies_are_judged_on_text_that_sets_no_range(tmp_path, monkeypatch):
     ranges, judged = [], []
     was, compare = calibrated.watch, study.compare
 
-    def seen(graph, inputs):
-        ranges.extend(batch["input_ids"] for batch in inputs)
-        return was(graph, inputs)
+    def seen(graph, inputs, unusual):
+        ranges.extend(batch["input_ids"] for batch in [*unusual, *inputs])
+        return was(graph, inputs, unusual)
 
     def watch(encoder, model, inputs):
         judged.extend(batch["input_ids"] for batch in inputs)
