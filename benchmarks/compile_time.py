@@ -146,6 +146,10 @@ if __name__ == "__main__":
     elif verb == "first":
         print(json.dumps(first_run(*rest)))
     else:
-        from intformer.backends.targets import host_target
+        from intformer.backends.targets import get
+        from intformer.errors import IntformerError
 
-        main(verb or host_target())
+        try:
+            main(get(verb or "host").name)
+        except IntformerError as error:
+            sys.exit(f"error: {error}")

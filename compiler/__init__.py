@@ -16,29 +16,41 @@ PUBLIC = {  # name -> module that has it
     "predict": "intformer.runtime.edge",
     "verify": "intformer.proof.verify",
     "evaluate": "intformer.measure.accuracy",
+    "train": "intformer.qat.training",
+    "tune": "intformer.tuning.driver",
+    "analyze": "intformer.analysis.study",
+    "bench": "intformer.measure.bench",
     "TARGETS": "intformer.backends.targets",
     "IntformerError": "intformer.errors",
 }
 __all__ = [
     "TARGETS",
     "IntformerError",
+    "analyze",
+    "bench",
     "compile",
     "evaluate",
     "import_model",
     "load",
     "predict",
+    "train",
+    "tune",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from intformer.analysis.study import analyze
     from intformer.backends.targets import TARGETS
     from intformer.errors import IntformerError
     from intformer.frontend import import_model
     from intformer.measure.accuracy import evaluate
+    from intformer.measure.bench import bench
     from intformer.pipeline import compile
     from intformer.proof.verify import verify
+    from intformer.qat.training import train
     from intformer.runtime import load
     from intformer.runtime.edge import predict
+    from intformer.tuning.driver import tune
 
 
 def __getattr__(name: str) -> object:

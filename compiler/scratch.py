@@ -87,13 +87,23 @@ def _machine() -> str:
     return hashlib.sha256(f"{boot} {space}".encode()).hexdigest()[:8]
 
 
-def ends_by_signal() -> None:
-    """Let SIGTERM and SIGHUP end this process as an exception does, with folders removed."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # not what nohup or a host program chose
-            signal.signal(number, _end)
+@contextmanager
+def ends_by_signal() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as an exception does, with folders removed.
+
+    Handlers are restored afterwards; those that nohup or a host program chose are left alone.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is _end:
+                signal.signal(number, handler)
 
 
 def _end(number: int, frame: object) -> None:

@@ -126,7 +126,7 @@ def raced(library, source: Path) -> None:
         ("32 sentences in one batch", {"data": DATA / "sentences.txt"}),
     ):
         with console.status(title):
-            race = bench.run(library.path, source, seconds=RACE_SECONDS, **options)
+            race = bench.bench(library.path, source, seconds=RACE_SECONDS, **options)
         table = Table(title, "median ms", "integer is faster by", box=None)
         for i, row in enumerate(race.rows):
             table.add_row(row.name, f"{row.median:.2f}", f"{row.ratio:.2f}x" if i else "")

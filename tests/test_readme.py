@@ -53,8 +53,8 @@ def test_every_verb_is_listed():
 
 
 def test_the_table_of_op_errors_is_current():
-    from intformer import cli
+    from intformer.cli import ops
 
-    printed = cli.ops_verb(None)[1]
+    printed = ops.run(None)[1]
     (table,) = blocks("text")
     assert table.splitlines() == printed

@@ -1,6 +1,6 @@
 """Checkpoint and calibration text -> Analysis: everything the report shows, as plain data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -121,9 +121,10 @@ class Subject:
     untried: dict[str, str] = field(default_factory=dict)
 
 
-def study(
+def analyze(
     source: str | Path,
-    calibrate,
+    calibrate: str | Path | Sequence,
+    output: str | Path | None = None,
     *,
     method: str | None = None,
     mode: str | None = None,
@@ -134,14 +135,21 @@ def study(
     command: str = "",
     progress: Say = lambda what: None,
 ) -> Analysis:
-    """Compare FP32 and integers on held-out calibration text.
+    """Compare FP32 and integers on held-out calibration text; optionally write an HTML report.
 
     source, calibrate, method, mode, head, tokenizer  as import_model takes them
+    output    HTML report to write; None: no report
     rows      of the calibration text to take, evenly spread; None: what import_model takes
     qat_steps of a training that is tried as a remedy, see try_training; 0: none
     command   to name in the report
     progress  called with what starts now
+    Raises CheckpointError: an unsuitable source, or too little text; IntformerError: an output
+    that cannot be written.
     """
+    if output is not None:
+        from intformer.analysis import report
+
+        report.check(Path(output))
     checkpoint = Checkpoint(source, tokenizer=tokenizer)
     if checkpoint.file(Q8BERT_FILE):
         raise CheckpointError(
@@ -162,7 +170,10 @@ def study(
         progress(f"training with quantization for {qat_steps} steps")
         try_training(checkpoint, subject, qat_steps)
     progress("comparing tensor by tensor")
-    return measured(subject, str(source), command, progress)
+    found = measured(subject, str(source), command, progress)
+    if output is not None:
+        report.write(found, Path(output))
+    return found
 
 
 def too_few(count: int) -> CheckpointError:

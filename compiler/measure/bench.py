@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from intformer.proof.inputs import given, random_batch, real_batches
 from intformer.proof.verify import verify
 from intformer.runtime import Library, load
 from intformer.runtime.texts import read_texts
+
+if TYPE_CHECKING:
+    from intformer.measure.prediction.predict import Prediction
 
 ROUNDS = 8
 REFILL = 0.2  # seconds: a call this long counts even with cold caches
@@ -65,7 +69,7 @@ class Race:
         return asdict(self)
 
 
-def run(
+def bench(
     library: str | Path | None = None,
     source: str | Path | None = None,
     *,
@@ -75,12 +79,16 @@ def run(
     tokens: int = 128,
     data: str | Path | None = None,
     limit: int = 32,
-    against: Sequence[str | Path] = (),
+    against: Sequence[str | Path] | None = None,
     threads: int = 1,
     seconds: float = 10,
     per_op: bool = False,
+    predict: str | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    clock: float | None = None,
+    watts: float | None = None,
     progress: Callable[[str], None] = lambda what: None,
-) -> Race:
+) -> "Race | Prediction":
     """Race a library and others, verify them on the raced inputs, and time the first's kernels.
 
     library        to race; None with a shape
@@ -88,20 +96,40 @@ def run(
     shape, target  compile random weights of this shape for this target, and race those
     batch, tokens  random inputs: sequences, and tokens in each
     data, limit    real inputs instead: the first rows of a TSV, in one batch
-    against        more libraries for the same inputs
+    against        more libraries to race on the same inputs
     threads        of every contestant
     seconds        spent on each contestant
     per_op         time every step of the program, not every kernel
+    predict        predict the time on this GPU instead ("t4", "a100", "h100" or "h200"): a library
+                   for GPUs, or a shape; nothing is raced, and only the next three options apply
+    shapes         of the prediction: (sequences, tokens in each); None: 1, 2, 4, 8 x 128, 256
+    clock, watts   of the prediction: highest clock in GHz, power cap in W; None: the chip's
+    progress       called with what starts now
+    Raises IntformerError: neither or both of library and shape, or inputs that do not fit.
     """
     if (library is None) == (shape is None):
-        raise IntformerError("a race needs a library, or a shape", hint="LIB, or --shape NAME")
+        raise IntformerError(
+            "need either a library or a shape", hint="pass LIB, or --shape NAME, not both"
+        )
+    if predict is not None:
+        return predicted(library, shape, target, predict, shapes, clock, watts, progress)
+    if stray := [
+        name
+        for name, value in (("shapes", shapes), ("clock", clock), ("watts", watts))
+        if value is not None
+    ]:
+        raise IntformerError(
+            "option of a prediction without --predict",
+            where=f"--{stray[0]}",
+            hint="add --predict CHIP",
+        )
     with scratch.folder() as folder:
         if shape is not None:
             library, source = compile_shape(shape, target, Path(folder), progress)
         ours = load(library)
         inputs = raced_inputs(ours, batch, tokens, data, limit)
         contestants = {}
-        raced = named([ours, *map(load, against)])
+        raced = named([ours, *map(load, against or ())])
         for name, contestant in raced.items():
             contestant.set_threads(threads)
             taken = given(contestant, inputs)
@@ -120,6 +148,33 @@ def run(
         ]
         title = described(ours, inputs)
         return Race(title, machine(threads), rows, ops, not unverified, unverified)
+
+
+def predicted(
+    library: str | Path | None,
+    shape: str | None,
+    target: str,
+    chip: str,
+    shapes: Sequence[tuple[int, int]] | None,
+    clock: float | None,
+    watts: float | None,
+    progress: Callable[[str], None],
+) -> "Prediction":
+    """Predict a library, or random weights of a shape, on a GPU from its public limits."""
+    from intformer.measure.prediction import chips, predict
+
+    with scratch.folder() as folder:
+        if shape is not None:
+            target = chips.get(chip).target if target == "host" else target
+            library, _ = compile_shape(shape, target, Path(folder), progress)
+        return predict.predict(
+            load(library, run=False),
+            chip,
+            shapes or predict.GRID,
+            ghz=clock,
+            watts=watts,
+            progress=progress,
+        )
 
 
 def named(libraries: list[Library]) -> dict[str, Library]:

@@ -37,6 +37,7 @@ from intformer.proof.source import check_source
 from intformer.proof.table import check_table
 from intformer.proof.tensors import carried_tensors, check_tensors
 from intformer.runtime import Library, LibraryFile
+from intformer.runtime.texts import read_texts
 
 NOT_ASKED = "not run, as asked"  # of a check without findings that did not run
 NOT_SOUND = "not run: the library is not loaded, because a check of the file failed"
@@ -54,7 +55,8 @@ def verify(
     *,
     calibrate: str | Path | Sequence | None = None,
     tokenizer: str | Path | None = None,
-    texts: Sequence[tuple[str, ...]] = (),
+    texts: str | Path | Sequence[tuple[str, ...]] = (),
+    limit: int = 64,
     batches: Sequence[dict[str, np.ndarray]] | None = None,
     cases: int = 2,
     seed: int = 0,
@@ -63,12 +65,15 @@ def verify(
 ) -> Report:
     """Check a compiled library; nothing but the file is needed.
 
+    library    a file, or what load() returned
     source     the checkpoint it was made from: import again and compare integers and files
     calibrate  the calibration text of that import
     tokenizer  the tokenizer.json of that import, where it is not the checkpoint's
-    texts      real inputs to run as well: (sentence,) or (sentence1, sentence2) each
+    texts      real inputs to run as well: (sentence,) or (sentence1, sentence2) each, or a file
+    limit      texts to run, from the front
     batches    inputs to run in place of random ones
     cases      random batches
+    seed       of the random batches
     run        False: read the file alone, and say so; nothing is computed
     progress   called with the name of each check when it starts
     Raises LibraryError for a file that is no intformer library.
@@ -76,6 +81,7 @@ def verify(
     require("iced_x86", "tvm")
     if not isinstance(library, LibraryFile):
         library = Library(library)
+    texts = (read_texts(texts) if isinstance(texts, str | Path) else texts)[:limit]
     report = Report(str(library.path), source=source is not None)
 
     def add(name: str, check: Callable[[], Check]) -> None:

@@ -29,6 +29,7 @@ from intformer.qat.tasks import Encoded, Rows
 HELD_OUT = 0.1  # of train: chooses the model and ends training early
 EVALUATIONS = 2  # per epoch, on the held-out part
 STAGES = ("fp32", "qat")
+PRECISIONS = ("auto", "fp32", "bf16")  # of matrix products
 TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "vocab.txt", "merges.txt")
 PACKAGES = ("intformer", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
@@ -70,29 +71,31 @@ class Settings:
 
 def train(
     source: str | Path,
-    train_file: str | Path,
-    dev_file: str | Path | None,
+    train: str | Path,
     output: str | Path,
     settings: Settings,
+    dev: str | Path | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict:
     """Train, and return what DIR/metrics.json holds.
 
     source      a Hugging Face model directory; a head that does not fit the task is made anew,
                 without an FP32 stage refused
-    train_file  labelled rows; HELD_OUT of them choose the model
-    dev_file    labelled rows, scored once by each stage's chosen model; None: no score
+    train       labelled rows; HELD_OUT of them choose the model
+    dev         labelled rows, scored once by each stage's chosen model; None: no score
     output      DIR: fp32/ and qat/ (Hugging Face directories), metrics.json, curve.png
+    settings    see Settings
     progress    called with what starts now
+    Raises IntformerError: options, files or a source that do not fit, an output that is taken.
     """
     check(settings)
     checkpoint = Checkpoint(source)
-    rows = tasks.read(train_file, settings.task)
-    dev = None if dev_file is None else tasks.read(dev_file, settings.task, rows.labels)
+    rows = tasks.read(train, settings.task)
+    scored = None if dev is None else tasks.read(dev, settings.task, rows.labels)
     if not settings.epochs:  # its head stays
-        rows, dev = (one and fitting(one, checkpoint) for one in (rows, dev))
+        rows, scored = (one and fitting(one, checkpoint) for one in (rows, scored))
     output = Path(output)
-    files = {"train": train_file, "dev": dev_file} if dev else {"train": train_file}
+    files = {"train": train, "dev": dev} if scored else {"train": train}
     about = {
         "source": Path(source).name,
         "source_sha256": digest(*weight_files(Path(source))),
@@ -106,7 +109,7 @@ def train(
     if settings.qat_epochs:  # its faults are known now
         check_source(checkpoint, settings.recipe, rows.head)
     fit, held = rows.split(HELD_OUT, settings.rows, settings.seed)
-    run = Run(checkpoint, output, settings, fit, held, dev, progress)
+    run = Run(checkpoint, output, settings, fit, held, scored, progress)
     run.work.mkdir(parents=True, exist_ok=True)
     write_json(run.work / "settings.json", about)
     stages = {name: run.stage(name) for name in STAGES if run.epochs(name)}
@@ -115,7 +118,7 @@ def train(
         "rows": {
             "train": len(fit.texts),
             "held_out": len(held.texts),
-            **({"dev": len(dev.texts)} if dev else {}),
+            **({"dev": len(scored.texts)} if scored else {}),
         },
         "versions": versions(),
         "device": run.device(),

@@ -561,6 +561,7 @@ def predict(
 ) -> Iterator:
     """Yield the answer for each text in order, running `batch` texts at a time.
 
+    library       as load() returns it
     texts, pairs  any iterables of strings, read as far as a batch needs; pairs has as many as texts
     options       doc_stride, prompt and prompt_name of Edge.encode, and those of Edge.decode
     """

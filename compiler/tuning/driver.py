@@ -35,6 +35,7 @@ from intformer.tuning.tasks import Task, model_of, models_of_shape, tasks
 BATCH = 8  # candidates of one task that are built and measured together
 FINALISTS, MOST_FINALISTS = 2, 8  # of each row count, of all
 RACES = "races.json"
+TOKENS = (1, 16, 64, 128, 384, 1024, 4096)  # token counts to tune for
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,18 @@ def tune(
     target: str = "host",
     trials: int,
     out: str | Path,
-    tokens: Sequence[int] = (1, 16, 64, 128, 384, 1024, 4096),
+    tokens: Sequence[int] = TOKENS,
     rpc: str | None = None,
     rpc_key: str | None = None,
     timeout: float = 60,
     jobs: int | None = None,
     threads: int = 1,
     seed: int = 0,
-    command: str = "intformer.tuning.driver.tune",
+    command: str = "intformer.tune",
     progress: Callable[[str], None] = lambda line: None,
     build: Callable | None = None,
 ) -> Report:
-    """Tune the kernels of a checkpoint or of a well-known shape; go on where a run was ended.
+    """Tune the kernels of a checkpoint or of a well-known shape; resume an interrupted run.
 
     source, shape  Hugging Face directory or IntModel; or a key of frontend.shapes.SHAPES
     target         a key of TARGETS, or "host"; for a GPU there must be one here, or behind RPC

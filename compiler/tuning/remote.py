@@ -97,6 +97,7 @@ def serve(tracker: str, key: str, host: str, port: int, say: Callable[[str], Non
     """Offer this machine, its GPU included, to a tracker, until the process is interrupted.
 
     tracker     HOST:PORT
+    key         what machines of this kind are requested by
     host, port  to listen on; the next free port is taken
     say         called with a line once it serves
 

@@ -221,7 +221,7 @@ def test_shares_add_up_and_the_parts_explain_the_whole(plain):
 )
 def test_every_kind_of_model(tmp_path, family, head):
     random_hf.save(tmp_path, family, head)
-    found = study.study(tmp_path, IDS, method="ema", qat_steps=0)
+    found = study.analyze(tmp_path, IDS, method="ema", qat_steps=0)
     assert [remedy.name for remedy in found.remedies if remedy.chosen] == [
         "ema, channels equalised"
     ]
@@ -238,7 +238,7 @@ def test_every_kind_of_model(tmp_path, family, head):
 def test_ibert(tmp_path, head):
     make_ibert.random_model(head=head).save_pretrained(tmp_path)
     ids = [(s % 61, types) for s, types in IDS]
-    found = study.study(tmp_path, ids, qat_steps=0)
+    found = study.analyze(tmp_path, ids, qat_steps=0)
     assert {remedy.options for remedy in found.remedies} == {"--mode hf_compat", "--mode fixed"}
     assert found.choice == "mode hf_compat"
     assert row(found, "layer0.context").origin.startswith("checkpoint: ")
@@ -246,14 +246,14 @@ def test_ibert(tmp_path, head):
     for part in ("sum", "rounded"):
         assert abs(found.cost_db[part] - found.cost_db["program"]) < 4
     with pytest.raises(CheckpointError, match="method 'mse' does not go with an IBert"):
-        study.study(tmp_path, ids, method="mse")
+        study.analyze(tmp_path, ids, method="mse")
 
 
 def test_a_trained_directory_is_compared_with_the_ranges_it_learned(tmp_path):
     source, trained = tmp_path / "source", tmp_path / "trained"
     random_hf.save(source, "bert", "sequence-classification")
     prepare(source, calibrate=IDS, weights="tensor").save_pretrained(trained)
-    found = study.study(trained, IDS, qat_steps=2)
+    found = study.analyze(trained, IDS, qat_steps=2)
     assert len(found.remedies) == 10
     (chosen,) = (remedy for remedy in found.remedies if remedy.chosen)
     assert chosen.name == found.choice == "ranges learned in training"
@@ -262,7 +262,7 @@ def test_a_trained_directory_is_compared_with_the_ranges_it_learned(tmp_path):
     assert row(found, "layer0.context").origin.startswith("checkpoint: ")
     assert row(found, "layer0.qkv.weight").scale[0] < row(found, "layer0.qkv.weight").scale[2]
     assert row(found, "layer0.out.weight").scale[0] == row(found, "layer0.out.weight").scale[2]
-    calibrated_anew = study.study(trained, IDS, method="minmax", qat_steps=0)
+    calibrated_anew = study.analyze(trained, IDS, method="minmax", qat_steps=0)
     assert calibrated_anew.choice == "minmax, channels equalised"
 
 
@@ -271,10 +271,12 @@ def test_a_directory_trained_with_float_functions_is_calibrated(tmp_path):
     source, trained = tmp_path / "source", tmp_path / "trained"
     random_hf.save(source, "bert", "sequence-classification")
     prepare(source, calibrate=IDS, nonlinear="float").save_pretrained(trained)
-    found = study.study(trained, IDS, qat_steps=2)
+    found = study.analyze(trained, IDS, qat_steps=2)
     assert len(found.remedies) == 9
     assert found.snr_db == max(r.snr_db for r in found.remedies if r.options)
-    assert study.study(trained, IDS, method="mse", qat_steps=0).choice == "mse, channels equalised"
+    assert (
+        study.analyze(trained, IDS, method="mse", qat_steps=0).choice == "mse, channels equalised"
+    )
 
 
 def test_remedies_are_judged_on_text_that_sets_no_range(tmp_path, monkeypatch):
@@ -294,7 +296,7 @@ def test_remedies_are_judged_on_text_that_sets_no_range(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrated, "watch", seen)
     monkeypatch.setattr(study, "compare", watch)
     ids = [(np.full(3, i, np.int32), np.zeros(3, np.int32)) for i in range(80)]
-    found = study.study(tmp_path, ids, method="minmax", rows=64, qat_steps=0)
+    found = study.analyze(tmp_path, ids, method="minmax", rows=64, qat_steps=0)
     ranges, judged = set(np.concatenate(ranges)), set(np.concatenate(judged))
     assert len(ranges) == 56
     assert len(judged) == 8 == found.held_sequences
@@ -415,11 +417,11 @@ def test_the_verb(tmp_path, capsys):
 def test_errors(tmp_path, capsys, monkeypatch):
     random_hf.save(tmp_path, "bert", "features")
     with pytest.raises(CheckpointError, match="7 different rows of calibration text"):
-        study.study(tmp_path, IDS[:7])
+        study.analyze(tmp_path, IDS[:7])
     with pytest.raises(CheckpointError, match="method 'best' is not known"):
-        study.study(tmp_path, IDS, method="best")
+        study.analyze(tmp_path, IDS, method="best")
     with pytest.raises(CheckpointError, match="mode 'fixed' needs an IBert"):
-        study.study(tmp_path, IDS, mode="fixed")
+        study.analyze(tmp_path, IDS, mode="fixed")
     with pytest.raises(IntformerError, match=r"no such folder - .*absent"):
         report.check(tmp_path / "absent" / "report.html")
     file = tmp_path / "report.html"
@@ -440,7 +442,7 @@ def test_errors(tmp_path, capsys, monkeypatch):
     assert "no tokenizer" in capsys.readouterr().err
     (tmp_path / Q8BERT_FILE).touch()
     with pytest.raises(CheckpointError, match="no FP32 weights to compare"):
-        study.study(tmp_path, IDS)
+        study.analyze(tmp_path, IDS)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err

@@ -37,7 +37,7 @@ def judged(source, model):
 def test_the_row_is_what_the_saved_directory_gives(tmp_path):
     source, saved = tmp_path / "source", tmp_path / "saved"
     random_hf.save(source, "bert", "sequence-classification")
-    found = study.study(source, IDS, method="ema", qat_steps=6)
+    found = study.analyze(source, IDS, method="ema", qat_steps=6)
     (line,) = (each for each in found.remedies if each.steps)
     assert line.steps == 6
     assert line.name == "QAT without labels, 6 steps"
@@ -63,7 +63,7 @@ def test_the_row_is_what_the_saved_directory_gives(tmp_path):
 def test_no_steps_no_row(tmp_path, monkeypatch):
     random_hf.save(tmp_path, "bert", "features", layers=1)
     monkeypatch.setattr(self_distill, "self_distilled", None)
-    found = study.study(tmp_path, IDS, method="ema", qat_steps=0)
+    found = study.analyze(tmp_path, IDS, method="ema", qat_steps=0)
     assert len(found.remedies) == 8
     assert not any(each.steps for each in found.remedies)
     assert not found.untried
@@ -73,7 +73,7 @@ def test_no_steps_no_row(tmp_path, monkeypatch):
 
 def test_what_cannot_be_trained_says_why(tmp_path):
     random_hf.save(tmp_path, "bert", "masked-lm", layers=1)
-    found = study.study(tmp_path, IDS, method="ema", qat_steps=3)
+    found = study.analyze(tmp_path, IDS, method="ema", qat_steps=3)
     assert len(found.remedies) == 8
     ((name, why),) = found.untried.items()
     assert name == "QAT without labels, 3 steps"
@@ -90,7 +90,7 @@ def test_what_transformers_cannot_load_is_no_crash(tmp_path, monkeypatch):
         raise ValueError("Unrecognized model\nand a page of help")
 
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", refuse)
-    found = study.study(tmp_path, IDS, method="ema", qat_steps=3)
+    found = study.analyze(tmp_path, IDS, method="ema", qat_steps=3)
     assert list(found.untried.values()) == ["Unrecognized model"]
 
 
@@ -98,7 +98,7 @@ def test_what_transformers_cannot_load_is_no_crash(tmp_path, monkeypatch):
 def test_ibert_trains_with_its_own_recipe(tmp_path, head):
     make_ibert.random_model(head=head).save_pretrained(tmp_path)
     ids = [(s % 61, types) for s, types in IDS]
-    found = study.study(tmp_path, ids, qat_steps=3)
+    found = study.analyze(tmp_path, ids, qat_steps=3)
     (line,) = (each for each in found.remedies if each.steps)
     assert len(found.remedies) == 3
     assert np.isfinite(line.snr_db)
@@ -133,7 +133,7 @@ def test_what_a_few_steps_should_not_move(tmp_path):
 )
 def test_every_family_is_trained(tmp_path, family, head):
     random_hf.save(tmp_path, family, head.replace("sentence-embedding", "features"), layers=1)
-    found = study.study(tmp_path, IDS, method="ema", head=head, qat_steps=1)
+    found = study.analyze(tmp_path, IDS, method="ema", head=head, qat_steps=1)
     assert not found.untried
     (line,) = (each for each in found.remedies if each.steps)
     encoder, meta = read_encoder(Checkpoint(tmp_path), head)
@@ -201,14 +201,14 @@ def test_nothing_judged_on_is_trained_on(tmp_path, monkeypatch):
         raise study.CheckpointError("enough")
 
     monkeypatch.setattr(self_distill, "self_distilled", keep)
-    found = study.study(tmp_path, twice, method="ema", qat_steps=1)
+    found = study.analyze(tmp_path, twice, method="ema", qat_steps=1)
     assert list(found.untried.values()) == ["enough"]
     assert len(given) < len(FIT)
     held = calibration.split_ids(twice).held
     assert not {ids.tobytes() for ids, _ in given} & {ids.tobytes() for ids, _ in held}
     alike = [IDS[0]] * 16
     with pytest.raises(study.CheckpointError, match="1 different rows of calibration text"):
-        study.study(tmp_path, alike, method="ema", qat_steps=1)
+        study.analyze(tmp_path, alike, method="ema", qat_steps=1)
 
 
 @pytest.mark.parametrize(

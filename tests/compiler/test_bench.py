@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from intformer import cli
+from intformer.cli.bench import race_lines
 from intformer.ir.model import IntModel, Node, Value
 from intformer.link import build as library
 from intformer.measure import bench, roofline
@@ -63,10 +63,10 @@ def test_a_rival_that_is_wrong_is_named(monkeypatch):
     monkeypatch.setattr(bench, "described", lambda *options: "a race")
     verdict = {"a": SimpleNamespace(ok=True), "b": SimpleNamespace(ok=False)}
     monkeypatch.setattr(bench, "verify", lambda one, **options: verdict[one.metadata["name"]])
-    race = bench.run("a.so", against=["b.so"], seconds=0.1)
+    race = bench.bench("a.so", against=["b.so"], seconds=0.1)
     assert not race.verified
     assert race.unverified == ["b, native, x86-64"]
-    assert cli.bench_lines(race)[-1] == "raced libraries: NOT verified: b, native, x86-64"
+    assert race_lines(race)[-1] == "raced libraries: NOT verified: b, native, x86-64"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 import intformer
 from intformer import cli
+from intformer.cli import text, verify
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check, Report
 from intformer_testing import random_hf, small_tokenizer
@@ -170,7 +171,7 @@ def test_the_verdict_names_what_did_not_run():
         ([wrong, refused], "NOT verified"),
         ([wrong], "NOT verified"),
     ):
-        assert cli.verified_line(Report("a.so", checks)) == line
+        assert verify.verified_line(Report("a.so", checks)) == line
 
 
 def test_bench_races_and_verifies(library, source, call, data):
@@ -439,26 +440,26 @@ def test_installed_command():
 
 
 def test_calibration_in_a_line():
-    assert cli.calibration_lines({"calibration": {}}) == []
+    assert text.calibration_lines({"calibration": {}}) == []
     kinds = {"short": 20.5, "ordinary": 31.5, "longest": 25.0}
     chosen = {"method": "mse", "held_out_snr_db": {"mse": kinds, "ema": {"ordinary": 30.0}}}
     seen = {"sequences": 12, "tokens": 345}
     shown = {**chosen, **seen, "lengths": [3, 28, 64], "token_types": [0, 1]}
-    assert cli.calibration_lines({"calibration": {**shown, "held_out_sequences": 2}}) == [
+    assert text.calibration_lines({"calibration": {**shown, "held_out_sequences": 2}}) == [
         "calibrated by mse on 12 sequences (345 tokens, 3 to 64 in a sequence, median 28, token "
         "types 0 and 1): 31.5 dB on 2 held-out sequences, 20.5 dB on short text, 25.0 dB on "
         "longest text"
     ]
     shown |= {"held_out_snr_db": {}, "held_out_sequences": 0, "token_types": [0]}
-    assert cli.calibration_lines({"calibration": shown}) == [
+    assert text.calibration_lines({"calibration": shown}) == [
         "calibrated by mse on 12 sequences (345 tokens, 3 to 64 in a sequence, median 28, token "
         "types 0): not measured, nothing was held out"
     ]
     # what an I-BERT checkpoint has: no method to choose
-    assert cli.calibration_lines({"calibration": {**seen, "least attention mass": {}}}) == [
+    assert text.calibration_lines({"calibration": {**seen, "least attention mass": {}}}) == [
         "calibrated on 12 sequences (345 tokens)"
     ]
 
 
 def test_tables_align_numbers_to_the_right():
-    assert cli.table(["a", "bb"], [["x", 1], ["yy", 10]]) == ["a   bb", "x    1", "yy  10"]
+    assert text.table(["a", "bb"], [["x", 1], ["yy", 10]]) == ["a   bb", "x    1", "yy  10"]

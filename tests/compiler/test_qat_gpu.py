@@ -71,7 +71,7 @@ def test_both_stages(tiny_encoder, tmp_path):
     data = table(tmp_path / "train.tsv")
     small = {"batch": 8, "max_length": 24, "lr": 1e-3, "qat_lr": 1e-3, "rows": 32}
     settings = Settings("sst2", epochs=1, qat_epochs=1, **small)
-    result = train(tiny_encoder, data, data, tmp_path / "out", settings)
+    result = train(tiny_encoder, data, tmp_path / "out", settings, data)
     assert result["device"] == torch.cuda.get_device_name()
     folder = tmp_path / "out" / "qat"
     config = transformers.AutoConfig.from_pretrained(folder)

@@ -8,14 +8,13 @@ import time
 
 import pytest
 
-from intformer import scratch
+from intformer import cli, scratch
 from intformer_testing import random_hf
 
 HOLD = """
 import pathlib, sys, time
-from intformer import scratch
-scratch.ends_by_signal()
-with scratch.folder(pathlib.Path(sys.argv[1]), "model.so") as folder:
+from intformer import cli, scratch
+with scratch.ends_by_signal(), scratch.folder(pathlib.Path(sys.argv[1]), "model.so") as folder:
     (folder / "file").write_text("x")
     print("ready", flush=True)
     time.sleep(60)
@@ -110,9 +109,9 @@ import sys
 {random_ids}
 from intformer import cli, scratch
 import intformer
-scratch.ends_by_signal()
 target = {{"target": "x86-64", "calibrate": ids, "cache": False}}
-intformer.compile({str(source)!r}, {str(out / "m.so")!r}, **target)
+with scratch.ends_by_signal():
+    intformer.compile({str(source)!r}, {str(out / "m.so")!r}, **target)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(temporary)}
@@ -176,3 +175,9 @@ with mock.patch("intformer.frontend.import_model", lambda *a, **k: model):
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "Traceback" not in done.stderr
     assert "space" in line, line
+
+
+def test_the_command_restores_signal_handlers(capsys):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    assert cli.main(["targets"]) == 0
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before

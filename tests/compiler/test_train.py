@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 
 def test_it_trains_and_writes_everything(source, data, tmp_path):
     out = tmp_path / "made"
-    result = train(source, data, data, out, Settings("sst2", **SMALL))
+    result = train(source, data, out, Settings("sst2", **SMALL), data)
     assert sorted(p.name for p in out.iterdir()) == ["curve.png", "fp32", "metrics.json"]
     assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(result))
     stage = result["stages"]["fp32"]
@@ -59,17 +59,17 @@ def test_it_trains_and_writes_everything(source, data, tmp_path):
     assert config["id2label"] == {"0": "negative", "1": "positive"}
     # a run that is there is not made again
     before = (out / "metrics.json").stat().st_mtime_ns
-    assert train(source, data, data, out, Settings("sst2", **SMALL))["stages"] == json.loads(
+    assert train(source, data, out, Settings("sst2", **SMALL), data)["stages"] == json.loads(
         json.dumps(result["stages"])
     )
     assert (out / "metrics.json").stat().st_mtime_ns == before
     with pytest.raises(IntformerError, match="a run with seed 0 is there, not 1"):
-        train(source, data, data, out, Settings("sst2", **SMALL, seed=1))
+        train(source, data, out, Settings("sst2", **SMALL, seed=1), data)
 
 
 def test_the_same_seed_gives_the_same_model(source, data, tmp_path):
     results = [
-        train(source, data, data, tmp_path / name, Settings("sst2", **SMALL, seed=seed))
+        train(source, data, tmp_path / name, Settings("sst2", **SMALL, seed=seed), data)
         for name, seed in (("a", 3), ("b", 3), ("c", 4))
     ]
     losses = [[e["loss"] for e in r["stages"]["fp32"]["history"] if "loss" in e] for r in results]
@@ -83,7 +83,7 @@ def test_the_saved_model_scores_what_was_said(source, data, tmp_path):
     from tokenizers import Tokenizer
     from transformers import AutoModelForSequenceClassification
 
-    result = train(source, data, data, tmp_path / "a", Settings("sst2", **SMALL))
+    result = train(source, data, tmp_path / "a", Settings("sst2", **SMALL), data)
     folder = tmp_path / "a" / "fp32"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -171,11 +171,11 @@ def same_run(first, second, stage="fp32"):
 def test_it_goes_on_within_an_epoch(source, data, tmp_path, monkeypatch):
     whole, end = tmp_path / "whole", tmp_path / "end"
     settings = Settings("sst2", **SMALL)
-    train(source, data, data, whole, settings)
-    ended(monkeypatch, "compute_loss", 11, source, data, data, end, settings)
+    train(source, data, whole, settings, data)
+    ended(monkeypatch, "compute_loss", 11, source, data, end, settings, data)
     last = training.last_checkpoint(end / "checkpoints" / "fp32")
     assert last.name == "checkpoint-9"  # an epoch has 6 steps
-    train(source, data, data, end, settings)
+    train(source, data, end, settings, data)
     assert same_run(whole, end)
 
 
@@ -188,13 +188,13 @@ def test_it_goes_on_where_dev_was_scored(source, data, tmp_path, monkeypatch):
 
     whole, end = tmp_path / "whole", tmp_path / "end"
     settings = Settings("sst2", **SMALL)
-    train(source, data, data, whole, settings)
+    train(source, data, whole, settings, data)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train(source, data, data, "end", settings, dies)
+        train(source, data, "end", settings, data, dies)
     monkeypatch.chdir(source)
     monkeypatch.setattr(trainer.Tuner, "compute_loss", None)
-    train(source, data, data, end, settings)
+    train(source, data, end, settings, data)
     assert same_run(whole, end)
 
 
@@ -210,9 +210,9 @@ def test_what_patience_ended_stays_ended(source, data, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.Tuner, "evaluate", evaluate)
     whole, end = tmp_path / "whole", tmp_path / "end"
     settings = Settings("sst2", **SMALL, patience=1)
-    assert train(source, data, data, whole, settings)["stages"]["fp32"]["steps"] == 6
-    ended(monkeypatch, "_finalize_training", 1, source, data, data, end, settings)
-    assert train(source, data, data, end, settings)["stages"]["fp32"]["steps"] == 6
+    assert train(source, data, whole, settings, data)["stages"]["fp32"]["steps"] == 6
+    ended(monkeypatch, "_finalize_training", 1, source, data, end, settings, data)
+    assert train(source, data, end, settings, data)["stages"]["fp32"]["steps"] == 6
     assert same_run(whole, end)
 
 
@@ -242,10 +242,10 @@ def test_a_full_disk_is_one_line(source, data, tmp_path, share, said):
 
     try:
         with pytest.raises(IntformerError, match=rf"cannot be written: .*{said}.*it goes on"):
-            train(source, data, None, tmp_path / "out", settings, full)
+            train(source, data, tmp_path / "out", settings, progress=full)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert train(source, data, None, tmp_path / "out", settings)["stages"]["fp32"]["steps"] == 12
+    assert train(source, data, tmp_path / "out", settings)["stages"]["fp32"]["steps"] == 12
 
 
 def test_a_damaged_file_is_one_line(source, data, tmp_path, monkeypatch):
@@ -254,14 +254,14 @@ def test_a_damaged_file_is_one_line(source, data, tmp_path, monkeypatch):
     shutil.copytree(source, damaged)
     (damaged / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(IntformerError, match=r"cannot read the weights: .*header"):
-        train(damaged, data, None, tmp_path / "one", settings)
+        train(damaged, data, tmp_path / "one", settings)
     broken = tmp_path / "broken.pt"
     torch.save({"a": torch.zeros(100)}, broken)
     broken.write_bytes(broken.read_bytes()[:300])
     for read in (lambda: load_file(damaged / "model.safetensors"), lambda: torch.load(broken)):
         monkeypatch.setattr(trainer.Tuner, "compute_loss", lambda *_, read=read, **__: read())
         with pytest.raises(IntformerError, match=r"cannot be read: .*remove the newest"):
-            train(source, data, None, tmp_path / "two", settings)
+            train(source, data, tmp_path / "two", settings)
 
 
 def test_no_memory_is_one_line(source, data, tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_no_memory_is_one_line(source, data, tmp_path, monkeypatch):
     for asks in (lambda: torch.empty(1 << 60, dtype=torch.int8), cuda):
         monkeypatch.setattr(trainer.Tuner, "compute_loss", lambda *_, asks=asks, **__: asks())
         with pytest.raises(IntformerError, match=r"no memory is left: .*--batch") as caught:
-            train(source, data, None, tmp_path / "out", settings)
+            train(source, data, tmp_path / "out", settings)
         assert "\n" not in str(caught.value)
 
 
@@ -284,7 +284,7 @@ def test_an_error_of_our_own_is_not_hidden(source, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer.Tuner, "compute_loss", wrong)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        train(source, data, None, tmp_path / "out", Settings("sst2", **SMALL))
+        train(source, data, tmp_path / "out", Settings("sst2", **SMALL))
 
 
 @pytest.mark.parametrize(("stage", "option"), [("fp32", "--lr"), ("qat", "--qat-lr")])
@@ -317,7 +317,7 @@ def test_divergence_is_one_line(source, data, tmp_path, monkeypatch, capsys, sta
 def test_every_kind_of_task(source, tmp_path, task, make, metrics):
     data = make(tmp_path / "data")
     settings = Settings(task, **{**SMALL, "epochs": 8, "patience": 99})
-    result = train(source, data, data, tmp_path / "out", settings)
+    result = train(source, data, tmp_path / "out", settings, data)
     stage = result["stages"]["fp32"]
     assert set(stage["dev"]) == metrics
     losses = [e["loss"] for e in stage["history"] if "loss" in e]
@@ -361,24 +361,24 @@ def test_labels_of_dev_must_be_those_of_train(source, tmp_path):
     first = table(tmp_path / "a", labels=("no", "yes"))
     second = table(tmp_path / "b", labels=("no", "maybe"))
     with pytest.raises(IntformerError, match=r"label 'maybe' is not among 'no', 'yes'.*line 3"):
-        train(source, first, second, tmp_path / "out", Settings("classification", **SMALL))
+        train(source, first, tmp_path / "out", Settings("classification", **SMALL), second)
 
 
 def test_what_is_there_is_left_alone(source, data, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(IntformerError, match="not empty, and no run of ours"):
-        train(source, data, None, tmp_path, Settings("sst2", **SMALL))
+        train(source, data, tmp_path, Settings("sst2", **SMALL))
     for content in ("{", "[]", '{"loss": 1}', '{"settings": "mine"}'):
         theirs = tmp_path / "theirs"
         theirs.mkdir(exist_ok=True)
         (theirs / "metrics.json").write_text(content)
         with pytest.raises(IntformerError, match="not empty, and no run of ours"):
-            train(source, data, None, theirs, Settings("sst2", **SMALL))
+            train(source, data, theirs, Settings("sst2", **SMALL))
         assert (theirs / "metrics.json").read_text() == content
     with pytest.raises(IntformerError, match=r"cannot read.*none\.tsv"):
-        train(source, tmp_path / "none.tsv", None, tmp_path / "out", Settings("sst2", **SMALL))
+        train(source, tmp_path / "none.tsv", tmp_path / "out", Settings("sst2", **SMALL))
     with pytest.raises(IntformerError, match="not a model directory"):
-        train(tmp_path / "none", data, None, tmp_path / "out", Settings("sst2", **SMALL))
+        train(tmp_path / "none", data, tmp_path / "out", Settings("sst2", **SMALL))
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_what_is_there_is_left_alone(source, data, tmp_path):
 )
 def test_settings_that_mean_nothing(source, data, tmp_path, changes, message):
     with pytest.raises(IntformerError, match=message):
-        train(source, data, None, tmp_path / "out", Settings("sst2", **{**SMALL, **changes}))
+        train(source, data, tmp_path / "out", Settings("sst2", **{**SMALL, **changes}))
     assert not (tmp_path / "out").exists()
 
 
@@ -426,7 +426,7 @@ def test_faults_of_the_second_stage_come_first(
     monkeypatch.setattr(training, "Run", None)  # nothing runs
     settings = Settings("sst2", **{**SMALL, "qat_epochs": 1}, recipe=recipe)
     with pytest.raises(IntformerError, match=message):
-        train(tmp_path / "source", data, None, tmp_path / "out", settings)
+        train(tmp_path / "source", data, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
 
 

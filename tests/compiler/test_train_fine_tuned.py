@@ -112,7 +112,7 @@ def test_words_are_renumbered(copied, tmp_path):
 def test_another_head_is_refused(copied, tmp_path, task, make, keys, message):
     data = make(tmp_path / "data")
     with pytest.raises(CheckpointError, match=rf"{message}.*--epochs 1 or more"):
-        train(copied(**keys), data, None, tmp_path / "out", Settings(task, **QAT))
+        train(copied(**keys), data, tmp_path / "out", Settings(task, **QAT))
     assert not (tmp_path / "out").exists()
 
 
@@ -148,5 +148,5 @@ def test_a_config_of_wrong_types_is_one_line(copied, tmp_path):
     data = table(tmp_path / "data")
     message = "transformers cannot load it: Validation error for field 'hidden_dropout_prob'"
     with pytest.raises(CheckpointError, match=message):
-        train(copied(hidden_dropout_prob="x"), data, None, tmp_path / "out", Settings("sst2"))
+        train(copied(hidden_dropout_prob="x"), data, tmp_path / "out", Settings("sst2"))
     assert not (tmp_path / "out").exists()

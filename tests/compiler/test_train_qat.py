@@ -49,7 +49,7 @@ def test_the_library_scores_what_training_said(source, tmp_path, task, make, pre
     """Evaluation inside the Trainer, also under its autocast, computes the library's integers."""
     data = make(tmp_path / "data.tsv")
     settings = Settings(task, **SMALL, precision=precision, distill=True)
-    result = train(source, data, data, tmp_path / "out", settings)
+    result = train(source, data, tmp_path / "out", settings, data)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         *("curve.png", "fp32", "metrics.json", "qat"),
     ]
@@ -88,7 +88,7 @@ def test_plain_q8bert_is_not_said_to_compile(source, tmp_path, capsys):
 def test_a_plain_trainer(source, tmp_path):
     """No class of ours but the model: transformers' Trainer and collator."""
     data = tasks.read(table(tmp_path / "train.tsv"), "sst2")
-    train(source, tmp_path / "train.tsv", None, tmp_path / "a", Settings("sst2", **SMALL))
+    train(source, tmp_path / "train.tsv", tmp_path / "a", Settings("sst2", **SMALL))
     folder = tmp_path / "a" / "fp32"
     model = prepare(folder, calibrate=data.texts)
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -124,7 +124,7 @@ def test_it_goes_on_in_the_second_stage(source, tmp_path, monkeypatch):
     """Ended in the quantized stage: the same model as without the end."""
     data = table(tmp_path / "train.tsv")
     settings = Settings("sst2", **{**SMALL, "qat_epochs": 3}, precision="fp32")
-    whole = train(source, data, data, tmp_path / "whole", settings)
+    whole = train(source, data, tmp_path / "whole", settings, data)
     steps = []
 
     def ends(self, *args, **kwargs):
@@ -137,9 +137,9 @@ def test_it_goes_on_in_the_second_stage(source, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Tuner, "compute_loss", ends)
         with pytest.raises(KeyboardInterrupt):
-            train(source, data, data, tmp_path / "ended", settings)
+            train(source, data, tmp_path / "ended", settings, data)
     assert not (tmp_path / "ended" / "qat").exists()
-    again = train(source, data, data, tmp_path / "ended", settings)
+    again = train(source, data, tmp_path / "ended", settings, data)
     histories = [
         [(e["step"], e.get("loss"), e.get("eval_accuracy")) for e in r["stages"]["qat"]["history"]]
         for r in (whole, json.loads(json.dumps(again)))

@@ -7,9 +7,9 @@ import pytest
 
 import intformer
 from intformer.backends.targets import TARGETS
-from intformer.cli import TOKENS
 from intformer.ir.plan import BLOCK
 from intformer.tuning import records
+from intformer.tuning.driver import TOKENS
 from intformer.tuning.tasks import models_of_shape, tasks
 
 TARGET = "cascadelake"

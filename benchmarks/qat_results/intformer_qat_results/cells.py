@@ -96,7 +96,7 @@ def run(unit: Unit, kind: str, say) -> dict:
 def tuned(unit: Unit, kind: str, source: Path, say, **changes) -> dict:
     """Train; return what the cell keeps of it."""
     settings = replace(PLANS[unit.task], seed=unit.seed, **changes)
-    result = training.train(source, unit.train, None, unit.folder / kind, settings, say)
+    result = training.train(source, unit.train, unit.folder / kind, settings, progress=say)
     (stage,) = result["stages"].values()
     kept = ("settings", "rows", "versions", "device")
     return {

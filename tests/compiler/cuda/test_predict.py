@@ -8,6 +8,7 @@ import pytest
 from intformer import cli
 from intformer.backends.cuda import sass, toolchain
 from intformer.backends.cuda.sass import Function, Instruction
+from intformer.cli.bench import prediction_lines
 from intformer.errors import IntformerError
 from intformer.measure.prediction import chips, predict, trace
 from intformer.measure.prediction import multiprocessor as sm
@@ -257,7 +258,7 @@ def test_code_for_another_chip_is_refused(library):
 
 def test_the_report_says_that_it_is_unchecked(library):
     found = predict.predict(library, "t4", [(1, 128), (1, 64)])
-    lines = cli.prediction_lines(found)
+    lines = prediction_lines(found)
     assert "UNCHECKED" in lines[0] and "Tesla T4" in lines[0]
     assert any("TensorRT INT8" in line for line in lines)
     assert all(any(text in line for line in lines) for text in predict.ASSUMPTIONS)

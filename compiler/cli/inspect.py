@@ -1,0 +1,80 @@
+"""`intformer inspect`: a library's metadata."""
+
+import argparse
+from pathlib import Path
+
+from intformer.cli.options import Option
+from intformer.cli.text import Result, calibration_lines, short, table
+
+ABOUT = "show a library's metadata"
+
+
+def options() -> dict[str, Option]:
+    """Return how each parameter is given."""
+    return {
+        "library": Option("compiled library", argument=True),
+        "values": Option("list every scale and its origin", default=False),
+    }
+
+
+def run(args: argparse.Namespace) -> Result:
+    """What a library says of itself."""
+    from intformer.runtime import LibraryFile
+
+    library = LibraryFile(args.library)
+    graph = library.graph()
+    about = {k: v for k, v in library.metadata.items() if k not in ("labels", "variants")}
+    kernels: dict[str, int] = {}
+    for step in library.plan["steps"]:
+        kernels[step["kernel"]] = kernels.get(step["kernel"], 0) + 1
+    ops: dict[str, int] = {}
+    for node in graph["nodes"]:
+        ops[node["op"]] = ops.get(node["op"], 0) + 1
+    data = {
+        "library": str(args.library),
+        "bytes": Path(args.library).stat().st_size,
+        "metadata": library.metadata,
+        "not_run_here": not_run_here(library),
+        "ops": ops,
+        "kernels": kernels,
+        "values": graph["values"],
+    }
+    lines = [f"{args.library}: {data['bytes'] / 1e6:.1f} MB"]
+    about["tuning"] = ", ".join(
+        f"{chip} tuned {found['tuned']}/{found['kernels']} ({found['logs']})"
+        for chip, found in about.get("tuning", {}).items()
+    )
+    lines += table(["key", "value"], [(key, short(value)) for key, value in about.items()])
+    lines += calibration_lines(about)
+    lines += ["", *table(["variant", "here", "needs"], variant_rows(library, data))]
+    lines += ["", *table(["op", "count"], ops.items())]
+    lines += ["", *table(["kernel", "steps"], kernels.items())]
+    values = graph["values"].items() if args.values else ()
+    if args.values:
+        rows = [(n, v["dtype"], v["rows"], short(v["scale"]), v["origin"]) for n, v in values]
+        lines += ["", *table(["value", "dtype", "rows", "scale", "origin of the scale"], rows)]
+    else:
+        lines += ["", "--values lists every scale and its origin"]
+    return data, lines
+
+
+def not_run_here(library) -> dict[str, str]:
+    """Return why variants do not run on this machine, by what the system says of its CPU."""
+    from intformer.backends.x86.features import host_features
+
+    have = host_features()
+    lacks = {name: set(features) - have for name, features in library.variants.items()}
+    return {name: f"this CPU lacks {', '.join(sorted(f))}" for name, f in lacks.items() if f}
+
+
+def variant_rows(library, data: dict) -> list[tuple[str, str, str]]:
+    """Return a line for each variant: its name, whether this CPU has what it needs, its needs."""
+    rows = []
+    arches = {v["name"]: v["arch"] for v in library.metadata["variants"]}
+    for name, features in library.variants.items():
+        here = data["not_run_here"].get(name, "runs")
+        needs = " ".join(features) or "any x86-64"
+        if arches[name]:
+            here, needs = "not tried", f"GPU, {arches[name]} or newer"
+        rows.append((name, here, needs))
+    return rows

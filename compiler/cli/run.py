@@ -1,0 +1,92 @@
+"""`intformer run`: texts become answers."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from intformer.cli.options import Option, positive
+from intformer.cli.text import Result
+from intformer.errors import IntformerError
+
+ABOUT = "answer texts given by --text, in a file or on stdin"
+
+
+def function() -> Callable:
+    """Return the function whose parameters the options are."""
+    from intformer.runtime.edge import predict
+
+    return predict
+
+
+def options() -> dict[str, Option]:
+    """Return how each parameter is given."""
+    return {
+        "library": Option("compiled library", argument=True),
+        "texts": Option("text to answer; may be repeated", ("--text",), repeat=True, default=None),
+        "pairs": Option("second text (document) of each --text", ("--pair",), repeat=True),
+        "file": Option(
+            "a text per line, or two separated by a tab; -: stdin", metavar="FILE", default="-"
+        ),
+        "batch": Option("texts to run at a time", parse=positive),
+        "top_k": Option("candidates for each mask of a masked LM", parse=positive, default=5),
+        "prompt_name": Option(
+            "prompt of the model to put before each text",
+            ("--prompt",),
+            metavar="NAME",
+            default=None,
+        ),
+    }
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Texts to answers."""
+    from intformer.runtime import load
+    from intformer.runtime.edge import predict
+    from intformer.runtime.texts import decoded, parse_texts, read_texts
+
+    texts, pairs = args.texts, args.pairs
+    if texts is None:
+        if args.file == "-":
+            rows = parse_texts(decoded(sys.stdin.buffer.read(), "stdin"), "stdin")
+        else:
+            rows = read_texts(args.file)
+        texts = [row[0] for row in rows]
+        pairs = [row[1] for row in rows] if rows and len(rows[0]) == 2 else None
+    if not texts:
+        raise IntformerError(
+            "no texts", where=args.file, hint="pass --text TEXT, or one text per line"
+        )
+    library = load(args.library)
+    options = {"top_k": args.top_k} if library.metadata["head"] == "masked-lm" else {}
+    if args.prompt_name is not None:
+        options["prompt_name"] = args.prompt_name
+    answers = list(predict(library, texts, pairs, batch=args.batch, **options))
+    rows = list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
+    data = [
+        {"texts": list(row), "answer": plain(answer)}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    lines = [
+        f"{shown(answer)}\t{' | '.join(row)}" for row, answer in zip(rows, answers, strict=True)
+    ]
+    return data, lines
+
+
+def plain(answer: object) -> object:
+    """Return an answer without NumPy in it."""
+    return answer.tolist() if hasattr(answer, "tolist") else answer
+
+
+def shown(answer: object) -> str:
+    """Return an answer in a few words."""
+    if hasattr(answer, "tolist"):
+        flat = answer.reshape(-1)
+        more = ", ..." if flat.size > 4 else ""
+        return f"[{', '.join(f'{x:+.4f}' for x in flat[:4])}{more}] {list(answer.shape)}"
+    if isinstance(answer, dict):
+        return f"{answer.get('label', answer.get('answer'))} {answer['score']:.4f}"
+    parts = [part[0] if isinstance(part, list) else part for part in answer]
+    return " ".join(
+        f"{p['token']}/{p['label']}" if "label" in p else f"{p['token']} {p['score']:.4f}"
+        for p in parts
+    )
