@@ -5,7 +5,7 @@ read twice (ALBERT's shared layers) are one weight.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -135,6 +135,13 @@ class Builder:
         bias = self.checkpoint.join([part.bias for part in parts])
         return Linear(weight, bias, len(parts), keys)
 
+    def recorded(self, edge: str, *keys: str) -> str:
+        """Say which keys hold the recorded ranges of an edge; returns the edge."""
+        node = self._nodes[edge]
+        ranges = tuple(f"{self.path}{key}" for key in keys)
+        self._nodes[edge] = replace(node, attrs={**node.attrs, "ranges": ranges})
+        return edge
+
     # -- nodes ----------------------------------------------------------------------------------
 
     def embed(self) -> str:
@@ -173,7 +180,7 @@ class Builder:
             if f"{key}.gamma" in self.checkpoint:  # checkpoints converted from TensorFlow
                 names = ("gamma", "beta")
             read = (self.checkpoint.tensor(f"{key}.{name}", (channels,)) for name in names)
-            self._norms[key] = Norm(*read, self.eps)
+            self._norms[key] = Norm(*read, self.eps, key)
         return self._add("norm", self.at + name, (x,), channels, params=self._norms[key])
 
     def linear(self, name: str, x: str, *keys: str, outputs: int | None = None) -> str:

@@ -12,23 +12,22 @@ or stale until a quantized forward. What is kept as it is there, because models 
 * softmax.act holds its range in integer units (transformers#11755).
 """
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend import calibrated, calibration, labels, sentence_transformers
-from intformer.frontend import ibert_diagnostics as diagnostics
+from intformer.frontend import calibrated, calibration
 from intformer.frontend.calibrated import mask_token_id
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.encoder import notes, pick_head
-from intformer.frontend.ibert_encoder import Reader
+from intformer.frontend.encoder import read_encoder
+from intformer.frontend.ibert_config import check_config
 from intformer.frontend.ibert_head import Head
 from intformer.ir.model import IntModel
 from intformer.progress import progress
-from intformer.relay_ops import attention_ibert
-from intformer.relay_ops.attention import scores
+from intformer.quantize.ibert.attention_mass import AttentionMass
+from intformer.quantize.ibert.rules import Rules
+from intformer.quantize.ibert.scales import Recorded
 
 MODES = ("hf_compat", "fixed")
 CALIBRATION_SENTENCES = 64  # run through the NumPy reference
@@ -91,17 +90,26 @@ def import_ibert(
             where=str(checkpoint.path),
             hint="leave it out: its ranges were learned for recipe ibert",
         )
-    diagnostics.check_config(checkpoint)
-    name, pooling = pick_head(checkpoint, head)
-    reader = Reader(checkpoint, mode)
-    return _finish(reader, reader.encoder(), name, pooling, calibrate)
+    check_config(checkpoint)
+    graph, meta = read_encoder(checkpoint, head)
+    rules = Rules(graph, Recorded(checkpoint.tensor, str(checkpoint.path)), mode == MODES[0])
+    return _finish(checkpoint, rules, rules.encoder(), meta | _about(mode), calibrate)
 
 
-def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -> IntModel:
-    """Add the head to the reader's encoder and return the whole model."""
-    checkpoint = reader.checkpoint
-    files = checkpoint.files()
-    meta = _meta(reader, head, pooling)
+def _about(mode: str) -> dict:
+    leak, said = LEAK[mode]
+    return {
+        "recipe": "ibert",
+        "mode": mode,
+        "widths": WIDTHS,
+        "deviations": {**DEVIATIONS, leak: said},
+        "calibration": {},
+    }
+
+
+def _finish(checkpoint: Checkpoint, rules: Rules, features: str, meta: dict, calibrate) -> IntModel:
+    """Add the head to the encoder and return the whole model."""
+    files, head = checkpoint.files(), meta["head"]
     if head == "masked-lm":
         meta["mask_token_id"] = mask_token_id(files, meta)
     seen = None
@@ -110,94 +118,38 @@ def _finish(reader: Reader, features: str, head: str, pooling: str, calibrate) -
         chosen = split.fit
         every = -(-len(chosen) // CALIBRATION_SENTENCES)
         batches = calibration.batches(chosen[::every], meta, meta.get("mask_token_id"))
-        seen, meta["calibration"] = _observe(reader, features, head, batches)
+        seen, meta["calibration"] = _observe(rules, features, head, batches)
         if seen is not None:  # the head's range comes from this text
-            reader.warnings += split.warnings(meta, files)
-    output = Head(reader, seen).build(head, pooling, features)
-    value = reader.values[output]
+            rules.warnings += split.warnings(meta, files)
+    output = Head(checkpoint, rules, seen).build(head, meta["pooling"], features)
+    value = rules.values[output]
     meta |= {
         "output_rows": value.rows,
         "output_channels": value.channels,
         "output_scale": value.scale,
-        "warnings": [
-            *notes(checkpoint, meta["max_length"], reader.first_position),
-            *reader.warnings,
-        ],
+        "warnings": [*meta["warnings"], *rules.warnings],
     }
-    meta |= labels.answers(checkpoint, head, value.channels)
-    return IntModel(reader.nodes, reader.tensors, reader.values, output, meta, files)
+    return IntModel(rules.nodes, rules.tensors, rules.values, output, meta, files)
 
 
-def _meta(reader: Reader, head: str, pooling: str) -> dict:
-    checkpoint = reader.checkpoint
-    limit = len(reader.tensors["embed.position.weight"]) - reader.first_position
-    if limit < 1:
-        raise CheckpointError(
-            f"config key 'pad_token_id' = {reader.pad} leaves no position",
-            where=str(checkpoint.path / "config.json"),
-        )
-    leak, said = LEAK[reader.mode]
-    return {
-        "family": "ibert",
-        "head": head,
-        "recipe": "ibert",
-        "mode": reader.mode,
-        **sentence_transformers.meta(checkpoint, head),
-        "vocab_size": len(reader.tensors["embed.word.weight"]),
-        "type_vocab_size": len(reader.tensors["embed.type.weight"]),
-        "max_length": limit,
-        "truncate_length": sentence_transformers.truncate_length(checkpoint, limit),
-        "pad_token_id": reader.pad,
-        "position_rule": "padding",
-        "hidden": reader.hidden,
-        "heads": reader.heads,
-        "layers": reader.layers,
-        "ffn": reader.ffn,
-        "activation": "gelu",
-        "pooling": pooling,
-        "widths": WIDTHS,
-        "deviations": {**DEVIATIONS, leak: said},
-        "calibration": {},
-    }
+def _observe(rules: Rules, features: str, head: str, batches: list[dict]):
+    """Run the encoder's reference over calibration text.
 
-
-def _observe(reader: Reader, features: str, head: str, batches: list[dict]):
-    """Run the encoder's reference; return (features real [rows, C] or None, what attention kept).
-
-    Warns where a layer's attention rows keep less than half their mass: floor(256 p) drops every
-    probability below 1/256.
+    Returns (features float64 [rows, channels] for a masked-LM head, else None; what to report).
+    Warns where a layer's attention rows keep less than half their mass.
     """
-    encoder = IntModel(reader.nodes, reader.tensors, reader.values, features, {})
-    rows, kept = [], {f"layer{i}": [] for i in range(reader.layers)}
+    encoder = IntModel(rules.nodes, rules.tensors, rules.values, features, {})
+    rows, mass = [], AttentionMass(rules.graph, rules.tensors)
     for batch in progress(batches, "running calibration text"):
         values = encoder.run(batch)
         if head == "masked-lm":
             rows.append(values[features])
-        for layer, shares in kept.items():
-            p = reader.tensors[layer + ".context.p"]
-            shares += _kept(values[layer + ".qkv"], batch["cu_seqlens"], p, reader)
-    least = {layer: float(min(shares)) for layer, shares in kept.items()}
-    for layer, shares in kept.items():
-        poor = float(np.mean(np.asarray(shares) < 0.5))
-        if poor:
-            reader.warnings.append(
-                f"{layer}: {poor:.2%} of the calibration rows' attention keeps less than half its "
-                f"mass (least {least[layer]:.2f}); floor(256 p) drops what is below 1/256"
-            )
+        mass.see(values, batch["cu_seqlens"])
+    rules.warnings += mass.warnings()
     said = {
         "sequences": sum(len(batch["cu_seqlens"]) - 1 for batch in batches),
         "tokens": sum(len(batch["input_ids"]) for batch in batches),
-        "least attention mass": {layer: round(share, 3) for layer, share in least.items()},
+        "least attention mass": {layer: round(share, 3) for layer, share in mass.least().items()},
     }
-    seen = np.concatenate(rows) * reader.scale(features) if rows else None
+    seen = np.concatenate(rows) * rules.scale(features) if rows else None
     return seen, said
-
-
-def _kept(qkv: np.ndarray, cu_seqlens: np.ndarray, p: np.ndarray, reader: Reader) -> list[float]:
-    shares = []
-    for start, stop in pairwise(cu_seqlens.tolist()):
-        for h in range(reader.heads):
-            s, _ = scores(qkv, slice(start, stop), h, reader.heads, reader.head_dim)
-            exponentials = attention_ibert.numerators(s - s.max(1, keepdims=True), p)
-            shares += (attention_ibert.probabilities(exponentials).sum(1) / 256).tolist()
-    return shares

@@ -7,7 +7,8 @@ masked-LM head's LayerNorm output: its scale is calibrated, or the weights' boun
 
 import numpy as np
 
-from intformer.frontend.ibert_encoder import Reader
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.quantize.ibert.rules import Rules
 from intformer.quantize.native.emitter import BIAS_MAX, TANH_LIMIT
 from intformer.quantize.native.scales import INT8_MAX
 from intformer.relay_ops import i_gelu, i_layernorm, i_tanh
@@ -28,9 +29,9 @@ class Head:
     seen  last hidden states of calibration text for a masked-LM head, real [rows, C], or None
     """
 
-    def __init__(self, reader: Reader, seen: np.ndarray | None):
+    def __init__(self, checkpoint: Checkpoint, reader: Rules, seen: np.ndarray | None):
         """Add to the nodes of `reader`."""
-        self.reader, self.seen = reader, seen
+        self.checkpoint, self.reader, self.seen = checkpoint, reader, seen
 
     def build(self, head: str, pooling: str, x: str) -> str:
         """Emit the head over the last hidden state x; return the output's name."""
@@ -74,16 +75,15 @@ class Head:
 
     def matmul(self, name: str, x: str, key: str) -> str:
         """nn.Linear at `key`."""
-        weight = self.reader.checkpoint.tensor(key + ".weight", (None, self.reader.hidden))
-        bias = self.reader.checkpoint.tensor(key + ".bias", weight.shape[:1])
+        weight = self.checkpoint.tensor(key + ".weight", (None, self.reader.values[x].channels))
+        bias = self.checkpoint.tensor(key + ".bias", weight.shape[:1])
         return self.linear(name, x, weight, bias)
 
     def decoder(self, x: str) -> str:
         """lm_head.decoder, whose weight and bias may be tied (and then are not saved twice)."""
-        checkpoint, prefix = self.reader.checkpoint, self.reader.prefix
-        words = prefix + "embeddings.word_embeddings.weight"
+        checkpoint, word = self.checkpoint, self.reader.graph.tables.word
         keys = ("lm_head.decoder.weight", "lm_head.decoder.bias")
-        weight = checkpoint.tensor(keys[0] if keys[0] in checkpoint else words)
+        weight = checkpoint.tensor(keys[0]) if keys[0] in checkpoint else word
         bias = checkpoint.tensor(keys[1] if keys[1] in checkpoint else "lm_head.bias")
         return self.linear("head1", x, weight, bias)
 
@@ -138,7 +138,7 @@ class Head:
         out = reader.value("head0.gelu", "int16", v.channels, scale, origin, v.rows)
         reader.node("i_gelu", (x, point), out, form="erf")
 
-        checkpoint, n = reader.checkpoint, reader.hidden
+        checkpoint, n = self.checkpoint, v.channels
         gamma = checkpoint.tensor("lm_head.layer_norm.weight", (n,))
         beta = checkpoint.tensor("lm_head.layer_norm.bias", (n,))
         eps = checkpoint.setting("layer_norm_eps", float, 1e-12, least=0)
@@ -169,7 +169,7 @@ class Head:
     def float_dense(self) -> np.ndarray:
         """What the float head's dense layer gives on the features seen, [rows, C]."""
         weight, bias = (
-            self.reader.checkpoint.tensor(f"lm_head.dense.{part}") for part in ("weight", "bias")
+            self.checkpoint.tensor(f"lm_head.dense.{part}") for part in ("weight", "bias")
         )
         return self.seen.astype(np.float32) @ weight.T + bias
 

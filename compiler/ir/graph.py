@@ -13,6 +13,9 @@ add        term, stream                  the stream is the residual that goes pa
 attention  qkv, cu_seqlens               heads
 take       x, index                      rows: what a picked row stands for
 mean       x, cu_seqlens                 one row per sequence
+
+Every kind may have the attribute `ranges`: keys of what the checkpoint recorded of the edge, in the
+order in which its integers are brought to these ranges.
 """
 
 from collections.abc import Iterable
@@ -51,11 +54,15 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """LayerNorm over the last axis; weight, bias float32 [C]."""
+    """LayerNorm over the last axis; weight, bias float32 [C].
+
+    key  of the module in the checkpoint
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     eps: float
+    key: str = ""
 
 
 @dataclass(frozen=True, eq=False)

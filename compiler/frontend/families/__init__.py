@@ -5,7 +5,8 @@ from intformer.frontend.families.albert import ALBERT
 from intformer.frontend.families.bert import BERT
 from intformer.frontend.families.distilbert import DISTILBERT
 from intformer.frontend.families.electra import ELECTRA
-from intformer.frontend.families.roberta import IBERT, ROBERTA
+from intformer.frontend.families.ibert import IBERT
+from intformer.frontend.families.roberta import ROBERTA
 
 FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
     "bert": BERT,

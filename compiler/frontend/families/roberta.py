@@ -1,6 +1,4 @@
-"""RoBERTa (arXiv 1907.11692) and what has its shape: XLM-R; I-BERT's float model."""
-
-from dataclasses import replace
+"""RoBERTa (arXiv 1907.11692) and what has its shape: XLM-R."""
 
 from intformer.frontend.builder import Builder, Family
 from intformer.frontend.families import post_ln
@@ -31,4 +29,3 @@ ROBERTA = Family(
     positions="padding",
     pad=1,
 )
-IBERT = replace(ROBERTA, prefix="ibert.", fold=False)  # the float model it was trained as
