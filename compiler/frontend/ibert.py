@@ -22,10 +22,10 @@ from intformer.frontend.calibrated import mask_token_id
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.ibert_config import check_config
-from intformer.frontend.ibert_head import Head
 from intformer.ir.model import IntModel
 from intformer.progress import progress
 from intformer.quantize.ibert.attention_mass import AttentionMass
+from intformer.quantize.ibert.head import head_graph, lower_head
 from intformer.quantize.ibert.rules import Rules
 from intformer.quantize.ibert.scales import Recorded
 
@@ -69,8 +69,9 @@ def read(source: str | Path, *, mode: str = "hf_compat", calibrate=None, head=No
     """Read an IBert directory.
 
     mode       "hf_compat" or "fixed" (see above)
-    calibrate  text or token ids as import_model takes them; sets the scale of a masked-LM head and
-               checks how much of its mass attention keeps. Encoder ranges come from the checkpoint.
+    calibrate  text or token ids as import_model takes them; sets the ranges of the head's own edges
+               and checks how much of its mass attention keeps. Encoder ranges come from the
+               checkpoint.
     head       as import_model takes it
     """
     return import_ibert(Checkpoint(source), mode=mode, calibrate=calibrate, head=head)
@@ -112,16 +113,15 @@ def _finish(checkpoint: Checkpoint, rules: Rules, features: str, meta: dict, cal
     files, head = checkpoint.files(), meta["head"]
     if head == "masked-lm":
         meta["mask_token_id"] = mask_token_id(files, meta)
-    seen = None
+    batches, shown = [], []
     if calibrate is not None:
         split = calibrated.split(calibrate, files, meta)
-        chosen = split.fit
-        every = -(-len(chosen) // CALIBRATION_SENTENCES)
-        batches = calibration.batches(chosen[::every], meta, meta.get("mask_token_id"))
-        seen, meta["calibration"] = _observe(rules, features, head, batches)
-        if seen is not None:  # the head's range comes from this text
+        every = -(-len(split.fit) // CALIBRATION_SENTENCES)
+        batches = calibration.batches(split.fit[::every], meta, meta.get("mask_token_id"))
+        shown, meta["calibration"] = _observe(rules, features, batches)
+        if head_graph(rules.graph, features).ranged():  # this text sets them
             rules.warnings += split.warnings(meta, files)
-    output = Head(checkpoint, rules, seen).build(head, meta["pooling"], features)
+    output = lower_head(rules, features, batches, shown)
     value = rules.values[output]
     meta |= {
         "output_rows": value.rows,
@@ -132,18 +132,18 @@ def _finish(checkpoint: Checkpoint, rules: Rules, features: str, meta: dict, cal
     return IntModel(rules.nodes, rules.tensors, rules.values, output, meta, files)
 
 
-def _observe(rules: Rules, features: str, head: str, batches: list[dict]):
+def _observe(rules: Rules, features: str, batches: list[dict]):
     """Run the encoder's reference over calibration text.
 
-    Returns (features float64 [rows, channels] for a masked-LM head, else None; what to report).
-    Warns where a layer's attention rows keep less than half their mass.
+    Returns (features float32 [tokens, channels] of each batch, what to report). Warns where a
+    layer's attention rows keep less than half their mass.
     """
-    encoder = IntModel(rules.nodes, rules.tensors, rules.values, features, {})
-    rows, mass = [], AttentionMass(rules.graph, rules.tensors)
+    last = rules.held[features]
+    encoder = IntModel(rules.nodes, rules.tensors, rules.values, last, {})
+    shown, mass = [], AttentionMass(rules.graph, rules.tensors)
     for batch in progress(batches, "running calibration text"):
         values = encoder.run(batch)
-        if head == "masked-lm":
-            rows.append(values[features])
+        shown.append((values[last] * rules.scale(last)).astype(np.float32))
         mass.see(values, batch["cu_seqlens"])
     rules.warnings += mass.warnings()
     said = {
@@ -151,5 +151,4 @@ def _observe(rules: Rules, features: str, head: str, batches: list[dict]):
         "tokens": sum(len(batch["input_ids"]) for batch in batches),
         "least attention mass": {layer: round(share, 3) for layer, share in mass.least().items()},
     }
-    seen = np.concatenate(rows) * rules.scale(features) if rows else None
-    return seen, said
+    return shown, said

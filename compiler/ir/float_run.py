@@ -19,7 +19,7 @@ def run(
 ) -> np.ndarray:
     """Run packed tokens in float32.
 
-    inputs   as IntModel.run takes them
+    inputs   as IntModel.run takes them; float32 [rows, channels] for a node of kind input
     tap      called with (edge, float32 tensor [rows, channels]) as each edge is made; a tensor that
              it returns takes the place of the edge
     operand  called with (edge, what a linear reads there) in the same way; what it returns is read
@@ -69,6 +69,12 @@ def activate(x, function: str):
     if function == "tanh":
         return x.tanh()
     return functional.gelu(x, approximate="tanh" if function == TANH_GELU else "none")
+
+
+def _input(node: Node, inputs: dict):
+    import torch
+
+    return torch.from_numpy(inputs[node.name])
 
 
 def _embed(node: Node, inputs: dict):
@@ -131,6 +137,7 @@ def _mean(node: Node, inputs: dict, x):
 
 
 RUN = {
+    "input": _input,
     "embed": _embed,
     "norm": _norm,
     "linear": _linear,

@@ -5,6 +5,7 @@ reads an edge decides how wide its integers are: a `linear` reads an int8 operan
 read 16 bits or more.
 
 kind       inputs            parameters  attributes
+input                                    rows that come from elsewhere
 embed      ids of the batch  Tables
 norm       x                 Norm
 linear     x                 Linear      tied: the weight is the word table
@@ -34,7 +35,7 @@ ACTIVATIONS = {  # config value -> the function it names
     "relu": "relu",
     "tanh": "tanh",
 }
-KINDS = ("embed", "norm", "linear", "act", "add", "attention", "take", "mean")
+KINDS = ("input", "embed", "norm", "linear", "act", "add", "attention", "take", "mean")
 WORD_STEM = "embed.word"  # where the word table is stored, which a tied decoder multiplies with
 
 
@@ -254,5 +255,5 @@ TABLES = {WORD_STEM: "word", "embed.type": "types", "embed.position": "position"
 
 def _edges(node: Node) -> range:
     """Return which inputs of a node are edges: the first ones; embed has none."""
-    count = {"embed": 0, "add": 2}.get(node.kind, 1)
+    count = {"input": 0, "embed": 0, "add": 2}.get(node.kind, 1)
     return range(count)

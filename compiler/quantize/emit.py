@@ -18,6 +18,11 @@ class Emitter:
         self.warnings: list[str] = []
         self.reach: dict[str, np.ndarray] = {}  # accumulator -> largest |value| [channels]
 
+    def share(self, other: "Emitter") -> None:
+        """Add to the same model as another emitter from now on."""
+        self.nodes, self.tensors, self.values = other.nodes, other.tensors, other.values
+        self.warnings, self.reach = other.warnings, other.reach
+
     def value(self, name: str, dtype: str, channels: int, scale, origin: str, rows="token") -> str:
         """Declare a value; scale is one number or one per channel."""
         scale = np.asarray(scale, np.float64)

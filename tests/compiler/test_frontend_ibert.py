@@ -215,9 +215,9 @@ def test_calibration_sets_the_masked_lm_scale(checkpoint):
     bound, calibrated = read(source), read(source, calibrate=text)
     assert "calibrate it" in bound.meta["warnings"][0]
     assert not any("calibrate it" in said for said in calibrated.meta["warnings"])
-    assert calibrated.values["head0.norm"].origin.startswith("calibration: ")
-    assert np.mean(calibrated.values["head0.norm"].scale) < np.mean(
-        bound.values["head0.norm"].scale
+    assert calibrated.values["head0.norm.int8"].origin.startswith("calibration: ")
+    assert np.mean(calibrated.values["head0.norm.int8"].scale) < np.mean(
+        bound.values["head0.norm.int8"].scale
     )
     assert calibrated.meta["calibration"]["sequences"] == 7  # one of 8 is held out
     assert set(calibrated.meta["calibration"]["least attention mass"]) == {"layer0", "layer1"}

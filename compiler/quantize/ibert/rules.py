@@ -30,12 +30,12 @@ class Rules(Emitter):
         self.held: dict[str, str] = {}
 
     def encoder(self) -> str:
-        """Run the rule of every node up to the last that has recorded ranges; return its value."""
+        """Run the rule of every node up to the last that has recorded ranges; return its edge."""
         nodes = self.graph.nodes
         last = max(i for i, node in enumerate(nodes) if "ranges" in node.attrs)
         for node in nodes[: last + 1]:
             RULES[node.kind](self, node)
-        return self.held[nodes[last].name]
+        return nodes[last].name
 
     def requantize_to(self, x: str, name: str, scale, origin: str, limits, dtype="int8") -> str:
         """Bring x to `scale` (one number, or one per channel), clamped to limits (lo, hi)."""

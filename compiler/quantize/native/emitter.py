@@ -21,13 +21,17 @@ class NativeEmitter(Emitter):
     calibrated  origin of the scales that ranges decide
     rounded     weight stem -> (factors, scale of each row, integers), kept from method to method
     grain       "channel" or "tensor": what has one weight scale
+    largest     |integer| that an int8 operand may be: 128 for operands of recipe ibert
     """
 
-    def __init__(self, scales: Scales, calibrated: str, rounded: dict, grain: str):
+    def __init__(
+        self, scales: Scales, calibrated: str, rounded: dict, grain: str, largest: int = INT8_MAX
+    ):
         """Start empty."""
         super().__init__()
         self.scales, self.graph = scales, scales.graph
         self.calibrated, self.rounded, self.grain = calibrated, rounded, grain
+        self.largest = largest
         self.steps: dict[str, np.ndarray] = {}  # weight stem -> real scale of each row [N]
         self.weight_sums: dict[str, np.ndarray] = {}  # weight stem -> sum of |integers| [N]
 
@@ -62,7 +66,7 @@ class NativeEmitter(Emitter):
             self.values[x].rows,
         )
         self.node("matmul", (x, stem + ".weight", name + ".bias"), acc)
-        self.reach[acc] = INT8_MAX * self.weight_sums[stem] + np.abs(bias)
+        self.reach[acc] = self.largest * self.weight_sums[stem] + np.abs(bias)
         return acc
 
     def grained(self, steps: np.ndarray, parts: int) -> np.ndarray:

@@ -4,6 +4,8 @@ A rule reads the integers its inputs already have, and makes those its readers n
 linear, int16 for the residual of a sum, an accumulator for what brings it to a scale of its own.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from intformer.ir.graph import Node
@@ -51,10 +53,8 @@ class Rules(NativeEmitter):
         self.wide: dict[str, str] = {}
 
     def model(self) -> IntModel:
-        """Run the rule of every node, then bring the last edge to the output."""
-        for node in self.graph.nodes:
-            RULES[node.kind](self, node)
-        output = result(self, self.graph[self.graph.output])
+        """Return the program of the whole graph."""
+        output = self.run(self.graph.nodes)
         meta = {
             "recipe": "native",
             "output_rows": self.values[output].rows,
@@ -63,6 +63,12 @@ class Rules(NativeEmitter):
             "warnings": self.warnings,
         }
         return IntModel(self.nodes, self.tensors, self.values, output, meta)
+
+    def run(self, nodes: Iterable[Node]) -> str:
+        """Run the rules of nodes, then bring the last edge to the output; return its name."""
+        for node in nodes:
+            RULES[node.kind](self, node)
+        return result(self, self.graph[self.graph.output])
 
 
 def emit(scales: Scales, origin: str, rounded: dict, grain: str) -> IntModel:
