@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from intformer.errors import CheckpointError
+from intformer.frontend.architectures import CLASSES as MODEL_TYPES
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.lora import CONFIG_FILE as ADAPTER_FILE
 from intformer.ir.model import IntModel
@@ -45,15 +46,6 @@ def import_q8bert(checkpoint: Checkpoint, **options) -> IntModel:
 
 
 Q8BERT_FILE = "quant_pytorch_model.bin"
-READERS = {  # config model_type -> reader(checkpoint, recipe=, mode=, head=, calibrate=, ...)
-    "bert": import_calibrated,
-    "roberta": import_calibrated,
-    "xlm-roberta": import_calibrated,
-    "distilbert": import_calibrated,
-    "electra": import_calibrated,
-    "albert": import_calibrated,
-    "ibert": import_ibert,
-}
 
 
 def import_model(
@@ -87,11 +79,11 @@ def import_model(
         refuse_adapter(checkpoint)
         return import_q8bert(checkpoint, calibrate=calibrate, **options)
     model_type = checkpoint.setting("model_type", str)
-    if model_type not in READERS:
+    if model_type not in MODEL_TYPES:
         raise CheckpointError(
             f"config key 'model_type' = {model_type!r} is not supported",
             where=str(checkpoint.path / "config.json"),
-            hint="supported: " + ", ".join(READERS),
+            hint="supported: " + ", ".join(MODEL_TYPES),
         )
     from intformer.frontend.trained import is_trained
 
@@ -99,7 +91,8 @@ def import_model(
         refuse_adapter(checkpoint)
     if calibrate is None and is_trained(checkpoint):
         return import_trained(checkpoint, **options)
-    return READERS[model_type](checkpoint, calibrate=calibrate, **options)
+    read = import_ibert if model_type == "ibert" else import_calibrated
+    return read(checkpoint, calibrate=calibrate, **options)
 
 
 def refuse_adapter(checkpoint: Checkpoint) -> None:

@@ -7,6 +7,7 @@ CLASSES = {  # model_type -> what its class names start with
     "bert": "Bert",
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
     "distilbert": "DistilBert",
     "electra": "Electra",
     "albert": "Albert",

@@ -40,6 +40,7 @@ class Family:
     pad          padding id where config.json does not say
     config_keys  our name -> config key
     fold         a single row of types is added to the positions
+    drops_all_stages  in training, classifiers drop before every linear, not the last alone
     """
 
     encoder: "Callable[[Builder], str]"
@@ -51,6 +52,7 @@ class Family:
     pad: int = 0
     config_keys: dict[str, str] = field(default_factory=lambda: CONFIG_KEYS)
     fold: bool = True
+    drops_all_stages: bool = False
 
 
 class Builder:

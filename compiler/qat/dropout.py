@@ -1,10 +1,10 @@
 """Where a family drops what while it trains, by the keys of its config.json."""
 
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.encoder import family_of
 from intformer.ir.graph import Graph
 from intformer.qat.simulate import Dropout
 
-ALL_STAGES = ("roberta", "xlm-roberta", "electra")  # classifiers that drop before their dense too
 HEAD_KEYS = {  # family -> key of each head's own probability, where it has one
     "albert": {"sequence-classification": "classifier_dropout_prob"},
     "distilbert": {
@@ -34,7 +34,7 @@ def dropout_of(checkpoint: Checkpoint, graph: Graph) -> Dropout:
         last = 0.0
     else:
         last = probability("classifier_dropout", hidden)
-    first = last if family in ALL_STAGES else 0.0
+    first = last if family_of(checkpoint).drops_all_stages else 0.0
     stages = sum(1 for node in graph.of_kind("linear") if node.name.startswith("head"))
     every = (*([first] * (stages - 1)), last) if stages else ()
     return Dropout(hidden, attention, family != "distilbert", every)

@@ -13,6 +13,7 @@ FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
     "roberta": ROBERTA,
     "ibert": IBERT,
     "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
     "albert": ALBERT,

@@ -37,4 +37,5 @@ ELECTRA = Family(
         "masked-lm": fill_masks,
     },
     prefix="electra.",
+    drops_all_stages=True,
 )

@@ -1,4 +1,4 @@
-"""RoBERTa (arXiv 1907.11692) and what has its shape: XLM-R."""
+"""RoBERTa (arXiv 1907.11692) and what has its shape: XLM-R, CamemBERT."""
 
 from intformer.frontend.builder import Builder, Family
 from intformer.frontend.families import post_ln
@@ -28,4 +28,5 @@ ROBERTA = Family(
     prefix="roberta.",
     positions="padding",
     pad=1,
+    drops_all_stages=True,
 )

@@ -9,10 +9,12 @@ CLASSES = {  # family -> class stem
     "bert": "Bert",
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
+    "camembert": "Camembert",
     "distilbert": "DistilBert",
     "electra": "Electra",
     "albert": "Albert",
 }
+PADDED = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding id
 HEADS = {  # head -> class ending
     "features": "Model",
     "sequence-classification": "ForSequenceClassification",
@@ -31,8 +33,8 @@ def config(family, hidden=60, heads=4, layers=2, ffn=100, labels=3, activation="
         "num_hidden_layers": layers,
         "intermediate_size": ffn,
         "hidden_act": activation,
-        "type_vocab_size": 1 if "roberta" in family else 2,
-        "max_position_embeddings": 34 if "roberta" in family else 32,
+        "type_vocab_size": 1 if family in PADDED else 2,
+        "max_position_embeddings": 34 if family in PADDED else 32,
     }
     if family == "distilbert":
         names = {
