@@ -238,6 +238,17 @@ class Builder:
             x = self.act(f"{at}.act", x, function)
         return self._norm(f"{at}.norm", x, norm) if norm else x
 
+    def module(self, x: str, linear: Linear, function: str | None) -> str:
+        """One stage with weights from elsewhere: linear, and an activation where one is named."""
+        at, (outputs, inputs) = self._stage(), linear.weight.shape
+        if inputs != self.channels(x):
+            raise CheckpointError(
+                f"{linear.keys[0]} reads {inputs} channels, the embedding has {self.channels(x)}",
+                where=str(self.checkpoint.root),
+            )
+        x = self._add("linear", at, (x,), outputs, params=linear, stem=at)
+        return self.act(f"{at}.act", x, function) if function else x
+
     def decoder(self, x: str, key: str) -> str:
         """Masked-LM decoder; tied where its weight is absent or equals the word table."""
         word = self._nodes["embed.sum"].params.word

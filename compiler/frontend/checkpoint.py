@@ -68,6 +68,18 @@ class Checkpoint:
         other.path = self.root
         return other
 
+    def module(self, path: str) -> "Checkpoint":
+        """Return the folder of a module of sentence-transformers, with the weights that lie there.
+
+        path  relative to the directory, and inside it
+        """
+        other = self.whole()
+        other.path = self.root / path
+        if path:
+            other.__dict__.pop("weights", None)
+            other.config = {}
+        return other
+
     def read(self, name: str) -> bytes | None:
         """Return the bytes of a file of the directory, None where there is none."""
         return Folder(self.path).read(name)

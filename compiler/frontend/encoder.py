@@ -49,7 +49,9 @@ def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Graph
     g = Builder(checkpoint, family)
     x = family.encoder(g)
     if name == "sentence-embedding":
-        g.mean(x) if pooling == "mean" else g.first(x)
+        x = g.mean(x) if pooling == "mean" else g.first(x)
+        for module in sentence_transformers.dense(checkpoint, name):
+            x = g.module(x, module.linear(checkpoint), module.function)
     else:
         family.heads[name](g, x)
     graph = g.graph(name)

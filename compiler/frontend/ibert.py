@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend import calibrated, calibration
+from intformer.frontend import calibrated, calibration, sentence_transformers
 from intformer.frontend.calibrated import mask_token_id
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
@@ -93,6 +93,7 @@ def import_ibert(
         )
     check_config(checkpoint)
     graph, meta = read_encoder(checkpoint, head)
+    sentence_transformers.refuse_dense(checkpoint, meta["head"], "recipe ibert")
     rules = Rules(graph, Recorded(checkpoint.tensor, str(checkpoint.path)), mode == MODES[0])
     return _finish(checkpoint, rules, rules.encoder(), meta | _about(mode), calibrate)
 

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from intformer.errors import CheckpointError
 from intformer.frontend.json_object import JsonObject
+from intformer.frontend.sentence_dense import Dense
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
@@ -75,7 +76,7 @@ KINDS = {
     "SentenceTransformer": _Kind(
         head=EMBEDDING,
         modules=("Transformer", "Pooling"),
-        then=("Normalize", "Dropout"),  # Dropout does nothing outside of training
+        then=("Dense", "Normalize", "Dropout"),  # Dropout does nothing outside of training
         task="feature-extraction",
         outputs=("last_hidden_state", "token_embeddings"),
         prompts=("query", "document"),
@@ -97,6 +98,7 @@ class SentenceModel:
 
     head            "sentence-embedding" or "sequence-classification"
     pooling         "mean" or "first" for embeddings, else ""
+    dense           Dense modules behind the pooling, in order
     normalize       whether embeddings are brought to Euclidean length 1
     truncate_dim    leading channels of an embedding that are kept; None: all
     prompts         name -> text put before a text
@@ -106,6 +108,7 @@ class SentenceModel:
 
     head: str
     pooling: str = ""
+    dense: tuple[Dense, ...] = ()
     normalize: bool = False
     truncate_dim: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
@@ -170,6 +173,7 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
     return SentenceModel(
         head=kind.head,
         pooling=_pooling(checkpoint, modules[1][1]) if embeds else "",
+        dense=tuple(Dense.read(checkpoint, path) for name, path in modules if name == "Dense"),
         normalize=any(module == "Normalize" for module, _ in modules),
         truncate_dim=_truncate_dim(config) if embeds else None,
         prompts=prompts,
@@ -193,6 +197,22 @@ def meta(checkpoint, head: str) -> dict:
         "prompts": found.prompts,
         "default_prompt": found.default_prompt,
     }
+
+
+def dense(checkpoint, head: str) -> tuple[Dense, ...]:
+    """Return the Dense modules behind a head."""
+    found = read(checkpoint, head)
+    return found.dense if found else ()
+
+
+def refuse_dense(checkpoint, head: str, what: str) -> None:
+    """Raise for a directory with Dense modules; `what` cannot have them."""
+    for module in dense(checkpoint, head):
+        raise CheckpointError(
+            f"a Dense module does not go with {what}",
+            where=str(checkpoint.root / module.path),
+            hint="take it out of modules.json and apply it to the embeddings",
+        )
 
 
 def files(checkpoint, head: str) -> dict[str, bytes]:
@@ -278,6 +298,8 @@ def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
             )
         if name == "Normalize":
             _check_normalize(checkpoint, path)
+        if name == "Dense" and any(before == "Normalize" for before, _ in modules):
+            raise module.refusal("type", "Dense modules come before Normalize")
         modules.append((name, path))
     if len(modules) < len(kind.modules):
         raise CheckpointError(

@@ -50,7 +50,7 @@ def _run(graph: Graph, inputs: dict, tap: Hook, operand: Hook, start):
             new = operand(graph.source(node.inputs[0]), read[0])
             read[0] = read[0] if new is None else new
         made = RUN[node.kind](node, inputs, *read)
-        if node.kind not in ("take", "mean"):
+        if node.kind != "take":
             new = tap(node.name, made)
             made = made if new is None else new
         edges[node.name] = made

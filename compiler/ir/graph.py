@@ -213,6 +213,8 @@ class Graph:
         for node in self.nodes:
             if node.kind in ("norm", "act", "add", "attention"):
                 found[node.name] = node.channels
+            elif node.kind == "mean" and self.linear_reader(node.name):
+                found[node.name] = node.channels
             elif node.kind == "linear":
                 readers = self.final_readers(node.name)
                 if self.adds(node.name) or any(r.kind in ("attention", "linear") for r in readers):

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
+from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.ir.float_run import activate
 
 AUTO_CLASSES = {  # head -> transformers class that computes its outputs
     "features": "AutoModel",
@@ -46,6 +48,10 @@ class FloatModel:
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
         checkpoint = Checkpoint(source)
         checkpoint.refuse_rewritten()
+        self.dense = [
+            (module.linear(checkpoint), module.function)
+            for module in sentence_transformers.dense(checkpoint, self.head)
+        ]
         source = checkpoint.path
         try:
             config = transformers.AutoConfig.from_pretrained(str(source))
@@ -76,8 +82,8 @@ class FloatModel:
     def forward(self, batch: dict) -> np.ndarray:
         """Return what the head computes for a padded batch: float32 [batch, tokens or 1, channels].
 
-        Sentence embeddings are pooled as the library's are, over real tokens, and not
-        normalised.
+        Sentence embeddings are pooled over real tokens and passed through the Dense modules, as
+        the library's are, and are not normalised.
         """
         import torch
 
@@ -89,10 +95,14 @@ class FloatModel:
                 hidden = out.last_hidden_state
                 if self.head == "features":
                     return hidden.numpy()
-                if self.pooling == "first":
-                    return hidden[:, :1].numpy()
                 mask = batch["attention_mask"].unsqueeze(-1)
-                return ((hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)).numpy()
+                mean = (hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+                x = hidden[:, :1] if self.pooling == "first" else mean
+                for linear, function in self.dense:
+                    weight, bias = torch.from_numpy(linear.weight), torch.from_numpy(linear.bias)
+                    x = torch.nn.functional.linear(x, weight, bias)
+                    x = activate(x, function) if function else x
+                return x.numpy()
             logits = out.logits.numpy()
             return logits[:, None] if logits.ndim == 2 else logits
 

@@ -7,6 +7,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import calibrated, calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import pick_head, read_encoder
+from intformer.frontend.sentence_transformers import refuse_dense
 from intformer.frontend.trained import check_ranges, read_ranges, settings
 from intformer.ir.graph import Graph
 from intformer.measure.float_model import AUTO_CLASSES
@@ -56,6 +57,7 @@ def prepare(
     weights = weights or trained.get("weights", "channel")
     check_options(recipe, nonlinear, weights)
     name, _ = pick_head(checkpoint, head)
+    refuse_dense(checkpoint, name, "training: its weights are not the encoder's")
     if name == "masked-lm":
         raise CheckpointError(
             "head 'masked-lm' is not trained quantized",

@@ -464,11 +464,54 @@ def test_old_poolings_that_do_not_compile(folder, key):
 
 
 def test_modules_that_do_not_compile(encoder, tmp_path):
-    for i, more in enumerate((st_modules.Dense(60, 8), st_modules.LayerNorm(60))):
-        folder = tmp_path / str(i)
-        save_embedder(encoder, folder, "mean", more)
-        assert "modules.json, module 2" in refusal(folder)
-        assert type(more).__name__ in refusal(folder)
+    save_embedder(encoder, tmp_path, "mean", st_modules.LayerNorm(60))
+    assert "modules.json, module 2" in refusal(tmp_path)
+    assert "LayerNorm" in refusal(tmp_path)
+
+
+def save_dense(encoder, folder, **changed):
+    """Write an embedder with one Dense module; returns the module's folder."""
+    save_embedder(encoder, folder, "mean", st_modules.Dense(60, 8))
+    change(folder / "2_Dense/config.json", **changed)
+    return folder / "2_Dense"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"activation_function": "os.system"},
+        {"use_residual": True},
+        {"module_input_name": "token_embeddings"},
+        {"module_output_name": "other"},
+        {"surprise": 1},
+        {"in_features": "60"},
+        {"bias": 0},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_dense_settings_that_do_not_compile(encoder, tmp_path, changed):
+    save_dense(encoder, tmp_path, **changed)
+    text = refusal(tmp_path)
+    assert "2_Dense/config.json" in text and f"'{next(iter(changed))}'" in text
+
+
+def test_dense_of_the_wrong_size(encoder, tmp_path):
+    save_dense(encoder, tmp_path, in_features=64)
+    assert "2_Dense" in refusal(tmp_path) and "[8, 60]" in refusal(tmp_path)
+    (tmp_path / "2_Dense/config.json").unlink()
+    st_modules.Dense(64, 8).save(str(tmp_path / "2_Dense"))
+    assert "2_Dense/linear reads 64 channels, the embedding has 60" in refusal(tmp_path)
+
+
+def test_dense_without_weights(encoder, tmp_path):
+    (save_dense(encoder, tmp_path) / "model.safetensors").unlink()
+    assert "2_Dense" in refusal(tmp_path)
+
+
+def test_dense_goes_with_recipe_native_alone(encoder, tmp_path):
+    save_dense(encoder, tmp_path)
+    with pytest.raises(CheckpointError, match="Dense module does not go with"):
+        prepare(str(tmp_path), recipe="native")
 
 
 def test_a_router(encoder, tmp_path):

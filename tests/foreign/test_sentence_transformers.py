@@ -1,6 +1,7 @@
 """Directories of SentenceTransformer, as version 6.2 and older ones write them."""
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -54,10 +55,33 @@ def test_several_poolings(folder):
     st6(folder, pooling=("cls", "max"))
 
 
-@pytest.mark.parametrize("after", [[], [Normalize()]])
-@refused(MODULES, "Dense")
-def test_dense(folder, after):
-    st6(folder, Dense(HIDDEN, 16), *after)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("after", [[], [Normalize()]], ids=["plain", "normalized"])
+@equal_to(SentenceTransformers)
+def test_dense(folder, pooling, after):
+    st6(folder, Dense(HIDDEN, 16), *after, pooling=pooling)
+
+
+@pytest.mark.parametrize("name", ["Identity", "ReLU", "GELU"])
+@equal_to(SentenceTransformers)
+def test_dense_activations(folder, name):
+    function = getattr(torch.nn, name)()
+    st6(folder, Dense(HIDDEN, 24, bias=False, activation_function=function), Dense(24, 16))
+
+
+@refused("2_Dense/config.json", "activation_function", "Sigmoid")
+def test_dense_with_an_unknown_activation(folder):
+    st6(folder, Dense(HIDDEN, 16, activation_function=torch.nn.Sigmoid()))
+
+
+@refused("2_Dense/config.json", "use_residual")
+def test_dense_with_a_residual(folder):
+    st6(folder, Dense(HIDDEN, HIDDEN, use_residual=True))
+
+
+@refused(MODULES, "before Normalize")
+def test_dense_behind_normalize(folder):
+    st6(folder, Normalize(), Dense(HIDDEN, 16))
 
 
 @equal_to(SentenceTransformers)

@@ -157,12 +157,18 @@ def take(e: Rules, node: Node) -> None:
 
 
 def mean(e: Rules, node: Node) -> None:
-    """Mean of each sequence, with fraction bits, which are the output's."""
+    """Mean of each sequence, with fraction bits: the output, or brought to an int8 operand."""
     edge, index = node.inputs
-    x = e.streams[edge]
+    x, reader = e.streams[edge], e.graph.linear_reader(node.name)
+    name = node.name if reader else "output"
     scale = e.scale(x) / 2**POOL_FRACTION_BITS
-    e.value("output", "int32", node.channels, scale, "bound: exact mean", "sequence")
-    e.node("mean_pool", (x, index), "output", fraction_bits=POOL_FRACTION_BITS)
+    e.value(name, "int32", node.channels, scale, "bound: exact mean", "sequence")
+    e.node("mean_pool", (x, index), name, fraction_bits=POOL_FRACTION_BITS)
+    if reader:
+        s8 = e.scales.operand(node.name)
+        e.operands[node.name] = e.requantize(
+            name, name + ".int8", "int8", s8, e.calibrated, INT8_MAX
+        )
 
 
 def result(e: Rules, node: Node) -> str:
@@ -175,7 +181,7 @@ def result(e: Rules, node: Node) -> str:
         scale = max(top, TINY) / (limit - 1)
         origin = "bound: largest logit the weights allow"
         return e.requantize(acc, "output", "int32", scale, origin, limit)
-    x = e.streams[node.name]
+    x = e.wide[node.name] if node.kind == "act" else e.streams[node.name]
     return e.requantize(x, "output", "int32", e.scale(x), e.values[x].origin, INT16_MAX)
 
 

@@ -7,8 +7,8 @@ writes into it:
     def test_half_precision(folder):
         save(folder, "bert").half().save_pretrained(folder)
 
-    @refused("modules.json", "Dense")
-    def test_dense(folder):
+    @refused("modules.json", "WordWeights")
+    def test_unknown_module(folder):
         ...
 
 equal_to(library)  what is imported has the ids, token types, values and answers of that library

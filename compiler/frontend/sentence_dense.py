@@ -1,0 +1,69 @@
+"""Dense modules of sentence-transformers: a linear layer of the embedding, and an activation.
+
+As sentence_transformers/base/modules/dense.py of version 6.2 reads them. Their weights lie in a
+folder of their own.
+"""
+
+from dataclasses import dataclass
+
+from intformer.frontend.json_object import JsonObject
+from intformer.ir.graph import Linear
+
+EMBEDDING = "sentence_embedding"  # what a Dense reads and writes here
+FUNCTIONS = {  # activation_function -> a value of ir.graph.ACTIVATIONS; None: no activation
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.linear.Identity": None,
+    "torch.nn.Tanh": "tanh",
+    "torch.nn.ReLU": "relu",
+    "torch.nn.GELU": "gelu",
+    "torch.nn.Identity": None,
+}
+KEYS = (
+    *("in_features", "out_features", "bias", "activation_function"),
+    *("module_input_name", "module_output_name", "use_residual"),
+)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One module.
+
+    path      its folder, relative to the directory
+    inputs    channels it reads
+    outputs   channels it makes
+    bias      whether it has one
+    function  a value of ir.graph.ACTIVATIONS, or None
+    """
+
+    path: str
+    inputs: int
+    outputs: int
+    bias: bool
+    function: str | None
+
+    @classmethod
+    def read(cls, checkpoint, path: str) -> "Dense":
+        """Read the settings of the module in a folder of a whole Checkpoint."""
+        config = JsonObject.read(checkpoint.module(path), "config.json")
+        config.refuse_others(KEYS)
+        for key in ("module_input_name", "module_output_name"):
+            if config.get(key, str, EMBEDDING) != EMBEDDING:
+                raise config.refusal(key, f"a Dense module of {EMBEDDING!r} compiles")
+        if config.get("use_residual", bool, False):
+            raise config.refusal("use_residual", "a Dense module without a residual compiles")
+        function = config.get("activation_function", str, "torch.nn.modules.activation.Tanh")
+        if function not in FUNCTIONS:
+            raise config.refusal("activation_function", "supported: " + ", ".join(FUNCTIONS))
+        sizes = [config.required(key, int) for key in ("in_features", "out_features")]
+        return cls(path, *sizes, config.get("bias", bool, True), FUNCTIONS[function])
+
+    def linear(self, checkpoint) -> Linear:
+        """Read the weights of the module."""
+        module = checkpoint.module(self.path)
+        weight = module.tensor("linear.weight", (self.outputs, self.inputs))
+        bias = weight[:, 0] * 0
+        if self.bias:
+            bias = module.tensor("linear.bias", (self.outputs,))
+        return Linear(weight, bias, keys=(f"{self.path}/linear",))
