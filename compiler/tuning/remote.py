@@ -93,12 +93,20 @@ def host_and_port(address: str, argument: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def serve(tracker: str, key: str, host: str, port: int, say: Callable[[str], None]) -> NoReturn:
+def serve(
+    tracker: str,
+    key: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 9091,
+    say: Callable[[str], None] = print,
+) -> NoReturn:
     """Offer this machine, its GPU included, to a tracker, until the process is interrupted.
 
     tracker     HOST:PORT
     key         what machines of this kind are requested by
-    host, port  to listen on; the next free port is taken
+    host, port  to listen on; the next free port is taken. 127.0.0.1 is reached from this machine
+                alone
     say         called with a line once it serves
 
     TVM's RPC runs whatever it is sent: for networks where everyone is trusted.

@@ -24,7 +24,12 @@ with scratch.ends_by_signal(), scratch.folder(pathlib.Path(sys.argv[1]), "model.
 def hold(tmp_path):
     """A process that works in a temporary folder."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    heard = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in heard:  # nohup has children ignore SIGHUP
+        signal.signal(number, signal.SIG_DFL)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for number, handler in heard.items():
+        signal.signal(number, handler)
     assert process.stdout.readline() == "ready\n"
     return process
 

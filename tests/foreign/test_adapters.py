@@ -46,7 +46,7 @@ def test_lora_of_distilbert(folder):
 
 @equal_to(Transformers)
 def test_rank_stabilized(folder):
-    return merged(folder, r=8, lora_alpha=8, use_rslora=True)
+    return merged(folder, r=8, lora_alpha=4, use_rslora=True)
 
 
 @equal_to(Transformers)

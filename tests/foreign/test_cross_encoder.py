@@ -28,7 +28,9 @@ def test_activation(folder, labels, activation):
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "distilbert", "electra", "albert"])
 @equal_to(CrossEncoders)
 def test_family(folder, family):
-    st6(folder, 1, family=family)
+    st6(
+        folder, 3, family=family
+    )  # a single logit of a random model may lie near zero for all texts
 
 
 @equal_to(CrossEncoders)

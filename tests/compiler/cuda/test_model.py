@@ -61,4 +61,4 @@ def test_the_verb_predicts(library, capsys):
     assert [(s["batch"], s["tokens"], s["ghz"]) for s in slow] == [(1, 16, 0.8), (2, 32, 0.8)]
     assert all(f"{s['batch']}x{s['tokens']}" in out for s in slow)
     assert cli.main(["bench", "--predict", "t4"]) == 1
-    assert "a prediction needs a library, or a shape" in capsys.readouterr().err
+    assert "need either a library or a shape" in capsys.readouterr().err
