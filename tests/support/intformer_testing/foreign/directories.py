@@ -18,7 +18,7 @@ SHAPE = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 96}
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
-LIKE_ROBERTA = ("roberta", "xlm-roberta")
+LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert")
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def tokenizer(family: str = "bert", **about):
     if family == "roberta":
         vocabulary, merges = byte_pairs()
         about |= {"vocab": dict(vocabulary), "merges": list(merges)}
-    elif family == "xlm-roberta":
+    elif family in ("xlm-roberta", "camembert"):
         about["vocab"] = list(pieces(ROBERTA_SPECIAL))
     elif family == "albert":
         about["vocab"] = list(pieces(ALBERT_SPECIAL))
