@@ -29,7 +29,7 @@ LAYERS = [
     ),
     ("relay_ops",),
     ("schedules", "tuning_logs"),
-    ("ir.model", "ir.plan", "passes.packing", "runtime"),
+    ("ir.heads", "ir.model", "ir.plan", "passes.packing", "runtime"),
     ("passes.memory", "proof.tir_check"),
     ("progress", "ir", "link"),
     ("quantize",),

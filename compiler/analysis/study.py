@@ -18,6 +18,7 @@ from intformer.frontend.encoder import read_encoder
 from intformer.frontend.ibert import MODES, import_ibert
 from intformer.frontend.trained import import_trained, is_integer, is_trained
 from intformer.ir.graph import Graph
+from intformer.ir.heads import head_of
 from intformer.ir.model import IntModel
 from intformer.measure.accuracy import pearson
 from intformer.progress import progress as bar
@@ -281,18 +282,18 @@ def remedy(name: str, options: str | None, meta: dict, inputs, wanted, model: In
 
 def agreement(meta: dict, inputs: list[dict], wanted, got) -> tuple[float, str]:
     """Return how far two outputs [rows, C] say the same, 0..1, and what that counts."""
-    head = meta["head"]
-    if head == "question-answering":
+    head = head_of(meta)
+    if head.answers_questions:
         lengths = np.concatenate([np.diff(batch["cu_seqlens"]) for batch in inputs])
         ends = pairwise(np.cumsum([0, *lengths]).tolist())
         same = [(wanted[a:b].argmax(0) == got[a:b].argmax(0)).all() for a, b in ends]
         return float(np.mean(same)), "answers with the same start and end"
-    if head in ("features", "sentence-embedding"):
+    if head.outputs == "vectors":
         norms = np.sqrt(np.square(wanted).sum(1) * np.square(got).sum(1))
         return float(np.mean((wanted * got).sum(1) / np.maximum(norms, 1e-30))), "mean cosine"
     if wanted.shape[1] == 1:
         return pearson(wanted[:, 0].astype(np.float64), got[:, 0]), "correlation of the scores"
-    what = "tokens" if head == "masked-lm" else "labels"
+    what = "tokens" if head.fills_masks else "labels"
     return float(np.mean(wanted.argmax(1) == got.argmax(1))), f"same {what}"
 
 

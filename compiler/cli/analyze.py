@@ -19,8 +19,8 @@ def function() -> Callable:
 
 def options() -> dict[str, Option]:
     """Return how each parameter is given."""
-    from intformer.cli.choices import HEADS
     from intformer.frontend.ibert import MODES
+    from intformer.ir.heads import HEADS
     from intformer.quantize.methods import METHODS
 
     return {
@@ -41,7 +41,7 @@ def options() -> dict[str, Option]:
             parse=count_or_none,
         ),
         "mode": Option("how the scales of an IBert checkpoint are used", choices=MODES),
-        "head": Option("(default: taken from the model directory)", choices=HEADS),
+        "head": Option("(default: taken from the model directory)", choices=sorted(HEADS)),
         "tokenizer": Option("tokenizer.json to use instead of the model's own", metavar="FILE"),
     }
 

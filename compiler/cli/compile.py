@@ -20,8 +20,8 @@ def function() -> Callable:
 
 def options() -> dict[str, Option]:
     """Return how each parameter is given."""
-    from intformer.cli.choices import HEADS
     from intformer.frontend.ibert import MODES
+    from intformer.ir.heads import HEADS
     from intformer.qat.choices import RECIPES
     from intformer.quantize.methods import METHODS
 
@@ -36,7 +36,7 @@ def options() -> dict[str, Option]:
         ),
         "recipe": Option("(default: the one that suits the checkpoint)", choices=RECIPES),
         "mode": Option("how the scales of an IBert checkpoint are used", choices=MODES),
-        "head": Option("(default: taken from the model directory)", choices=HEADS),
+        "head": Option("(default: taken from the model directory)", choices=sorted(HEADS)),
         "method": Option(
             "calibration method (default: the best on held-out text)", choices=METHODS
         ),

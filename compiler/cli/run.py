@@ -40,6 +40,7 @@ def options() -> dict[str, Option]:
 
 def run(args: argparse.Namespace) -> Result:
     """Texts to answers."""
+    from intformer.ir.heads import head_of
     from intformer.runtime import load
     from intformer.runtime.edge import predict
     from intformer.runtime.texts import decoded, parse_texts, read_texts
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> Result:
             "no texts", where=args.file, hint="pass --text TEXT, or one text per line"
         )
     library = load(args.library)
-    options = {"top_k": args.top_k} if library.metadata["head"] == "masked-lm" else {}
+    options = {"top_k": args.top_k} if head_of(library.metadata).fills_masks else {}
     if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name
     answers = list(predict(library, texts, pairs, batch=args.batch, **options))

@@ -63,8 +63,7 @@ def import_model(
     source     directory with config.json and weights
     recipe     "native" or "ibert"; None: what the model type defaults to
     mode       "hf_compat" or "fixed", for IBert checkpoints only
-    head       "features", "sentence-embedding", "sequence-classification",
-               "token-classification", "question-answering" or "masked-lm"; None: what the directory
+    head       name of one of ir.heads.HEADS ("sentence-embedding", ...); None: what the directory
                says
     calibrate  what sets ranges where the directory holds none (I-BERT's and models trained by
                intformer.qat do): text file (a sentence per line, or a TSV with sentence columns);

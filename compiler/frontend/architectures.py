@@ -2,6 +2,8 @@
 
 from intformer.errors import CheckpointError
 from intformer.frontend.folder import shown
+from intformer.ir import heads
+from intformer.ir.heads import Head
 
 CLASSES = {  # model_type -> what its class names start with
     "bert": "Bert",
@@ -13,31 +15,26 @@ CLASSES = {  # model_type -> what its class names start with
     "albert": "Albert",
     "ibert": "IBert",
 }
-HEADS = {  # end of config.architectures[0] -> head
-    "Model": "features",
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "masked-lm",
-    # masked-LM beside a head for sentence pairs, which is left out; ELECTRA's is a discriminator
-    "BertForPreTraining": "masked-lm",
-    "AlbertForPreTraining": "masked-lm",
+ENDINGS = {head.ending: head for head in heads.HEADS.values() if head.ending} | {
+    # masked LM and a head for sentence pairs, which is left out; ELECTRA's is a discriminator
+    "BertForPreTraining": heads.MASKED_LM,
+    "AlbertForPreTraining": heads.MASKED_LM,
 }
 DECODERS = ("LMHeadModel", "PreTrainedModel")  # end like encoders and are none
 
 
-def head_of(named: str) -> str | None:
+def head_named(named: str) -> Head | None:
     """Return the head of a class of transformers; None where it is not supported."""
     if named.endswith(DECODERS):
         return None
-    return next((head for ending, head in HEADS.items() if named.endswith(ending)), None)
+    return next((head for ending, head in ENDINGS.items() if named.endswith(ending)), None)
 
 
 def model_type_of(named: str) -> str | None:
     """Return the model_type of a class of transformers; None where it is not supported."""
     for model_type, stem in CLASSES.items():
         ending = named.removeprefix(stem)
-        if ending != named and (ending in HEADS or named in HEADS):
+        if ending != named and (ending in ENDINGS or named in ENDINGS):
             return model_type
     return None
 

@@ -13,6 +13,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.weights import WORD
 from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Graph, Linear, Node, Norm, Tables
+from intformer.ir.heads import Head
 from intformer.relay_ops.attention import MAX_KEYS
 
 POSITION = "embeddings.position_embeddings"
@@ -28,6 +29,27 @@ CONFIG_KEYS = {  # what we call it -> config key
 
 
 @dataclass(frozen=True)
+class DropoutKeys:
+    """Keys of config.json for dropout in training.
+
+    hidden     of embeddings and of what is added to the residual
+    attention  of softmax probabilities
+    default    of both where config.json does not say
+    heads      head -> (key, default) of its own probability; the others have classifier_dropout
+               or, where config.json does not say, that of `hidden`
+    stages     heads drop before each of their linears, not before the last alone
+    context    the attention's output is dropped too
+    """
+
+    hidden: str = "hidden_dropout_prob"
+    attention: str = "attention_probs_dropout_prob"
+    default: float = 0.1
+    heads: dict[Head, tuple[str, float]] = field(default_factory=dict)
+    stages: bool = False
+    context: bool = True
+
+
+@dataclass(frozen=True)
 class Family:
     """One model_type of transformers.
 
@@ -40,11 +62,11 @@ class Family:
     pad          padding id where config.json does not say
     config_keys  our name -> config key
     fold         a single row of types is added to the positions
-    drops_all_stages  in training, classifiers drop before every linear, not the last alone
+    dropout      where training drops what
     """
 
     encoder: "Callable[[Builder], str]"
-    heads: "dict[str, Callable[[Builder, str], str]]"
+    heads: "dict[Head, HeadBuilder]"
     prefix: str
     positions: str = "column"
     eps: float = 1e-12
@@ -52,7 +74,7 @@ class Family:
     pad: int = 0
     config_keys: dict[str, str] = field(default_factory=lambda: CONFIG_KEYS)
     fold: bool = True
-    drops_all_stages: bool = False
+    dropout: DropoutKeys = DropoutKeys()
 
 
 class Builder:
@@ -77,7 +99,7 @@ class Builder:
         self._linears: dict[tuple[str, ...], tuple[str, Linear]] = {}  # keys -> stem, weight
         self._norms: dict[str, Norm] = {}
 
-    def graph(self, head: str) -> Graph:
+    def graph(self, head: Head) -> Graph:
         """Return what was built."""
         return Graph(tuple(self._nodes.values()), head)
 
@@ -283,3 +305,6 @@ def activation_of(checkpoint: Checkpoint, family: Family) -> str:
             hint="supported: " + ", ".join(sorted(set(ACTIVATIONS) - {"tanh"})),
         )
     return ACTIVATIONS[name]
+
+
+HeadBuilder = Callable[[Builder, str], str]  # adds a head behind an edge; returns its last edge

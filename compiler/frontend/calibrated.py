@@ -11,6 +11,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
 from intformer.ir.graph import Graph
+from intformer.ir.heads import head_of
 from intformer.ir.model import IntModel
 from intformer.progress import progress
 from intformer.quantize.methods import METHODS
@@ -202,8 +203,8 @@ def split(calibrate, files: dict[str, bytes], meta: dict) -> calibration.Split:
 
 
 def mask_token_id(files: dict[str, bytes], meta: dict) -> int | None:
-    """Return the tokenizer's mask token for head masked-lm; None for others, or without one."""
-    wanted = meta["head"] == "masked-lm" and "tokenizer.json" in files
+    """Return the tokenizer's mask token where the head fills masks; None where it has none."""
+    wanted = head_of(meta).fills_masks and "tokenizer.json" in files
     return Edge(meta, files).mask_id if wanted else None
 
 

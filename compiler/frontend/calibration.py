@@ -9,6 +9,8 @@ import numpy as np
 from intformer.errors import CheckpointError
 from intformer.frontend import unusual
 from intformer.frontend.unusual import Text
+from intformer.ir import heads
+from intformer.ir.heads import head_of
 from intformer.runtime.edge import Edge, hf_positions
 
 SENTENCES = 512  # taken evenly from the calibration text
@@ -19,8 +21,6 @@ JUDGED_SHORT = 64  # short texts that no range was set by
 JUDGED_LONG = 1024  # tokens of very long ones
 MASKED_SHARE = 0.15  # masked-LM calibration masks what pre-training masks
 HINT = "pass --calibrate FILE: a text per line, two with a tab between them, or a TSV"
-SINGLE_HEADS = ("sentence-embedding",)  # never given a pair
-PAIR_HEADS = ("sequence-classification", "question-answering")  # given pairs by every family
 
 Sequence = tuple[np.ndarray, np.ndarray]  # token ids, token types; int32 [length]
 
@@ -41,8 +41,8 @@ def encode(texts: list[Text], files: dict[str, bytes], meta: dict) -> list[Seque
 
 def takes_pairs(meta: dict) -> bool:
     """Say whether a model may be given two texts at once."""
-    two_types = meta["type_vocab_size"] > 1
-    return meta["head"] in PAIR_HEADS or (two_types and meta["head"] not in SINGLE_HEADS)
+    pairs = head_of(meta).pairs
+    return meta["type_vocab_size"] > 1 if pairs == heads.TYPES else pairs == heads.ALWAYS
 
 
 def paired(texts: list[Text]) -> list[Text]:
@@ -142,7 +142,7 @@ class Split:
             )
         sent = Edge(meta, files).sends_types if "tokenizer.json" in files else True
         unseen = set(range(meta["type_vocab_size"])) - set(self.report()["token_types"])
-        if unseen and sent and meta["head"] not in SINGLE_HEADS:
+        if unseen and sent and head_of(meta).pairs != heads.NEVER:
             found.append(
                 f"no calibration sequence has token type {min(unseen)}: pairs of texts may be "
                 "clipped; calibrate with pairs, two texts with a tab between them"
@@ -158,7 +158,7 @@ def split_texts(texts: list[Text], files: dict[str, bytes], meta: dict) -> Split
     second token type, nor a separator in the middle.
     """
     texts = [text for text in texts if all(text)]
-    if meta["head"] in SINGLE_HEADS:
+    if head_of(meta).pairs == heads.NEVER:
         texts = [(part,) for text in texts for part in text]
     distinct = list(dict.fromkeys(texts))
     pairing = takes_pairs(meta) and all(len(text) == 1 for text in distinct)
@@ -256,7 +256,7 @@ def pack(sequences: list[Sequence], meta: dict, mask_id: int | None = None) -> d
         "position_ids": np.concatenate(positions),
         "cu_seqlens": np.cumsum([0, *lengths]).astype(np.int32),
     }
-    if meta["head"] == "masked-lm":
+    if head_of(meta).fills_masks:
         starts = inputs["cu_seqlens"][:-1].tolist()
         inner = [  # between the special tokens at both ends
             at

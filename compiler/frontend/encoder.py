@@ -2,35 +2,32 @@
 
 from intformer.errors import CheckpointError
 from intformer.frontend import labels, sentence_transformers
-from intformer.frontend.architectures import HEADS, head_of
+from intformer.frontend.architectures import head_named
 from intformer.frontend.builder import Builder, Family
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
+from intformer.ir import heads
 from intformer.ir.graph import Graph
+from intformer.ir.heads import Head
 from intformer.relay_ops.attention import MAX_KEYS
 
 
-def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str]:
+def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[Head, str]:
     """Return (head, pooling); pooling is "mean" or "first" for sentence embeddings, else "".
 
     A sentence-transformers directory (modules.json) says its head unless asked otherwise.
     """
-    config_file = str(checkpoint.path / "config.json")
-    known = sorted({*HEADS.values(), "sentence-embedding"})
-    if asked is not None and asked not in known:
-        raise CheckpointError(f"head {asked!r} is not supported", hint="heads: " + ", ".join(known))
-    saved = sentence_transformers.read(checkpoint, asked)
+    wanted = None if asked is None else heads.named(asked)
+    saved = sentence_transformers.read(checkpoint, wanted)
     if saved is not None:
         return saved.head, saved.pooling
-    if asked is not None:
-        return asked, ""
     named = architecture(checkpoint)
-    if head := head_of(named):
+    if head := wanted or head_named(named):
         return head, ""
     raise CheckpointError(
         f"config key 'architectures' = {named!r} is not supported",
-        where=config_file,
-        hint="pass head= one of " + ", ".join(known),
+        where=str(checkpoint.path / "config.json"),
+        hint="pass head= one of " + ", ".join(sorted(heads.HEADS)),
     )
 
 
@@ -42,19 +39,19 @@ def architecture(checkpoint: Checkpoint) -> str:
 def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Graph, dict]:
     """Return the float graph of a checkpoint and the part of IntModel.meta that comes from it.
 
-    head  one of HEADS' values or "sentence-embedding"; None: what the directory says
+    head  name of one of ir.heads.HEADS; None: what the directory says
     """
     family = family_of(checkpoint)
-    name, pooling = pick_head(checkpoint, head)
+    answering, pooling = pick_head(checkpoint, head)
     g = Builder(checkpoint, family)
     x = family.encoder(g)
-    if name == "sentence-embedding":
+    if answering.embeds:
         x = g.mean(x) if pooling == "mean" else g.first(x)
-        for module in sentence_transformers.dense(checkpoint, name):
+        for module in sentence_transformers.dense(checkpoint, answering):
             x = g.module(x, module.linear(checkpoint), module.function)
     else:
-        family.heads[name](g, x)
-    graph = g.graph(name)
+        family.heads[answering](g, x)
+    graph = g.graph(answering)
     return graph, _meta(checkpoint, family, g, graph, pooling)
 
 
@@ -77,7 +74,7 @@ def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pool
     channels = graph[graph.output].channels
     return {
         "family": checkpoint.config["model_type"],
-        "head": graph.head,
+        "head": graph.head.name,
         **labels.answers(checkpoint, graph.head, channels),
         **sentence_transformers.meta(checkpoint, graph.head),
         "vocab_size": len(tables.word),

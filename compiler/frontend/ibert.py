@@ -93,7 +93,7 @@ def import_ibert(
         )
     check_config(checkpoint)
     graph, meta = read_encoder(checkpoint, head)
-    sentence_transformers.refuse_dense(checkpoint, meta["head"], "recipe ibert")
+    sentence_transformers.refuse_dense(checkpoint, graph.head, "recipe ibert")
     rules = Rules(graph, Recorded(checkpoint.tensor, str(checkpoint.path)), mode == MODES[0])
     return _finish(checkpoint, rules, rules.encoder(), meta | _about(mode), calibrate)
 
@@ -111,8 +111,8 @@ def _about(mode: str) -> dict:
 
 def _finish(checkpoint: Checkpoint, rules: Rules, features: str, meta: dict, calibrate) -> IntModel:
     """Add the head to the encoder and return the whole model."""
-    files, head = checkpoint.files(), meta["head"]
-    if head == "masked-lm":
+    files = checkpoint.files()
+    if rules.graph.head.fills_masks:
         meta["mask_token_id"] = mask_token_id(files, meta)
     batches, shown = [], []
     if calibrate is not None:

@@ -5,28 +5,29 @@ from collections import Counter
 from intformer.errors import CheckpointError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.json_object import shown
-from intformer.runtime import edge
+from intformer.ir.heads import Head
+from intformer.runtime.edge import score_function
 
 PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
-def answers(checkpoint, head: str, channels: int) -> dict:
+def answers(checkpoint, head: Head, channels: int) -> dict:
     """Return the part of IntModel.meta that says what a classifier answers.
 
     labels          names of the classes; empty for other heads
     problem_type    of config.json
-    score_function  of sequence classification, one of edge.SCORE_FUNCTIONS; None for other heads
+    score_function  one of runtime.edge.SCORE_FUNCTIONS; None where texts are not classified
     """
     problem = checkpoint.config.get("problem_type")
     found = {"labels": [], "problem_type": problem, "score_function": None}
-    if head.endswith("-classification"):
+    if head.outputs == "classes":
         found["labels"] = names(checkpoint, channels)
-    if head == "sequence-classification":
+    if head.classifies_texts:
         _check_problem(checkpoint, problem, channels)
         _refuse_duplicates(checkpoint, found["labels"])
         found["score_function"] = sentence_transformers.score_function(
             checkpoint, channels
-        ) or edge.score_function(problem, channels)
+        ) or score_function(problem, channels)
     return found
 
 

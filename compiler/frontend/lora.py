@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.architectures import CLASSES, head_of
+from intformer.frontend.architectures import CLASSES, head_named
 from intformer.frontend.folder import Folder, shown
 from intformer.frontend.weights import (
     Weights,
@@ -22,6 +22,7 @@ from intformer.frontend.weights import (
     open_weights,
     stored_weights,
 )
+from intformer.ir.heads import HEADS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # peft's order
@@ -35,11 +36,7 @@ READ = {  # settings that are honoured, or that change no weight of a saved adap
 }
 OFF = (None, False, "none", {}, [])
 INITIAL = (True, False, "gaussian", "orthogonal", "eva")  # the others change the base model
-TASKS = {  # task_type -> head
-    "SEQ_CLS": "sequence-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
-}
+TASKS = {head.peft: head for head in HEADS.values() if head.peft}
 BEFORE = "base_model.model."
 MATRIX = re.compile(r"(.+)\.lora_(A|B)\.weight")
 PREFIXES = tuple(f"{stem.lower()}." for stem in CLASSES.values())
@@ -181,9 +178,9 @@ class Adapter:
         head = TASKS.get(self.config.get("task_type"))
         architectures = config.get("architectures")
         named = architectures[0] if isinstance(architectures, list) and architectures else "Model"
-        if self.saved and head and head_of(str(named)) != head:
+        if self.saved and head and head_named(str(named)) != head:
             raise CheckpointError(
-                f"the adapter brings {listed(self.saved)} for {head}, but config key "
+                f"the adapter brings {listed(self.saved)} for {head.name}, but config key "
                 f"'architectures' = {shown(named)} has no such head",
                 where=self.where,
                 hint="name the class that was trained in 'architectures', or " + MERGE,

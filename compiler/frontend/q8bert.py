@@ -32,6 +32,7 @@ from intformer.frontend.calibrated import completed
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.weights import load_pickle, plain_tensor
+from intformer.ir import heads
 from intformer.ir.graph import Graph, Linear, Node
 from intformer.ir.model import IntModel
 from intformer.quantize.methods import ema
@@ -92,14 +93,15 @@ def named_head(checkpoint: Checkpoint) -> str | None:
     if checkpoint.config.get("architectures"):
         return None
     if "qa_outputs.weight" in checkpoint:
-        return "question-answering"
+        return heads.QUESTION_ANSWERING.name
     if "classifier.weight" in checkpoint:
         raise CheckpointError(
             "config.json names no architecture, and 'classifier' may be of either head",
             where=str(checkpoint.path / "config.json"),
-            hint="pass head='sequence-classification' or head='token-classification'",
+            hint=f"pass head={heads.SEQUENCE_CLASSIFICATION.name!r} or "
+            f"head={heads.TOKEN_CLASSIFICATION.name!r}",
         )
-    return "features"
+    return heads.FEATURES.name
 
 
 class _State:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from intformer.errors import CheckpointError
 from intformer.frontend.json_object import JsonObject
 from intformer.frontend.sentence_dense import Dense
+from intformer.ir.heads import SENTENCE_EMBEDDING, SEQUENCE_CLASSIFICATION, Head
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
@@ -25,7 +26,6 @@ TRANSFORMER_CONFIGS = (  # the first that says anything counts
 )
 INSIDE = "a model's files lie inside its directory"
 PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
-EMBEDDING, CLASSES = "sentence-embedding", "sequence-classification"
 POOLINGS = {"mean": "mean", "cls": "first"}  # pooling_mode -> our name for it
 OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode
     "pooling_mode_cls_token": "cls",
@@ -64,7 +64,7 @@ class _Kind:
     prompts   that every model has
     """
 
-    head: str
+    head: Head
     modules: tuple[str, ...]
     then: tuple[str, ...]
     task: str
@@ -74,7 +74,7 @@ class _Kind:
 
 KINDS = {
     "SentenceTransformer": _Kind(
-        head=EMBEDDING,
+        head=SENTENCE_EMBEDDING,
         modules=("Transformer", "Pooling"),
         then=("Dense", "Normalize", "Dropout"),  # Dropout does nothing outside of training
         task="feature-extraction",
@@ -82,7 +82,7 @@ KINDS = {
         prompts=("query", "document"),
     ),
     "CrossEncoder": _Kind(
-        head=CLASSES,
+        head=SEQUENCE_CLASSIFICATION,
         modules=("Transformer",),
         then=(),
         task="sequence-classification",
@@ -96,7 +96,7 @@ KINDS = {
 class SentenceModel:
     """What a directory says about one head.
 
-    head            "sentence-embedding" or "sequence-classification"
+    head            SENTENCE_EMBEDDING or SEQUENCE_CLASSIFICATION of ir.heads
     pooling         "mean" or "first" for embeddings, else ""
     dense           Dense modules behind the pooling, in order
     normalize       whether embeddings are brought to Euclidean length 1
@@ -106,7 +106,7 @@ class SentenceModel:
     activation      activation_fn of config_sentence_transformers.json; None: not there
     """
 
-    head: str
+    head: Head
     pooling: str = ""
     dense: tuple[Dense, ...] = ()
     normalize: bool = False
@@ -143,7 +143,7 @@ def _check_inside(checkpoint, module: JsonObject, path: str) -> None:
         raise module.refusal("path", INSIDE)
 
 
-def read(checkpoint, head: str | None = None) -> SentenceModel | None:
+def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
     """Return what a Checkpoint says as a sentence-transformers model; None where it says nothing.
 
     head  asked for; None: the directory's own
@@ -160,16 +160,16 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
         config = JsonObject.read(checkpoint, CONFIG)
         name = config.values.get("model_type", "SentenceTransformer")  # null is another type
         kind = KINDS.get(name) if isinstance(name, str) else None
-        if kind is None and head in (None, EMBEDDING):
+        if kind is None and head in (None, SENTENCE_EMBEDDING):
             raise config.refusal(
                 "model_type", f"{' and '.join(KINDS)} compile; head= takes the encoder without it"
             )
     if kind is None or head not in (None, kind.head):
-        return _plain() if head == EMBEDDING else None
+        return _plain() if head is SENTENCE_EMBEDDING else None
     modules = _modules(checkpoint, saved, kind)
     _check_transformer(settings, kind)
     prompts, default = _prompts(config, kind)
-    embeds = kind.head == EMBEDDING
+    embeds = kind.head.embeds
     return SentenceModel(
         head=kind.head,
         pooling=_pooling(checkpoint, modules[1][1]) if embeds else "",
@@ -185,10 +185,10 @@ def read(checkpoint, head: str | None = None) -> SentenceModel | None:
 def _plain() -> SentenceModel:
     """Return what SentenceTransformer makes of a directory that is not its own."""
     prompts = dict.fromkeys(KINDS["SentenceTransformer"].prompts, "")
-    return SentenceModel(EMBEDDING, "mean", prompts=prompts)
+    return SentenceModel(SENTENCE_EMBEDDING, "mean", prompts=prompts)
 
 
-def meta(checkpoint, head: str) -> dict:
+def meta(checkpoint, head: Head) -> dict:
     """Return the part of IntModel.meta that prompts and embeddings need (SentenceModel)."""
     found = read(checkpoint, head) or SentenceModel(head)
     return {
@@ -199,13 +199,13 @@ def meta(checkpoint, head: str) -> dict:
     }
 
 
-def dense(checkpoint, head: str) -> tuple[Dense, ...]:
+def dense(checkpoint, head: Head) -> tuple[Dense, ...]:
     """Return the Dense modules behind a head."""
     found = read(checkpoint, head)
     return found.dense if found else ()
 
 
-def refuse_dense(checkpoint, head: str, what: str) -> None:
+def refuse_dense(checkpoint, head: Head, what: str) -> None:
     """Raise for a directory with Dense modules; `what` cannot have them."""
     for module in dense(checkpoint, head):
         raise CheckpointError(
@@ -215,7 +215,7 @@ def refuse_dense(checkpoint, head: str, what: str) -> None:
         )
 
 
-def files(checkpoint, head: str) -> dict[str, bytes]:
+def files(checkpoint, head: Head) -> dict[str, bytes]:
     """Return name -> JSON of the files to save beside a model of the same head, trained further.
 
     Empty where the directory was saved for another head. The Transformer is in the directory
@@ -244,7 +244,7 @@ def score_function(checkpoint, labels: int) -> str | None:
     config = JsonObject(checkpoint.config, str(checkpoint.path / "config.json"))
     newer = config.inner("sentence_transformers")
     old = "sbert_ce_default_activation_function"
-    saved = read(checkpoint, CLASSES)
+    saved = read(checkpoint, SEQUENCE_CLASSIFICATION)
     if saved is None and not newer.values and config.get(old, str) is None:
         return None
     if saved is not None and saved.activation is not None:

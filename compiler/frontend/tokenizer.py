@@ -16,6 +16,7 @@ from intformer import scratch
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend.folder import read_regular, reason
 from intformer.frontend.sentence_transformers import lower_cases
+from intformer.ir.heads import FEATURES
 from intformer.measure.float_model import quiet
 from intformer.runtime.edge import SETTINGS_FILE, Edge
 
@@ -223,7 +224,7 @@ def _check_ids(checkpoint, pipeline: bytes) -> None:
 
 def _check_equal(checkpoint, tokenizer, files: dict[str, bytes]) -> None:
     """Refuse a tokenizer class that does more than its pipeline and the settings say."""
-    meta = {"head": "features", "max_length": 64}
+    meta = {"head": FEATURES.name, "max_length": 64}
     try:
         edge = Edge(meta, files)
         for rows in ([(t,) for t in PROBES], [(t, PROBES[1]) for t in PROBES]):

@@ -25,6 +25,8 @@ from functools import cached_property
 
 import numpy as np
 
+from intformer.ir.heads import Head
+
 TANH_GELU = "gelu_tanh"
 ACTIVATIONS = {  # config value -> the function it names
     "gelu": "gelu",
@@ -120,11 +122,11 @@ class Operand:
 class Graph:
     """Nodes in order of execution; the last one makes what the model returns.
 
-    head  name of the head
+    head  what the model answers
     """
 
     nodes: tuple[Node, ...]
-    head: str
+    head: Head
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import IntformerError
+from intformer.ir.heads import head_of
 from intformer.measure.float_model import FloatModel
 from intformer.runtime import Library, load
 from intformer.runtime.edge import Edge, Packed, l2_normalised
@@ -194,7 +195,7 @@ def evaluate(
     refuse_misfit(task, asked, meta)
     texts, labels = read_rows(data, asked, limit)
     edge = Edge.of(library)
-    if meta["head"] == "sentence-embedding":
+    if edge.head.embeds:
         packed = edge.encode([text for row in texts for text in row])
     else:
         packed = edge.encode(*(list(column) for column in zip(*texts, strict=True)))
@@ -221,14 +222,15 @@ def evaluate(
 
 def refuse_misfit(name: str, task: Task, meta: dict) -> None:
     """Raise where a model's head cannot answer a task."""
-    head, labels = meta["head"], len(meta["labels"])
-    if task.labels == 0 and head == "sentence-embedding":
+    head, labels = head_of(meta), len(meta["labels"])
+    if task.labels == 0 and head.embeds:
         return
-    if head == "sequence-classification" and labels == (task.labels or 1):
+    if head.classifies_texts and labels == (task.labels or 1):
         return
     wanted = f"{task.labels} labels" if task.labels else "one score, or sentence embeddings"
     raise IntformerError(
-        f"the model ({head}, {labels} labels) cannot answer task {name!r}", hint=f"needs {wanted}"
+        f"the model ({head.name}, {labels} labels) cannot answer task {name!r}",
+        hint=f"needs {wanted}",
     )
 
 
@@ -251,7 +253,7 @@ def run_in_batches(library: Library, packed: Packed, batch: int) -> np.ndarray:
 
 def predictions(task: Task, meta: dict, rows: np.ndarray) -> np.ndarray:
     """Return one label or score per row of a task, from outputs in real units."""
-    if meta["head"] == "sentence-embedding":
+    if head_of(meta).embeds:
         unit = l2_normalised(rows[:, : meta.get("truncate_dim")])
         return np.sum(unit[0::2] * unit[1::2], axis=1)
     return classes(task, meta["labels"], rows.argmax(1)) if task.labels else rows[:, 0]

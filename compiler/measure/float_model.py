@@ -9,15 +9,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.ir.float_run import activate
-
-AUTO_CLASSES = {  # head -> transformers class that computes its outputs
-    "features": "AutoModel",
-    "sentence-embedding": "AutoModel",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "masked-lm": "AutoModelForMaskedLM",
-}
+from intformer.ir.heads import head_of
 
 
 def quiet() -> None:
@@ -40,9 +32,9 @@ class FloatModel:
         import torch
         import transformers
 
-        self.head, self.pad = metadata["head"], metadata["pad_token_id"] or 0
+        self.head, self.pad = head_of(metadata), metadata["pad_token_id"] or 0
         self.pooling = metadata.get("pooling")
-        auto = getattr(transformers, AUTO_CLASSES[self.head])
+        auto = getattr(transformers, self.head.auto_class)
         quiet()
         if not Path(source).is_dir():
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
@@ -89,11 +81,11 @@ class FloatModel:
 
         with torch.inference_mode():
             out = self.model(**batch)
-            if self.head == "question-answering":
+            if self.head.answers_questions:
                 return torch.stack((out.start_logits, out.end_logits), -1).numpy()
-            if self.head in ("features", "sentence-embedding"):
+            if self.head.outputs == "vectors":
                 hidden = out.last_hidden_state
-                if self.head == "features":
+                if self.head.rows == "token":
                     return hidden.numpy()
                 mask = batch["attention_mask"].unsqueeze(-1)
                 mean = (hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)

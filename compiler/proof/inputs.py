@@ -52,13 +52,12 @@ def real_batches(
 ) -> list[dict]:
     """Return texts tokenized and packed, `size` at a time, as the head needs them."""
     edge = Edge.of(library)
-    head = library.metadata["head"]
-    if head == "sentence-embedding":
+    if edge.head.embeds:
         texts = [(part,) for text in texts for part in text]
-    elif head == "question-answering":
+    elif edge.head.answers_questions:
         texts = [text if len(text) == 2 else (text[0], text[0]) for text in texts]
     encode = edge.encode
-    if head == "masked-lm":
+    if edge.head.fills_masks:
         encode, texts = edge.encode_masked, [text[:1] for text in texts]
     batches = []
     for first in range(0, len(texts), size):

@@ -4,6 +4,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend.builder import activation_of
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import family_of
+from intformer.ir.heads import Head
 from intformer.quantize.native.scales import GRAINS
 
 RECIPES = ("native", "ibert")
@@ -26,7 +27,7 @@ def check_options(recipe: str, nonlinear: str, weights: str) -> None:
         )
 
 
-def check_source(checkpoint: Checkpoint, recipe: str, head: str) -> None:
+def check_source(checkpoint: Checkpoint, recipe: str, head: Head) -> None:
     """Raise for a directory whose config.json names what a recipe does not have."""
     if recipe == "native":
         activation_of(checkpoint, family_of(checkpoint))

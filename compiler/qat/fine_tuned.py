@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from intformer.errors import CheckpointError
 from intformer.frontend import labels
-from intformer.frontend.architectures import head_of
+from intformer.frontend.architectures import head_named
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import architecture
 from intformer.qat.tasks import Rows
@@ -17,16 +17,17 @@ def fitting(rows: Rows, checkpoint: Checkpoint) -> Rows:
     Raises where its head answers something else.
     """
     named = architecture(checkpoint)
-    head = head_of(named) or named
-    if head != rows.head:
-        raise misfit(checkpoint, f"config key 'architectures' says {head}, not {rows.head}")
+    head = head_named(named)
+    if head is not rows.head:
+        said = head.name if head else named
+        raise misfit(checkpoint, f"config key 'architectures' says {said}, not {rows.head.name}")
     found = checkpoint.setting("id2label", dict, {})
     outputs = len(found) or checkpoint.setting("num_labels", int, 2)
     if outputs != rows.outputs:
         raise misfit(checkpoint, f"the head has {outputs} outputs, not {rows.outputs}")
     kind = "regression" if rows.regression else "single_label_classification"
     problem = checkpoint.config.get("problem_type")
-    if head == "sequence-classification" and problem not in (None, kind):
+    if head.classifies_texts and problem not in (None, kind):
         raise misfit(checkpoint, f"config key 'problem_type' = {problem!r}, not {kind!r}")
     names = labels.names(checkpoint, outputs)
     if not rows.labels or names == [f"LABEL_{i}" for i in range(outputs)]:

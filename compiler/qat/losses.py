@@ -8,6 +8,7 @@ from transformers.modeling_outputs import (
 )
 
 from intformer.errors import IntformerError
+from intformer.ir.heads import Head
 from intformer.qat.packing import IGNORED, Tokens
 
 HIDDEN_LOGIT = -1e4  # of a masked token as the start or end of an answer
@@ -39,25 +40,27 @@ def answer_loss(start, end, start_positions, end_positions):
     return total / 2
 
 
-def output(head: str, rows, tokens: Tokens, problem, labels, start_positions, end_positions):
+def output(head: Head, rows, tokens: Tokens, problem, labels, start_positions, end_positions):
     """Return transformers' output object of a head's rows, with the loss where labels are given."""
-    if head == "question-answering":
+    if head.answers_questions:
         start, end = tokens.spread(rows, HIDDEN_LOGIT).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = answer_loss(start, end, start_positions, end_positions)
         return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
-    if head == "token-classification":
+    if head.outputs == "classes" and head.rows == "token":
         loss = None
         if labels is not None:
             wanted = labels.flatten()[tokens.places]
             loss = functional.cross_entropy(rows, wanted.long(), ignore_index=IGNORED)
         return TokenClassifierOutput(loss=loss, logits=tokens.spread(rows, 0.0))
-    if head == "features":
+    if head.rows == "token":
         rows = tokens.spread(rows, 0.0)
     loss = None
     if labels is not None:
-        if head != "sequence-classification":
-            raise IntformerError(f"head {head!r} has no loss of its own", hint="leave labels out")
+        if not head.classifies_texts:
+            raise IntformerError(
+                f"head {head.name!r} has no loss of its own", hint="leave labels out"
+            )
         loss = classification_loss(rows, labels, problem)
     return SequenceClassifierOutput(loss=loss, logits=rows)

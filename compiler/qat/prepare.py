@@ -10,7 +10,7 @@ from intformer.frontend.encoder import pick_head, read_encoder
 from intformer.frontend.sentence_transformers import refuse_dense
 from intformer.frontend.trained import check_ranges, read_ranges, settings
 from intformer.ir.graph import Graph
-from intformer.measure.float_model import AUTO_CLASSES
+from intformer.ir.heads import Head
 from intformer.qat.choices import check_options
 from intformer.qat.prepared import (
     Prepared,
@@ -21,8 +21,6 @@ from intformer.qat.ranges import Ranges
 from intformer.quantize.methods import ema
 from intformer.quantize.native.scales import equalisation, neutral
 from intformer.quantize.observe import observe
-
-ANSWERS = "question-answering"
 
 
 def prepare(
@@ -45,7 +43,7 @@ def prepare(
                channel factors. None: the directory's, else "channel"
     calibrate  text or token ids as import_model takes them: sets the first ranges and the channel
                factors. None: the first batches set the ranges, and all factors are 1
-    head       as import_model takes it, but no "masked-lm"; None: what the directory says
+    head       as import_model takes it, but none that fills masks; None: what the directory says
 
     nonlinear "float" with weights "tensor" is Q8BERT: ranges, too, are one per tensor, the EMA of
     its max|x|. Two things differ from Intel's code: position and type rows stay float, and the EMA
@@ -56,16 +54,16 @@ def prepare(
     nonlinear = nonlinear or trained.get("nonlinear", "integer")
     weights = weights or trained.get("weights", "channel")
     check_options(recipe, nonlinear, weights)
-    name, _ = pick_head(checkpoint, head)
-    refuse_dense(checkpoint, name, "training: its weights are not the encoder's")
-    if name == "masked-lm":
+    answering, _ = pick_head(checkpoint, head)
+    refuse_dense(checkpoint, answering, "training: its weights are not the encoder's")
+    if answering.fills_masks:
         raise CheckpointError(
-            "head 'masked-lm' is not trained quantized",
+            f"head {answering.name!r} is not trained quantized",
             where=str(checkpoint.path),
             hint="fine-tune it for a task first, or calibrate it",
         )
     if recipe == "ibert":
-        return prepare_ibert(checkpoint, name, calibrate)
+        return prepare_ibert(checkpoint, answering, calibrate)
     graph, meta = read_encoder(checkpoint, head)
     q8bert = (nonlinear, weights) == ("float", "tensor")
     ranges = Ranges(graph.ranged(), neutral(graph), whole=q8bert)
@@ -74,11 +72,12 @@ def prepare(
     elif trained.get("recipe") == "native":
         seen, factors = check_ranges(graph, read_ranges(checkpoint), str(checkpoint.path))
         ranges.start({tap: one.peaks[0] for tap, one in seen.items()}, factors)
-    kind = PreparedNativeForQuestionAnswering if name == ANSWERS else PreparedNative
-    return kind(checkpoint, float_module(checkpoint, name), name, nonlinear, weights, ranges)
+    kind = PreparedNativeForQuestionAnswering if answering.answers_questions else PreparedNative
+    model = float_module(checkpoint, answering)
+    return kind(checkpoint, model, answering.name, nonlinear, weights, ranges)
 
 
-def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
+def prepare_ibert(checkpoint: Checkpoint, head: Head, calibrate) -> Prepared:
     """Return an IBert module with the weights of the directory."""
     from intformer.qat.prepared_ibert import PreparedIBert, PreparedIBertForQuestionAnswering
     from intformer.qat.prepared_ibert import calibrate as run
@@ -86,8 +85,8 @@ def prepare_ibert(checkpoint: Checkpoint, head: str, calibrate) -> Prepared:
 
     ours = checkpoint.setting("model_type", str) == "ibert"
     model = None if ours else float_module(checkpoint, head)
-    kind = PreparedIBertForQuestionAnswering if head == ANSWERS else PreparedIBert
-    prepared = kind(checkpoint, ibert_module(checkpoint, model, head), head)
+    kind = PreparedIBertForQuestionAnswering if head.answers_questions else PreparedIBert
+    prepared = kind(checkpoint, ibert_module(checkpoint, model, head), head.name)
     if calibrate is not None:
         limit = prepared.meta["position_count"] - 1 - prepared.meta["pad_token_id"]
         meta = {**prepared.meta, "max_length": limit, "truncate_length": limit}
@@ -109,11 +108,11 @@ def start(
     ranges.start({tap: ema(one.numpy()) for tap, one in peaks.items()}, factors)
 
 
-def float_module(checkpoint: Checkpoint, head: str):
+def float_module(checkpoint: Checkpoint, head: Head):
     """Return transformers' module of the directory, float32."""
     import torch
     import transformers
 
     checkpoint.refuse_rewritten()
-    auto = getattr(transformers, AUTO_CLASSES[head])
+    auto = getattr(transformers, head.auto_class)
     return auto.from_pretrained(str(checkpoint.path), dtype=torch.float32, local_files_only=True)

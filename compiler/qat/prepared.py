@@ -13,6 +13,7 @@ from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.trained import CONFIG_KEY, RANGES_FILE, assemble
 from intformer.ir import ranges as range_analysis
+from intformer.ir.heads import head_of
 from intformer.ir.model import IntModel
 from intformer.qat import losses
 from intformer.qat.dropout import dropout_of
@@ -57,7 +58,7 @@ class Prepared(nn.Module, ABC):
         self.carried = {
             name: data for name in CARRIED if (data := checkpoint.read(name)) is not None
         }
-        sentence = sentence_transformers.files(checkpoint, meta["head"])
+        sentence = sentence_transformers.files(checkpoint, head_of(meta))
         if sentence_transformers.lower_cases(checkpoint) and not sentence:
             self.carried["tokenizer.json"] = checkpoint.files()["tokenizer.json"]
         self.carried |= sentence
@@ -107,7 +108,7 @@ class Prepared(nn.Module, ABC):
         start_positions, end_positions  int64 [B] (question answering)
         Returns transformers' output class of the head: loss where labels are given, and logits
         float32 [B, labels], [B, S, labels] (0 at masked tokens), or start_logits and end_logits
-        [B, S] (-1e4 there). Heads "features" and "sentence-embedding" return their rows as logits.
+        [B, S] (-1e4 there). Heads whose outputs are vectors return them as logits.
         """
         batch = {
             "input_ids": input_ids,
@@ -130,7 +131,7 @@ class Prepared(nn.Module, ABC):
 
     def output(self, rows: torch.Tensor, tokens: Tokens, answers: dict):
         """Return what `forward` returns, of the head's rows, float32 [rows, channels]."""
-        about = self.meta["head"], rows, tokens, self.meta["problem_type"]
+        about = head_of(self.meta), rows, tokens, self.meta["problem_type"]
         return losses.output(*about, **answers)
 
     def values(

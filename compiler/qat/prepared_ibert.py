@@ -15,6 +15,7 @@ from intformer.errors import IntformerError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.ibert import import_ibert
 from intformer.frontend.trained import CONFIG_KEY
+from intformer.ir.heads import head_of
 from intformer.ir.model import IntModel
 from intformer.qat.packing import TOKENS, padded_sequences
 from intformer.qat.prepared import Answering, Prepared
@@ -42,7 +43,7 @@ class PreparedIBert(Prepared):
         """See Prepared; what training returns is transformers' own output."""
         tame(self.model)
         labels, positions = answers["labels"], ("start_positions", "end_positions")
-        if self.meta["head"] == "question-answering":
+        if head_of(self.meta).answers_questions:
             batch = batch | {name: answers[name] for name in positions}
         elif labels is not None:
             batch = batch | {"labels": labels}

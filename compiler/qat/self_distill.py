@@ -16,6 +16,7 @@ from intformer.errors import IntformerError
 from intformer.frontend import calibration
 from intformer.ir.float_run import run
 from intformer.ir.graph import Graph
+from intformer.ir.heads import head_of
 from intformer.measure.float_model import quiet
 from intformer.progress import progress
 from intformer.qat import prepare
@@ -124,7 +125,7 @@ def rows(out, mask: torch.Tensor, meta: dict) -> torch.Tensor:
         x = out[0]
     if x.dim() == 2:
         return x
-    if meta["head"] != "sentence-embedding":
+    if not head_of(meta).embeds:
         return x[mask.bool()]
     if meta["pooling"] == "first":
         return x[:, 0]

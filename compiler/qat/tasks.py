@@ -1,8 +1,7 @@
 """Labelled files for training: what they hold, how they become tokens, how outputs are scored.
 
-Tables are those of intformer.measure.accuracy (TSV). JSON lines: question answering as in SQuAD,
-one
-question a line: {"question", "context", "answers": [{"text", "start"}]}; token classification:
+Tables are those of intformer.measure.accuracy (TSV). JSON lines: for question answering, as in
+SQuAD, {"question", "context", "answers": [{"text", "start"}]}; for token classification,
 {"words": [...], "labels": [...]}.
 """
 
@@ -16,13 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import IntformerError
+from intformer.ir.heads import (
+    HEADS,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    Head,
+)
 from intformer.measure import accuracy
 from intformer.qat.metrics import OUTSIDE, answer_scores, word_scores
 from intformer.qat.packing import IGNORED
 from intformer.runtime.edge import Edge, Packed
 from intformer.runtime.texts import text_lines
 
-CLASSIFICATION, TOKENS, ANSWERS = "classification", "token-classification", "question-answering"
+CLASSIFICATION = "classification"
+TOKENS, ANSWERS = TOKEN_CLASSIFICATION.name, QUESTION_ANSWERING.name
 NAMES = (*accuracy.TASKS, CLASSIFICATION, TOKENS, ANSWERS)
 
 
@@ -45,14 +52,14 @@ class Rows:
     words: list[list[tuple[int, int]]] = field(default_factory=list)
 
     @property
-    def head(self) -> str:
+    def head(self) -> Head:
         """The head that answers."""
-        return self.task if self.task in (TOKENS, ANSWERS) else "sequence-classification"
+        return HEADS.get(self.task, SEQUENCE_CLASSIFICATION)
 
     @property
     def regression(self) -> bool:
         """Scores are wanted, not classes."""
-        return self.head == "sequence-classification" and not self.labels
+        return self.head.classifies_texts and not self.labels
 
     @property
     def names(self) -> dict[str, dict]:
@@ -255,7 +262,7 @@ class Encoded:
         self.pad = getattr(config, "pad_token_id", None) or 0
         self.edge = Edge(
             {
-                "head": rows.head,
+                "head": rows.head.name,
                 "labels": list(rows.labels),
                 "truncate_length": length,
                 "type_vocab_size": getattr(config, "type_vocab_size", None) or 1,

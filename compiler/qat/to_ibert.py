@@ -11,15 +11,9 @@ from torch import nn
 
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.ir.heads import Head
 
 FAMILIES = ("bert", "roberta", "ibert")
-CLASSES = {  # head -> transformers class
-    "features": "IBertModel",
-    "sentence-embedding": "IBertModel",
-    "sequence-classification": "IBertForSequenceClassification",
-    "token-classification": "IBertForTokenClassification",
-    "question-answering": "IBertForQuestionAnswering",
-}
 KEPT = (  # config keys that both have
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act"),
     *("intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -30,15 +24,15 @@ MARGIN = 2.0  # of |gamma| over what beta needs
 LEAST_GAMMA = 1e-3
 
 
-def check(checkpoint: Checkpoint, head: str) -> str:
+def check(checkpoint: Checkpoint, head: Head) -> str:
     """Return the model type; raise for a configuration that has no I-BERT module."""
     family = checkpoint.setting("model_type", str)
-    if family not in FAMILIES or head not in CLASSES:
-        wrong = f"model type {family!r}" if family not in FAMILIES else f"head {head!r}"
+    if family not in FAMILIES or head.fills_masks:
+        wrong = f"model type {family!r}" if family not in FAMILIES else f"head {head.name!r}"
         raise CheckpointError(
             f"{wrong} does not train with recipe ibert",
             where=str(checkpoint.path),
-            hint=f"model types: {', '.join(FAMILIES)}; heads: {', '.join(CLASSES)}",
+            hint=f"model types: {', '.join(FAMILIES)}; heads: all but those that fill masks",
         )
     checkpoint.refuse_unsupported()
     activation = checkpoint.setting("hidden_act", str, "gelu")
@@ -51,7 +45,7 @@ def check(checkpoint: Checkpoint, head: str) -> str:
     return family
 
 
-def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> nn.Module:
+def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: Head) -> nn.Module:
     """Return the IBert module, in quant_mode, of a float module or of an IBert directory.
 
     model  transformers' module of the directory; None where it is an IBert directory
@@ -59,7 +53,7 @@ def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> 
     import transformers
 
     family = check(checkpoint, head)
-    auto = getattr(transformers, CLASSES[head])
+    auto = getattr(transformers, "IBert" + (head.ending or "Model"))
     if model is None:
         checkpoint.refuse_rewritten()
         config = transformers.IBertConfig.from_pretrained(checkpoint.path, quant_mode=True)
@@ -70,7 +64,7 @@ def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> 
     table = state["ibert.embeddings.position_embeddings.weight"]
     rows = torch.cat([table.new_zeros(shift, table.shape[1]), table])
     state["ibert.embeddings.position_embeddings.weight"] = rows
-    if head in ("features", "sentence-embedding"):
+    if head.outputs == "vectors":
         state = {key.removeprefix("ibert."): value for key, value in state.items()}
     kept = {key: getattr(config, key) for key in KEPT if hasattr(config, key)}
     made = auto(
@@ -96,12 +90,12 @@ def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: str) -> 
     return made
 
 
-def renamed(source: dict[str, torch.Tensor], family: str, head: str):
+def renamed(source: dict[str, torch.Tensor], family: str, head: Head):
     """Yield (I-BERT's key, weight) of a model's state; bare encoders too."""
     bare = not any(key.startswith(family + ".") for key in source)
     for key, value in source.items():
         name = f"{family}.{key}" if bare else key
-        if family == "bert" and head == "sequence-classification":
+        if family == "bert" and head.classifies_texts:
             name = name.replace("bert.pooler.dense.", "classifier.dense.")
             if name in ("classifier.weight", "classifier.bias"):
                 name = name.replace("classifier.", "classifier.out_proj.")

@@ -20,7 +20,7 @@ from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
 from intformer.frontend.trained import CONFIG_KEY
-from intformer.measure.float_model import AUTO_CLASSES, quiet
+from intformer.measure.float_model import quiet
 from intformer.qat import tasks
 from intformer.qat.choices import check_options, check_source
 from intformer.qat.fine_tuned import fitting
@@ -332,11 +332,11 @@ class Run:
         from safetensors import SafetensorError
 
         rows = self.rows
-        auto = getattr(transformers, AUTO_CLASSES[rows.head])
+        auto = getattr(transformers, rows.head.auto_class)
         options: dict = {"num_labels": rows.outputs}
         if rows.labels:
             options |= rows.names
-        if rows.head == "sequence-classification":
+        if rows.head.classifies_texts:
             kind = "regression" if rows.regression else "single_label_classification"
             options["problem_type"] = kind
         transformers.set_seed(self.settings.seed)  # of a fresh head
@@ -376,7 +376,7 @@ class Run:
             recipe=self.settings.recipe,
             nonlinear=self.settings.nonlinear,
             weights=self.settings.weights,
-            head=self.rows.head,
+            head=self.rows.head.name,
             calibrate=self.rows.texts,
         )
         if self.rows.labels:  # a source that is fine-tuned already may have none

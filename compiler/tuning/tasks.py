@@ -14,6 +14,7 @@ import numpy as np
 from intformer import scratch
 from intformer.backends.targets import TargetSpec, weight_packing
 from intformer.ir import ranges
+from intformer.ir.heads import SENTENCE_EMBEDDING, SEQUENCE_CLASSIFICATION
 from intformer.ir.model import INPUTS, IntModel, Node
 from intformer.ir.plan import BLOCK, COUNTS, Buffer, Step
 from intformer.passes import packing
@@ -28,7 +29,7 @@ from intformer.tuning.records import version_for, written_down
 from intformer.tuning.workload import identity
 
 SEQUENCE = 128  # tokens of each sequence where one alone would be too long
-HEADS = ("sequence-classification", "sentence-embedding")  # of a shape
+HEADS = (SEQUENCE_CLASSIFICATION, SENTENCE_EMBEDDING)  # of a shape: they have every kernel
 AMPLITUDES = 7  # rows are drawn from the whole range, half of it, ... 1/64
 
 
@@ -228,9 +229,7 @@ def models_of_shape(shape: str) -> list[IntModel]:
 
     with scratch.folder() as folder:
         source = random_model(shape, folder, layers=2)
-        return [
-            model_of(source, head) for head in ("sequence-classification", "sentence-embedding")
-        ]
+        return [model_of(source, head.name) for head in HEADS]
 
 
 def model_of(source: str | Path, head: str | None = None) -> IntModel:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from intformer.errors import CheckpointError
+from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend import import_model
 from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
@@ -200,7 +200,8 @@ def test_a_weight_of_another_shape(folder):
 
 def test_a_head_that_the_checkpoint_has_not(folder):
     assert "cls.predictions" in refusal(folder, head="masked-lm").what
-    assert "head 'summary'" in refusal(folder, head="summary").what
+    with pytest.raises(IntformerError, match="head 'summary' is not supported"):
+        import_model(folder, calibrate=random_hf.sequences(), head="summary")
 
 
 def test_nothing_calibrates(folder):

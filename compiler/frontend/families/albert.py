@@ -1,8 +1,9 @@
 """ALBERT (arXiv 1909.11942): narrow embeddings, and layers that share their weights."""
 
-from intformer.frontend.builder import MAX_LAYERS, Builder, Family
+from intformer.frontend.builder import MAX_LAYERS, Builder, DropoutKeys, Family
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import LayerKeys
+from intformer.ir.heads import SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 LAYER = LayerKeys(
     query="attention.query",
@@ -51,13 +52,13 @@ def fill_masks(g: Builder, x: str) -> str:
 
 ALBERT = Family(
     encoder,
-    {
-        "features": post_ln.features,
-        "sequence-classification": classify,
-        "token-classification": post_ln.classify_tokens,
-        "question-answering": post_ln.answer,
-        "masked-lm": fill_masks,
-    },
+    post_ln.heads_of(classify, fill_masks),
     prefix="albert.",
     act="gelu_new",
+    dropout=DropoutKeys(
+        default=0.0,
+        heads=dict.fromkeys(
+            (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION), ("classifier_dropout_prob", 0.1)
+        ),
+    ),
 )

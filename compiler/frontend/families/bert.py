@@ -27,12 +27,6 @@ def fill_masks(g: Builder, x: str) -> str:
 
 BERT = Family(
     encoder,
-    {
-        "features": post_ln.features,
-        "sequence-classification": classify,
-        "token-classification": post_ln.classify_tokens,
-        "question-answering": post_ln.answer,
-        "masked-lm": fill_masks,
-    },
+    post_ln.heads_of(classify, fill_masks),
     prefix="bert.",
 )

@@ -1,8 +1,9 @@
 """DistilBERT (arXiv 1910.01108): BERT without token types and pooler, under other names."""
 
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import Builder, DropoutKeys, Family
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import LayerKeys
+from intformer.ir.heads import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION
 
 LAYER = LayerKeys(
     query="attention.q_lin",
@@ -37,13 +38,7 @@ def fill_masks(g: Builder, x: str) -> str:
 
 DISTILBERT = Family(
     encoder,
-    {
-        "features": post_ln.features,
-        "sequence-classification": classify,
-        "token-classification": post_ln.classify_tokens,
-        "question-answering": post_ln.answer,
-        "masked-lm": fill_masks,
-    },
+    post_ln.heads_of(classify, fill_masks),
     prefix="distilbert.",
     config_keys={
         "hidden": "dim",
@@ -51,4 +46,13 @@ DISTILBERT = Family(
         "layers": "n_layers",
         "activation": "activation",
     },
+    dropout=DropoutKeys(
+        hidden="dropout",
+        attention="attention_dropout",
+        heads={
+            SEQUENCE_CLASSIFICATION: ("seq_classif_dropout", 0.2),
+            QUESTION_ANSWERING: ("qa_dropout", 0.1),
+        },
+        context=False,
+    ),
 )

@@ -1,6 +1,6 @@
 """ELECTRA (arXiv 2003.10555): BERT with embeddings that may be narrower than the layers."""
 
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import Builder, DropoutKeys, Family
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import BERT_LAYER
 
@@ -29,13 +29,7 @@ def fill_masks(g: Builder, x: str) -> str:
 
 ELECTRA = Family(
     encoder,
-    {
-        "features": post_ln.features,
-        "sequence-classification": classify,
-        "token-classification": post_ln.classify_tokens,
-        "question-answering": post_ln.answer,
-        "masked-lm": fill_masks,
-    },
+    post_ln.heads_of(classify, fill_masks),
     prefix="electra.",
-    drops_all_stages=True,
+    dropout=DropoutKeys(stages=True),
 )

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from intformer.frontend.builder import Builder
+from intformer.frontend.builder import Builder, HeadBuilder
+from intformer.ir import heads
+from intformer.ir.heads import Head
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,17 @@ def classify_tokens(g: Builder, x: str) -> str:
 def answer(g: Builder, x: str) -> str:
     """Logits of the start and the end of an answer at every token."""
     return g.dense(x, "qa_outputs")
+
+
+def heads_of(classify: HeadBuilder, fill_masks: HeadBuilder) -> dict[Head, HeadBuilder]:
+    """Return the heads of a family: two have layers of its own, the others are one linear layer.
+
+    A sentence embedding needs none: its pooling is the directory's.
+    """
+    return {
+        heads.FEATURES: features,
+        heads.SEQUENCE_CLASSIFICATION: classify,
+        heads.TOKEN_CLASSIFICATION: classify_tokens,
+        heads.QUESTION_ANSWERING: answer,
+        heads.MASKED_LM: fill_masks,
+    }

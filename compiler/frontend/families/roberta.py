@@ -1,6 +1,6 @@
 """RoBERTa (arXiv 1907.11692) and what has its shape: XLM-R, CamemBERT."""
 
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import Builder, DropoutKeys, Family
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.bert import encoder
 
@@ -18,15 +18,9 @@ def fill_masks(g: Builder, x: str) -> str:
 
 ROBERTA = Family(
     encoder,
-    {
-        "features": post_ln.features,
-        "sequence-classification": classify,
-        "token-classification": post_ln.classify_tokens,
-        "question-answering": post_ln.answer,
-        "masked-lm": fill_masks,
-    },
+    post_ln.heads_of(classify, fill_masks),
     prefix="roberta.",
     positions="padding",
     pad=1,
-    drops_all_stages=True,
+    dropout=DropoutKeys(stages=True),
 )
