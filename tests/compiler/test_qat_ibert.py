@@ -9,6 +9,7 @@ import torch
 import intformer
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.ir import heads
 from intformer.qat import prepare
 from intformer.qat.to_ibert import ibert_module, tame
 from intformer_testing import qat_batch, random_hf
@@ -68,7 +69,7 @@ def test_evaluation_is_close_to_transformers(source, family, head):
 def test_weights_move_without_a_change(source, family, head):
     """In float, the I-BERT module computes what its source does on right-padded batches."""
     folder, plain = source(family, head)
-    quantized = ibert_module(Checkpoint(folder), plain, head)
+    quantized = ibert_module(Checkpoint(folder), plain, heads.named(head))
     config = copy.deepcopy(quantized.config)
     config.quant_mode = False
     moved = type(quantized)(config).eval()
