@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from intformer.backends.targets import TARGETS, chips, weight_packing
+from intformer.ir.model import IntModel
 from intformer.passes import packing
+from intformer.passes.form import Form
 from intformer.passes.fuse import fuse
 from intformer.passes.layout import plan_layout
 from intformer.passes.lower import lower
@@ -23,6 +25,9 @@ from intformer_testing import golden_models
 
 HERE = Path(__file__).parent
 LOWERED = "native/bert/sequence-classification"  # whose kernels are hashed, for every target
+DECIDED = (LOWERED, "native/bert/sentence-embedding", "ibert/hf_compat/sequence-classification")
+DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
+WIDTHS = (16, 32, 64)  # of an attention head
 CASES = golden_models.cases()
 
 
@@ -70,16 +75,65 @@ def test_programs(golden, tmp_path, case):
     golden("programs.json", case, program(CASES[case](tmp_path)))
 
 
-@pytest.mark.parametrize("target", [name for name, spec in TARGETS.items() if not spec.variants])
-def test_scheduled_kernels(golden, tmp_path, target):
-    model = CASES[LOWERED](tmp_path)
-    (spec,) = chips(TARGETS[target])
+def lowered(model: IntModel, spec):
+    """Return a model's kernels for one chip."""
     layout = plan_layout(model, weight_packing(spec))
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
     module = fuse(to_relax(model, layout, constants))
-    done = lower(module, model, layout, constants, spec.isa(), spec.schedule())
+    return lower(module, model, layout, constants, spec.isa(), spec.schedule())
+
+
+def resized(form: Form) -> list[Form]:
+    """Return the form, or of attention one form per width of a head."""
+    call = form.data["calls"][0]
+    if "head_dim" not in call["attrs"]:
+        return [form]
+    forms = []
+    for width in WIDTHS:
+        wide = {**call, "attrs": {**call["attrs"], "head_dim": width}}
+        forms.append(Form.of(form.name, [wide], form.data["tensors"], form.data["results"]))
+    return forms
+
+
+def decisions(space: dict) -> list[dict]:
+    """Return each candidate once, the others at their default, then the last ones together."""
+    alone = [{name: value} for name, values in space.items() for value in values]
+    return [*alone, {name: values[-1] for name, values in space.items()}]
+
+
+on_every_chip = pytest.mark.parametrize(
+    "target", [name for name, spec in TARGETS.items() if not spec.variants]
+)
+
+
+@on_every_chip
+def test_scheduled_kernels(golden, tmp_path, target):
+    done = lowered(CASES[LOWERED](tmp_path), chips(TARGETS[target])[0])
     kernels = {
         var.name_hint: digest(func.script().encode())
         for var, func in sorted(done.scheduled.functions.items(), key=lambda f: f[0].name_hint)
     }
     golden("kernels.json", target, kernels)
+
+
+@pytest.mark.parametrize("target", DECIDED_FOR)
+def test_decided_kernels(golden, tmp_path, target):
+    """One kernel of each kind under decisions that no default takes, heads of several widths."""
+    spec = TARGETS[target]
+    isa, rule = spec.isa(), spec.schedule()
+    forms = {}
+    for number, case in enumerate(DECIDED):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for form in lowered(CASES[case](folder), spec).forms.values():
+            forms.setdefault(form.name, form)
+    found = {}
+    for name, form in forms.items():
+        versions = [
+            (one, (None, decided))
+            for one in resized(form)
+            for decided in decisions(one.space(isa, spec.space()))
+        ]
+        texts = [one.scheduled(isa, rule, [v]).script().encode() for one, v in versions]
+        found[name] = digest(*texts)
+    golden("decided.json", target, found)
