@@ -23,7 +23,8 @@ from intformer.frontend.shapes import random_model, random_sequences
 from intformer.ir.model import IntModel, Node
 from intformer.measure import bench
 from intformer.proof.inputs import given
-from intformer.relay_ops import attention_tir, expr
+from intformer.relay_ops import expr
+from intformer.schedules.kernels import attention_native
 
 SECONDS = 20
 
@@ -63,13 +64,13 @@ def plain(model: IntModel) -> IntModel:
 def without_softmax() -> None:
     """Let attention kernels take a rescaled score where the exponential was, and no quotient."""
 
-    def octaves(d, params):
+    def halvings(d, params):
         lanes = int(str(d.ty.dtype).partition("x")[2])
         return expr.mul_high(d, expr.T.broadcast(params[0], lanes))
 
-    attention_tir.native_octaves = octaves
-    attention_tir.native_numerator = lambda z, constants: expr.as_type(z, "int16")
-    attention_tir.native_inverse = lambda m, constants: m
+    attention_native.halvings = halvings
+    attention_native.numerator = lambda z: expr.as_type(z, "int16")
+    attention_native.inverse = lambda m: m
 
 
 def main() -> None:

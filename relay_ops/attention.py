@@ -21,7 +21,7 @@ from intformer.errors import RangeError
 from intformer.relay_ops import rescale
 from intformer.relay_ops.fixedpoint import check_fits, clamp, in_blocks, mul_round
 from intformer.relay_ops.interval import Interval
-from intformer.relay_ops.op import IntOp, Kernel
+from intformer.relay_ops.op import IntOp
 
 NAME = "attention"
 Z_BITS = 12  # of d / ln 2
@@ -199,43 +199,6 @@ def tables(
     }
 
 
-def space(attrs: dict, isa) -> dict[str, list[int]]:
-    """Return what may be decided, see attention_tir.space."""
-    from intformer.relay_ops import attention_tir
-
-    return attention_tir.space(attrs, isa)
-
-
-NUMERICS = {
-    "recipe": "native",
-    "constants": (C4, C3, C2, C1, C0, Z_BITS, SEED, SLOPE),
-    "lo": -LIMIT8,
-    "hi": LIMIT8,
-    "sum_bits": 0,
-}
-
-
-def kernel(attrs: dict, isa, decisions: dict):
-    """PrimFunc over physical buffers, see attention_tir.build."""
-    from intformer.relay_ops import attention_tir
-
-    return attention_tir.build(attrs, isa, decisions, NUMERICS)
-
-
-def cuda_space(attrs: dict) -> dict[str, list[int]]:
-    """Return what may be decided on a GPU, see attention_cuda.space."""
-    from intformer.relay_ops import attention_cuda
-
-    return attention_cuda.space(attrs)
-
-
-def cuda(attrs: dict, decisions: dict):
-    """PrimFunc for GPUs, see attention_cuda.build."""
-    from intformer.relay_ops import attention_cuda
-
-    return attention_cuda.build(attrs, decisions, NUMERICS)
-
-
 def work(attrs: dict, rows: int, lengths: np.ndarray, shapes: dict) -> int:
     """Multiply-adds of scores and context: two per pair of tokens and channel."""
     return 2 * int((lengths**2).sum()) * attrs["heads"] * attrs["head_dim"]
@@ -245,7 +208,6 @@ OP = IntOp(
     NAME,
     reference,
     bounds,
-    kernels={"cpu": Kernel(kernel, space), "cuda": Kernel(cuda, cuda_space)},
     heads=True,
     by_sequence=True,
     unpadded=3,

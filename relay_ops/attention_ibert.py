@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from intformer.errors import RangeError
-from intformer.relay_ops.attention import score_bounds, scores, space, work
+from intformer.relay_ops.attention import score_bounds, scores, work
 from intformer.relay_ops.fixedpoint import (
     clamp,
     dyadic,
@@ -24,7 +24,7 @@ from intformer.relay_ops.fixedpoint import (
     split_dyadic,
 )
 from intformer.relay_ops.interval import Interval
-from intformer.relay_ops.op import IntOp, Kernel
+from intformer.relay_ops.op import IntOp
 
 NAME = "attention_ibert"
 X0 = -0.6931  # IntSoftmax.x0
@@ -164,42 +164,10 @@ def tables(
     return {"p": np.array(p, np.int64), "ctx_mult": ctx_mult, "ctx_shift": ctx_shift}
 
 
-NUMERICS = {
-    "recipe": "ibert",
-    "constants": (CONST, SPLIT, MAX_SHIFT, EXP_LIMIT),
-    "inverse_bits": INVERSE_BITS,
-    "lo": LOW8,
-    "hi": HIGH8,
-    "sum_bits": 32,
-}
-
-
-def kernel(attrs: dict, isa, decisions: dict):
-    """PrimFunc over physical buffers, see attention_tir.build."""
-    from intformer.relay_ops import attention_tir
-
-    return attention_tir.build(attrs, isa, decisions, NUMERICS)
-
-
-def cuda_space(attrs: dict) -> dict[str, list[int]]:
-    """Return what may be decided on a GPU, see attention_cuda.space."""
-    from intformer.relay_ops import attention_cuda
-
-    return attention_cuda.space(attrs)
-
-
-def cuda(attrs: dict, decisions: dict):
-    """PrimFunc for GPUs, see attention_cuda.build."""
-    from intformer.relay_ops import attention_cuda
-
-    return attention_cuda.build(attrs, decisions, NUMERICS)
-
-
 OP = IntOp(
     NAME,
     reference,
     bounds,
-    kernels={"cpu": Kernel(kernel, space), "cuda": Kernel(cuda, cuda_space)},
     heads=True,
     by_sequence=True,
     unpadded=3,

@@ -7,21 +7,6 @@ from functools import cached_property
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """An op with loops that no tensor expression can state, for one kind of chip.
-
-    build  "cpu": (attrs, isa, decisions) -> PrimFunc; "cuda": (attrs, decisions) -> PrimFunc, which
-           begins like the kernels of schedules/cuda.py. A decision that is missing takes its
-           default
-    space  (attrs, isa) on a CPU, (attrs) on a GPU -> what may be decided: name -> values
-           (integers), the default first; None: nothing
-    """
-
-    build: Callable
-    space: Callable | None = None
-
-
-@dataclass(frozen=True)
 class IntOp:
     """One integer op.
 
@@ -29,8 +14,7 @@ class IntOp:
     reference   (*arrays, **attrs) -> array or tuple: the meaning, in NumPy
     bounds      (*intervals_or_arrays, **attrs) -> output interval(s): the range analysis; raises
                 RangeError where an intermediate could leave its type
-    define      (te tensors, attrs) -> te tensors, or None where `kernels` are given instead
-    kernels     "cpu" and "cuda" -> Kernel
+    define      (te tensors, attrs) -> te tensors; None: its loops are written in schedules/kernels
     elementwise every channel of the result comes from the same channel of the first argument
     by_row      a row of the result comes from the same row of the arguments (elementwise ops do)
     heads       attrs has heads and head_dim; the first argument holds query, key and value of each
@@ -51,7 +35,6 @@ class IntOp:
     reference: Callable
     bounds: Callable
     define: Callable | None = None
-    kernels: Mapping[str, Kernel] = field(default_factory=dict)
     elementwise: bool = False
     by_row: bool = False
     heads: bool = False

@@ -16,6 +16,7 @@ FOLDERS = {
 LAYERS = [
     (
         "errors",
+        "ir.constants",
         "knobs",
         "runtime.texts",
         "scratch",
@@ -48,8 +49,10 @@ LAYERS = [
     ("cli",),
     ("__main__",),
 ]
-# These meet through block names and annotations alone.
+# Ops and schedules meet through block names and annotations alone; a kernel written by hand takes
+# the constants of its op.
 APART = {"intformer.schedules": "intformer.relay_ops", "intformer.relay_ops": "intformer.schedules"}
+WRITTEN = "intformer.schedules.kernels"
 FACADE = "intformer"  # loads its names on first use, so it may stand in any layer
 
 
@@ -103,6 +106,8 @@ def test_imports_point_down(path, module):
         assert theirs is not None, f"{module} imports {name}, which has no place in LAYERS"
         assert theirs <= mine, f"{module} imports {name} from a higher layer"
         for one, other in APART.items():
+            if f"{module}.".startswith(f"{WRITTEN}.") and other == "intformer.relay_ops":
+                continue
             assert not (module.startswith(one) and name.startswith(other)), (
                 f"{module} imports {name}: ops and schedules meet through block names alone"
             )

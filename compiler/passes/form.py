@@ -8,8 +8,9 @@ Two groups of ops with equal forms share one kernel, in whatever layer or model 
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from tvm import te, tirx
 from tvm.s_tir import SBlock, SBlockRealize, renew_defs
@@ -17,8 +18,7 @@ from tvm_ffi import structural_map
 
 from intformer.passes.to_relax import BLOCKS
 from intformer.relay_ops import OPS
-from intformer.relay_ops.op import IntOp, Kernel
-from intformer.schedules.isa import Gpu
+from intformer.schedules import kernels
 
 Decisions = dict[str, int]
 Versions = list[tuple[int | None, Decisions]]  # up to how many row blocks; None: the rest
@@ -80,9 +80,8 @@ class Form:
 
         names  of the tensors, for people
         """
-        first = self.data["calls"][0]
-        if OPS[first["op"]].kernels:
-            return self._kernel(isa, {})
+        if kernel := self._written(isa):
+            return kernel({})
         shapes, results = self.data["tensors"], self.data["results"]
         names = names or [f"t{i}" for i in range(len(shapes))]
         extents: dict[str, tirx.Var] = {}
@@ -105,25 +104,24 @@ class Form:
         space  (PrimFunc, isa) -> candidates, of the target
         """
         first = self.data["calls"][0]
-        op = OPS[first["op"]]
-        if op.kernels:
-            kernel, arguments = _kernel_of(op, isa)
-            return kernel.space(first["attrs"], *arguments) if kernel.space else {}
+        if kernel := kernels.written(first["op"], isa):
+            return kernel.space(first["attrs"], isa)
         return space(self.plain(isa), isa)
 
     def each(
         self, isa, rule, versions: Versions, names: list[str] | None = None
     ) -> list[tirx.PrimFunc]:
         """Return one scheduled kernel per version, see `scheduled`."""
-        if OPS[self.data["calls"][0]["op"]].kernels:
-            return [self._kernel(isa, decisions) for _, decisions in versions]
+        if kernel := self._written(isa):
+            return [kernel(decisions) for _, decisions in versions]
         func = self.plain(isa, names)
         return [rule(func, isa, decisions) for _, decisions in versions]
 
-    def _kernel(self, isa, decisions: Decisions) -> tirx.PrimFunc:
+    def _written(self, isa) -> Callable[[Decisions], tirx.PrimFunc] | None:
+        """Return decisions -> kernel, where the kernel is written by hand."""
         first = self.data["calls"][0]
-        kernel, arguments = _kernel_of(OPS[first["op"]], isa)
-        return kernel.build(first["attrs"], *arguments, decisions)
+        kernel = kernels.written(first["op"], isa)
+        return partial(kernel.build, first["attrs"], isa) if kernel else None
 
     def scheduled(
         self, isa, rule, versions: Versions, names: list[str] | None = None
@@ -149,8 +147,3 @@ def join(few: tirx.PrimFunc, many: tirx.PrimFunc, limit: int) -> tirx.PrimFunc:
     rest = structural_map(many.body, (tirx.Var, lambda var: same.get(var, var)))
     body = tirx.IfThenElse(few.params[-1].shape[0] <= limit, few.body, rest)
     return few.with_body(SBlockRealize([], True, SBlock([], [], [], "root", body)))
-
-
-def _kernel_of(op: IntOp, isa) -> tuple[Kernel, tuple]:
-    """Return an op's kernel for a chip, and what its functions take of the chip."""
-    return (op.kernels["cuda"], ()) if isinstance(isa, Gpu) else (op.kernels["cpu"], (isa,))

@@ -7,6 +7,7 @@ for one target; `check` runs its kernels and compares whatever they write with t
 import ctypes
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -35,7 +36,8 @@ from intformer.relay_ops import (
     rescale,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
-from intformer.relay_ops.op import IntOp, Kernel
+from intformer.relay_ops.op import IntOp
+from intformer.schedules.kernels import CPU, CUDA, Kernel
 from intformer_testing import gpu
 
 
@@ -80,15 +82,9 @@ on_every_target = _on_every([*CHIPS, GPU])
 
 
 NOTHING = te.create_prim_func([te.compute((1,), lambda _: tirx.const(0, "int32"))])
-GIVEN = IntOp(
-    "given",
-    reference=None,
-    bounds=None,
-    kernels={
-        "cpu": Kernel(lambda attrs, isa, decisions: NOTHING),
-        "cuda": Kernel(lambda attrs, decisions: gpu.nothing()),
-    },
-)
+GIVEN = IntOp("given", reference=None, bounds=None)
+NO_CPU_KERNEL = Kernel(lambda attrs, isa, decisions: NOTHING)
+NO_CUDA_KERNEL = Kernel(lambda attrs, isa, decisions: gpu.nothing())
 
 
 class Graph:
@@ -139,9 +135,20 @@ class Graph:
         return IntModel(self.nodes, self.tensors, self.values, self.nodes[-1].outputs[0], meta)
 
 
+@contextmanager
+def given_values():
+    """Let "given" be an op, with kernels that do nothing."""
+    with (
+        mock.patch.dict(OPS, given=GIVEN),
+        mock.patch.dict(CPU, given=NO_CPU_KERNEL),
+        mock.patch.dict(CUDA, given=NO_CUDA_KERNEL),
+    ):
+        yield
+
+
 def planned(model: IntModel, weight: str = "weight"):
     """Return plan_layout of a model with given values."""
-    with mock.patch.dict(OPS, given=GIVEN):
+    with given_values():
         return plan_layout(model, weight)
 
 
@@ -157,7 +164,7 @@ def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     nodes = model.nodes + graph.readers
     layout = planned(replace(model, nodes=nodes), weight_packing(spec))
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
-    with mock.patch.dict(OPS, given=GIVEN):
+    with given_values():
         before = to_relax(model, layout, constants)
         after = fuse(before)
         (into if into is not None else {}).update(before=before, after=after)

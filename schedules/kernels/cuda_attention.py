@@ -1,25 +1,24 @@
-"""The attention kernel of both recipes on a GPU: no score reaches memory at all.
+"""The attention kernel of GPUs: no score reaches memory at all.
 
 A warp takes sixteen query rows of one head, several warps share the keys and values in shared
 memory, 64 at a time. Scores come from tensor cores, once per pass: the row maximum; for `ibert` the
 sum of its numerators, by which it divides before the second product; then numerators and context.
 
 Numerators are the first operand of the second product without leaving the thread that made them:
-the order of keys inside a group of 32 is chosen so (SLOTS below), and the values are transposed
-into the same order. Native numerators have 12 bits: their high and low bytes are two products.
+the order of keys inside a group of 32 is chosen so (see `_values`), and the values are transposed
+into the same order. What differs between the recipes is in cuda_attention_recipes.py.
 """
 
+from abc import ABC, abstractmethod
+
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from intformer.backends.cuda import kernel as gpu
 from intformer.relay_ops import expr
-from intformer.relay_ops.attention_tir import (
-    ibert_clipped,
-    ibert_polynomial,
-    ibert_quantized,
-    native_inverse,
-)
+from intformer.schedules.isa import Gpu
+from intformer.schedules.space import decide
 
 KEYS = 64  # in shared memory at a time
 GROUP = 32  # keys that one instruction of the second product takes
@@ -27,48 +26,59 @@ MASKED = -(2**30)  # score of a key past the sequence: never the row maximum
 PIECE = 16  # bytes
 
 
-def space(attrs: dict) -> dict[str, list[int]]:
+def space(attrs: dict, isa: Gpu) -> dict[str, list[int]]:
     """Return what may be decided: warps of a block, with sixteen query rows each."""
     return {"warps": [2, 4, 1]}
 
 
-def build(attrs: dict, decisions: dict[str, int], numerics: dict) -> tirx.PrimFunc:
-    """Return the kernel (qkv, cu_seqlens, params, ctx_mult, ctx_shift, out, counts).
+class Attention(ABC):
+    """One kernel under construction (qkv, cu_seqlens, params, ctx_mult, ctx_shift, out, counts).
 
-    attrs      heads, head_dim (padded to a multiple of 16), zero_points_out, dtypes_out
-    decisions  of `space`; what is missing or no candidate takes its default
-    numerics   as for attention_tir.build
+    parameters  type and number of the op's parameters
+    low, high   limits of the result
+    products    of bytes that make one product of a numerator and a value
     """
-    candidates = space(attrs)["warps"]
-    warps = decisions.get("warps")
-    warps = warps if warps in candidates else candidates[0]
-    return _Attention(attrs, warps, numerics).build()
 
+    parameters: tuple[str, int]
+    low: int
+    high: int
+    products: int
 
-class _Attention:
-    """One kernel under construction."""
+    def __init__(self, attrs: dict, isa: Gpu, decisions: dict[str, int] | None = None):
+        """Take the extents.
 
-    def __init__(self, attrs: dict, warps: int, numerics: dict):
+        attrs      heads, head_dim (padded to a multiple of 16), zero_points_out, dtypes_out
+        decisions  of `space`; what is missing or no candidate takes its default
+        """
         self.heads, self.dim = attrs["heads"], attrs["head_dim"]
         self.width = self.heads * self.dim
-        self.warps, self.numerics = warps, numerics
-        self.native = numerics["recipe"] == "native"
+        self.warps = decide(space(attrs, isa), decisions)["warps"]
         self.zero_point, self.out_type = attrs["zero_points_out"][0], attrs["dtypes_out"][0]
         self.deep = -(-self.dim // 32) * 32  # bytes of a row of Q or K, zeros at the end
         self.wide = 4 if self.dim % 32 == 0 else 2  # 8-wide tiles whose results are neighbours
-        self.threads = gpu.WARP * warps
+        self.threads = gpu.WARP * self.warps
+
+    @abstractmethod
+    def numerator(self, score, row: int):
+        """Return E of a score (a variable) in one of the thread's two rows, int32."""
+
+    @abstractmethod
+    def operand(self, e, row: int) -> tuple:
+        """Return the bytes of a numerator, one per product."""
+
+    @abstractmethod
+    def finish(self, total) -> None:
+        """Emit all that follows once the row maxima (self.top) are known; total: int32 [2], 0."""
 
     def build(self) -> tirx.PrimFunc:
         """Return the kernel."""
-        from tvm.script.ir_builder import IRBuilder
-
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
-            params = ("int32", 3) if self.native else ("int64", 6)
+            param_type, param_count = self.parameters
             rows = tirx.Var("rows", "int32")
             self.qkv = gpu.argument(0, (rows, 3 * self.width), "int8")
             self.offsets = gpu.argument(1, (rows,), "int32")
-            self.params = gpu.argument(2, (params[1],), params[0])
+            self.params = gpu.argument(2, (param_count,), param_type)
             self.mult = gpu.argument(3, (self.width,), "int32")
             self.shift = gpu.argument(4, (self.width,), "int32")
             self.out = gpu.argument(5, (rows, self.width), self.out_type)
@@ -106,29 +116,12 @@ class _Attention:
                 for i in range(4):
                     T.buffer_store(top, T.max(top[i // 2], scores(tile, i)), [i // 2])
 
-        self._pass(maximum, values=False)
+        self.over_keys(maximum, values=False)
         self.top = [T.bind(gpu.value("int32", "max", top[i], 4)) for i in range(2)]
         total = gpu.local(2, "int32")
         for i in range(2):
             T.buffer_store(total, 0, [i])
-        if self.native:
-            context = self._products(2, lambda e: (e >> 8, e & 255), total)
-            totals = [T.bind(gpu.value("int32", "sum", total[i], 4)) for i in range(2)]
-            self._native_results(context, totals)
-        else:
-
-            def add(group, scores):
-                with T.unroll(4) as tile:
-                    for i in range(4):
-                        e = self._numerator(scores(tile, i), i // 2)
-                        T.buffer_store(total, total[i // 2] + e, [i // 2])
-
-            self._pass(add, values=False)
-            factors = [
-                self._quotient(T.bind(gpu.value("int32", "sum", total[i], 4))) for i in range(2)
-            ]
-            context = self._products(1, lambda e, i: (self._probability(e, factors[i]),), None)
-            self._ibert_results(context)
+        self.finish(total)
 
     # -- operands ---------------------------------------------------------------------------------
 
@@ -206,7 +199,7 @@ class _Attention:
 
     # -- passes -----------------------------------------------------------------------------------
 
-    def _pass(self, use, values: bool) -> None:
+    def over_keys(self, use, values: bool) -> None:
         """Emit a loop over all keys; `use` gets every group of 32 and its scores.
 
         use     (first key of the group, in shared memory, scores); scores(tile, i) is register i of
@@ -243,12 +236,12 @@ class _Attention:
 
                 use(part, scores)
 
-    def _products(self, count: int, split, total):
-        """Emit the last pass: numerators times values; return the `count` contexts' registers.
+    def contexts(self, total=None):
+        """Emit the last pass, numerators times values; return the registers of every product.
 
-        split  of a numerator (and, for ibert, its row): the bytes of each product
         total  where the numerators of a row are added up, if anywhere
         """
+        count = self.products
         tiles = self.dim // 8
         context = gpu.local(count * tiles * 4, "int32")
         with T.unroll(count * tiles * 4) as i:
@@ -259,14 +252,14 @@ class _Attention:
             e = gpu.local(16, "int32")
             with T.unroll(4) as tile:
                 for i in range(4):
-                    number = self._numerator(scores(tile, i), i // 2)
+                    number = self._inside(scores(tile, i), i // 2)
                     T.buffer_store(e, number, [tile * 4 + i])
                     if total is not None:
                         T.buffer_store(total, total[i // 2] + e[tile * 4 + i], [i // 2])
             for half in range(2):
                 for row in range(2):
                     numbers = [e[(half * 2 + i // 2) * 4 + row * 2 + i % 2] for i in range(4)]
-                    bytes_of = [split(n) if self.native else split(n, row) for n in numbers]
+                    bytes_of = [self.operand(n, row) for n in numbers]
                     for which in range(count):
                         packed = gpu.value("uint32", "pack8", *(b[which] for b in bytes_of))
                         T.buffer_store(a, packed, [which * 4 + half * 2 + row])
@@ -284,50 +277,30 @@ class _Attention:
                             *(a.data, which * 4, b.data, tile * 2),
                         )
 
-        self._pass(use, values=True)
+        self.over_keys(use, values=True)
         return context
 
     # -- numbers ----------------------------------------------------------------------------------
 
-    def _numerator(self, score, row: int):
-        """Return E of a score in one of the thread's two rows, int32; 0 past the sequence."""
+    def _inside(self, score, row: int):
+        """Return E of a score, 0 past the sequence: at a fine enough scale no score makes it 0."""
         score = T.bind(score)
-        top = self.top[row]
-        if self.native:
-            mult, lift, most = (self.params[i] for i in range(3))
-            z = T.bind(expr.mul_high(T.min(top - score, most) << lift, mult))
-            e = numerator(z, self.numerics["constants"])
-        else:
-            constants = self.numerics["constants"]
-            clipped = T.bind(ibert_clipped(top - score, self.params, constants[0]))
-            bits = expr.like(self.numerics["inverse_bits"], clipped)
-            q = T.bind((clipped * self.params[5]) >> bits)
-            poly = T.bind(ibert_polynomial(clipped, q, self.params))
-            e = ibert_quantized(poly, q, self.params, constants)
-        # at a fine enough scale no difference of scores brings E down to 0
-        return tirx.Select(score > MASKED, e, tirx.const(0, "int32"))
+        return tirx.Select(score > MASKED, self.numerator(score, row), tirx.const(0, "int32"))
 
-    def _quotient(self, total):
-        """Return floor(2^32 / total), int64, and 0 for 0: bit by bit."""
-        rest, factor = gpu.local(1, "int64"), gpu.local(1, "int64")
-        wide = T.bind(tirx.Cast("int64", total))
-        one, zero = tirx.const(1, "int64"), tirx.const(0, "int64")
-        T.buffer_store(rest, one, [0])  # the first bit of 2^32
-        T.buffer_store(factor, zero, [0])
-        with T.serial(32):
-            T.buffer_store(rest, rest[0] + rest[0], [0])
-            fits = T.bind(tirx.Select(rest[0] >= wide, one, zero))
-            T.buffer_store(factor, factor[0] + factor[0] + fits, [0])
-            T.buffer_store(rest, rest[0] - fits * wide, [0])
-        return T.bind(tirx.Select(total > 0, factor[0], zero))
+    def add_numerators(self, total) -> None:
+        """Emit a pass that adds up the numerators of both rows."""
 
-    def _probability(self, e, factor):
-        p = (tirx.Cast("int64", e) * factor) >> tirx.const(24, "int64")
-        return tirx.Cast("int32", T.min(p, tirx.const(255, "int64")))
+        def add(group, scores):
+            with T.unroll(4) as tile:
+                for i in range(4):
+                    e = self._inside(scores(tile, i), i // 2)
+                    T.buffer_store(total, total[i // 2] + e, [i // 2])
+
+        self.over_keys(add, values=False)
 
     # -- results ----------------------------------------------------------------------------------
 
-    def _results(self, number) -> None:
+    def results(self, number) -> None:
         """Write this thread's results; number(register, column, row 0 or 1) makes one."""
         for row in range(2):
             here = T.bind(self.row + 8 * row)
@@ -340,46 +313,10 @@ class _Attention:
                         register = (group * self.wide + i // 2) * 4 + row * 2 + i % 2
                         y = expr.clamp(
                             number(register, column + i, row),
-                            self.numerics["lo"],
-                            self.numerics["hi"],
+                            self.low,
+                            self.high,
                         )
                         made.append(T.bind(tirx.Cast("int32", y) + self.zero_point))
                     offset = (self.first + here) * self.width + column
                     offset = offset * gpu.SIZES[self.out_type]
                     gpu.write(self.out, offset, made, self.out_type)
-
-    def _native_results(self, context, totals) -> None:
-        tiles = self.dim // 8
-        factors, ups = [], []
-        for total in totals:
-            bits = T.bind(32 - gpu.value("int32", "leading_zeros", total))
-            wide = tirx.Cast("int64", total) << tirx.Cast("int64", 32 - bits)
-            inverse = native_inverse(T.bind(wide), self.numerics["constants"])
-            down = tirx.Cast("int64", T.max(bits - 18, 0))
-            factors.append(T.bind(tirx.Cast("int32", inverse >> down)))
-            ups.append(T.bind(T.max(18 - bits, 0)))
-
-        def number(register, column, row):
-            acc = context[register] * 256 + context[tiles * 4 + register]
-            u = expr.mul_high(acc << ups[row], factors[row])
-            return expr.mul_high(u + self.shift[column], self.mult[column])
-
-        self._results(number)
-
-    def _ibert_results(self, context) -> None:
-        def number(register, column, row):
-            p = expr.product(context[register], self.mult[column])
-            return expr.round_shift(p, tirx.Cast("int64", self.shift[column]))
-
-        self._results(number)
-
-
-def numerator(z, constants):
-    """E in 0..4096 of z (int32): attention.of_halvings."""
-    c4, c3, c2, c1, c0, z_bits = constants[:6]
-    f = T.bind((z & ((1 << z_bits) - 1)) << (15 - z_bits))
-    h = c4
-    for c in (c3, c2, c1):
-        h = T.bind(((h * f + (1 << 14)) >> 15) + c)
-    p = T.bind(((h * f + (1 << 14)) >> 15) + (2**15 + c0))
-    return ((p >> ((z >> z_bits) + 2)) + 1) >> 1

@@ -1,0 +1,17 @@
+"""Every op has loops: a tensor expression that is scheduled, or kernels written by hand."""
+
+import pytest
+
+from intformer.relay_ops import OPS
+from intformer.schedules.isa import VNNI, Gpu
+from intformer.schedules.kernels import CPU, CUDA, written
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_is_defined_or_written_for_every_kind_of_chip(op):
+    kernels = [written(op, isa) for isa in (VNNI, Gpu(40))]
+    assert all(kernels) if OPS[op].define is None else not any(kernels)
+
+
+def test_every_written_kernel_is_of_an_op():
+    assert set(CPU) | set(CUDA) <= set(OPS)
