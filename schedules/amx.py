@@ -9,17 +9,18 @@ few rows with every step of the product. The rows stay in the first-level cache 
 of columns pass by, whose weights stay in the second-level cache for the next rows.
 """
 
-import tvm_ffi
-from tvm import ir, tirx
+from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.script import tirx as T
 
-from intformer.schedules import x86
+from intformer.ir.constants import BLOCK, DEPTH, LANES
+from intformer.schedules import tir_edit, x86
 from intformer.schedules.space import blocks, decide
 from intformer.schedules.space import space as x86_space
 
 TILE_ROWS, TILE_BYTES, TILES = 16, 64, 8
-BLOCK = 8  # rows of a block
+# bytes of the tile configuration: the palette, then per tile COLSB (16 bits) and ROWS (8 bits)
+PALETTE, COLSB, ROWS = 0, 16, 48
 GROUP = 2 * TILE_ROWS // BLOCK  # blocks of two row tiles
 A, B = 4, 6  # numbers of the first operand tiles; accumulators are 2 row + column
 COLUMNS, TASKS = 4, 6  # by default: the most groups of columns at a time, the fewest tasks
@@ -66,23 +67,22 @@ def _tile_depth(sch: Schedule) -> int:
     block = sch.get(blocks(sch)[0])
     if block.name_hint != "matmul":
         return 0
-    x, _ = (region.source for region in block.reads)
-    depth = _depth(int(x.shape[2]))
+    depth = _depth(int(tir_edit.operands(block).x.shape[2]))
     return depth if depth >= SHORTEST else 0
 
 
 def _depth(length: int) -> int:
     """Return how many products of `length` one tile takes: the most that divide it evenly."""
-    return next(d for d in range(TILE_BYTES, 0, -4) if length % d == 0)
+    return next(d for d in range(TILE_BYTES, 0, -DEPTH) if length % d == 0)
 
 
 def _matmul(sch: Schedule, depth: int, columns: int, chunk: int, prefetch: int) -> tirx.PrimFunc:
     _, *epilogue = blocks(sch)
     i, r, j = sch.get_loops(epilogue[-1])
     vectors = 2 if sch.get(j).extent.value % 32 == 0 else 1
-    outer, tile = sch.split(j, [None, vectors * 16])
+    outer, tile = sch.split(j, [None, vectors * LANES])
     sch.reorder(outer, i, r, tile)
-    x86.finish(sch, epilogue, r, 16)
+    x86.finish(sch, epilogue, r, LANES)
     out = sch.get(epilogue[-1]).writes[0].source
     return _Tiled(sch.mod["main"], out, depth, vectors, bool(prefetch)).func(columns, chunk << 10)
 
@@ -99,16 +99,14 @@ class _Tiled:
         """
         self.prefetch = prefetch
         self.whole, self.out, self.depth, self.vectors = func, out, depth, vectors
-        root = func.body.block
-        product, self.column = root.body
-        self.row = self.column.body
-        self.acc = next(b for b in root.alloc_buffers if b.name == "matmul")
-        while not isinstance(product, SBlockRealize):
-            product = product.body
-        self.x, self.w = (region.source for region in product.block.reads)
+        parts = tir_edit.separate(func)
+        self.column, self.row, self.inner = parts.epilogue.column, parts.epilogue.row, parts.inner
+        self.acc = tir_edit.allocated(func, "matmul")
+        operands = tir_edit.operands(parts.product)
+        self.x, self.w = operands.x, operands.weights
         self.length = int(self.x.shape[2])
         self.steps = self.length // depth
-        shape = (2, GROUP, BLOCK, vectors * 16)  # this tile and the one before
+        shape = (2, GROUP, BLOCK, vectors * LANES)  # this tile and the one before
         self.scratch = tirx.decl_buffer(shape, "int32", "acc", scope="global", data_alignment=64)
         self.config = tirx.decl_buffer((TILE_BYTES,), "uint8", "config", data_alignment=64)
 
@@ -139,10 +137,9 @@ class _Tiled:
             ]
         )
         loop = _for(task, parts * tirx.ceildiv(blocks, chunk), body, tirx.ForKind.PARALLEL)
-        root = self.whole.body.block
-        kept = [b for b in root.alloc_buffers if not b.same_as(self.acc)]
-        root = SBlock([], root.reads, root.writes, root.name_hint, loop, None, kept)
-        return self.whole.with_body(SBlockRealize([], True, root))
+        buffers = tir_edit.root_block(self.whole).alloc_buffers
+        kept = [buffer for buffer in buffers if not buffer.same_as(self.acc)]
+        return tir_edit.with_root_body(self.whole, loop, kept)
 
     def _tile(self, number, first, start, groups, width: int):
         """Return one turn: tile `number` into the scratch, the epilogue of the tile before."""
@@ -163,7 +160,7 @@ class _Tiled:
         epilogue = tirx.SeqStmt(
             [
                 tirx.Bind(self.row.loop_var, before + tirx.floordiv(row, BLOCK)),
-                tirx.Bind(self.row.body.loop_var, tirx.floormod(row, BLOCK)),
+                tirx.Bind(self.inner.loop_var, tirx.floormod(row, BLOCK)),
                 self._epilogue(before, tirx.floormod(last, 2)),
             ]
         )
@@ -202,30 +199,19 @@ class _Tiled:
     def _epilogue(self, before, half):
         """Return the body of one row, reading the scratch in place of the product."""
 
-        def load(node):
-            if not node.source.same_as(self.acc):
-                return node
-            i, r, jo, ji = node.indices
-            j = (jo - self.column.loop_var * self.vectors) * 16 + ji
-            return tirx.BufferLoad(self.scratch, [half, i - before, r, j])
+        def place(i, r, jo, ji):
+            j = (jo - self.column.loop_var * self.vectors) * LANES + ji
+            return [half, i - before, r, j]
 
-        def region(node):
-            if not node.source.same_as(self.acc):
-                return node
-            whole = [ir.Range(0, extent) for extent in self.scratch.shape]
-            return tirx.BufferRegion(self.scratch, whole)
-
-        return tvm_ffi.structural_map(
-            self.row.body.body, [(ir.TensorLoad, load), (ir.TensorRegion, region)]
-        )
+        return tir_edit.redirected(self.inner.body, self.acc, self.scratch, place)
 
     def _constant_configuration(self) -> list:
         """Fill in all of the configuration but the rows that depend on the rows left."""
-        numbers = {0: 1}  # palette
+        numbers = {PALETTE: 1}
         for tile in range(TILES):
             operand = A <= tile < B
-            numbers[16 + 2 * tile] = self.depth if operand else TILE_BYTES
-            numbers[48 + tile] = self.depth // 4 if tile >= B else TILE_ROWS
+            numbers[COLSB + 2 * tile] = self.depth if operand else TILE_BYTES
+            numbers[ROWS + tile] = self.depth // DEPTH if tile >= B else TILE_ROWS
         return [
             tirx.BufferStore(self.config, tirx.const(numbers.get(at, 0), "uint8"), [at])
             for at in range(TILE_BYTES)
@@ -237,7 +223,7 @@ class _Tiled:
         lower = tirx.max(left - 2, 1) * BLOCK
         rows = {0: upper, 1: upper, A: upper, 2: lower, 3: lower, A + 1: lower}
         stores = [
-            tirx.BufferStore(self.config, count.astype("uint8"), [48 + tile])
+            tirx.BufferStore(self.config, count.astype("uint8"), [ROWS + tile])
             for tile, count in rows.items()
         ]
         return tirx.SeqStmt([*stores, _intrinsic("ldtilecfg", _address(self.config, 0))])
@@ -248,12 +234,12 @@ class _Tiled:
 
     def _load_b(self, tile: int, column, k):
         vector = column * self.vectors + tile
-        address = _address(self.w, vector, k * (self.depth // 4), 0, 0)
+        address = _address(self.w, vector, k * (self.depth // DEPTH), 0, 0)
         return _intrinsic("tileloadd64", _tile(B + tile), address, _long(TILE_BYTES))
 
     def _begin(self, column, base, both) -> list:
         """Clear the accumulators; load what the first step begins with."""
-        zero = [_intrinsic("tilezero", _tile(t)) for t in range(4)]
+        zero = [_intrinsic("tilezero", _tile(t)) for t in range(A)]
         loads = [self._load_b(0, column, 0), self._load_a(0, base, 0)]
         if self.vectors == 2:
             return [*zero, *loads, self._load_b(1, column, 0)]
@@ -283,9 +269,9 @@ class _Tiled:
         Some lines may lie past the last weight: a prefetch of what is not there does nothing.
         """
         (line,) = _variables("line")
-        count = tirx.const(self.vectors * 16, "int32")
+        count = tirx.const(self.vectors * LANES, "int32")
         for power in range(1, 6):  # no division by a variable
-            share = max(1, self.vectors * 16 >> power)
+            share = max(1, self.vectors * LANES >> power)
             count = tirx.Select(groups >= 1 << power, tirx.const(share, "int32"), count)
         at = (number * self.steps + k) * count + line
         address = _address(self.w, start * self.vectors, at, 0, 0)
@@ -303,7 +289,7 @@ class _Tiled:
         """Where the epilogue of this turn will write."""
         (line,) = _variables("line")
         row = k * count + line
-        address = _row_address(self.out, base, row, column * self.vectors * 16)
+        address = _row_address(self.out, base, row, column * self.vectors * LANES)
         return _for(line, count, _prefetch(address, FIRST_LEVEL))
 
     def _end(self, half, both) -> list:
@@ -311,7 +297,7 @@ class _Tiled:
         pitch = _long(self.vectors * TILE_BYTES)
 
         def store(a, j):
-            address = _address(self.scratch, half, 2 * a, 0, j * 16)
+            address = _address(self.scratch, half, 2 * a, 0, j * LANES)
             return _intrinsic("tilestored64", _tile(2 * a + j), address, pitch)
 
         upper, lower = ([store(a, j) for j in range(self.vectors)] for a in (0, 1))

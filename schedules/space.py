@@ -17,10 +17,10 @@ tuning finds beyond it is in `tuning_logs`. All values are integers: they go int
 from tvm import tirx
 from tvm.s_tir import Schedule
 
+from intformer.ir.constants import BLOCK, DEPTH, LANES
+
 REGISTERS = {4: 16, 8: 16, 16: 32}  # vector registers by their int32 lanes
-TOGETHER = 16  # columns of weights that lie together, on every chip
-DEPTH = 4  # int8 products that a dot adds to one lane, on every chip
-LINE = TOGETHER * DEPTH  # bytes of weights that one step of the dot products reads
+LINE = LANES * DEPTH  # bytes of weights that one step of the dot products reads
 CHUNK_BYTES = 1 << 20  # default: half of a second-level cache, the other half for weights
 
 
@@ -31,12 +31,12 @@ def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
     if "matmul" in names:
         columns = sch.get(sch.get_loops(names["matmul"])[2]).extent
         depth = sch.get(sch.get_loops(names["matmul"])[-2]).extent
-        return _matmul(isa, int(columns) * TOGETHER, int(depth))
+        return _matmul(isa, int(columns) * LANES, int(depth))
     vectors = sch.get(sch.get_loops(list(names.values())[-1])[-1]).extent // isa.lanes
     unroll = [n for n in (1, 2, 4) if int(vectors) % n == 0]
     if "ln_sum" in names:
         return {"unroll": unroll}
-    return {"unroll": unroll, "rows": [8, 1]}
+    return {"unroll": unroll, "rows": [BLOCK, 1]}
 
 
 def decide(candidates: dict[str, list[int]], decisions: dict[str, int] | None) -> dict[str, int]:
@@ -78,5 +78,5 @@ def _tiles(lanes: int, columns: int) -> list[int]:
         for rows in (8, 4, 2)
         for vectors in range(1, 9)
         if registers / 4 <= rows * vectors and (rows + 1) * vectors < registers
-        if vectors * lanes % TOGETHER == 0 and columns % (vectors * lanes) == 0
+        if vectors * lanes % LANES == 0 and columns % (vectors * lanes) == 0
     ]

@@ -15,11 +15,12 @@ from functools import cache
 
 import tvm
 from tvm import tirx
-from tvm.s_tir import SBlock, SBlockRealize, Schedule, TensorIntrin
+from tvm.s_tir import SBlock, Schedule, TensorIntrin
 from tvm.script import tirx as T
-from tvm_ffi import structural_map
 
-from intformer.schedules.space import DEPTH, LINE, TOGETHER, blocks, decide, space
+from intformer.ir.constants import BLOCK, DEPTH, LANES
+from intformer.schedules import tir_edit
+from intformer.schedules.space import LINE, blocks, decide, space
 
 STEPS = "intformer.steps"  # marks the loop over the dot products, with how many one turn does
 
@@ -81,7 +82,7 @@ def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) 
         func = sch.mod["main"]
         if chosen["prefetch"]:
             func = _prefetched(func, chosen["prefetch"] // LINE, vectors * isa.lanes)
-        chunk = max(1, (chosen["chunk"] << 10) // (8 * length))
+        chunk = max(1, (chosen["chunk"] << 10) // (BLOCK * length))
         return _tasks(func, chunk, math.gcd(chosen["columns"], panels), bool(chosen["order"]))
     if "ln_sum" in names:
         _layernorm(sch, isa, chosen["unroll"])
@@ -147,13 +148,11 @@ def _prefetched(func: tirx.PrimFunc, ahead: int, width: int) -> tirx.PrimFunc:
     width  columns of one tile; a step reads one line of sixteen of them
     What lies behind the last weight is asked for too: that is allowed, and fetches nothing.
     """
-    column = func.body.block.body.loop_var
-    weights, streams = func.params[1], width // TOGETHER
+    column = tir_edit.panels(tir_edit.root_block(func).body).column.loop_var
+    weights, streams = tir_edit.weights(func), width // LANES
 
-    def ask(loop):
-        if STEPS not in loop.annotations:
-            return loop
-        steps = int(loop.annotations[STEPS])
+    def ask(loop, steps):
+        steps = int(steps)
         first = loop.loop_var * steps + ahead
         calls = [
             tirx.Evaluate(
@@ -172,7 +171,7 @@ def _prefetched(func: tirx.PrimFunc, ahead: int, width: int) -> tirx.PrimFunc:
         body = tirx.SeqStmt([*calls, loop.body])
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
 
-    return func.with_body(structural_map(func.body, (tirx.For, ask)))
+    return tir_edit.mapped_loops(func, STEPS, ask)
 
 
 def _tasks(func: tirx.PrimFunc, chunk: int, panel: int, rows_first: bool) -> tirx.PrimFunc:
@@ -185,9 +184,8 @@ def _tasks(func: tirx.PrimFunc, chunk: int, panel: int, rows_first: bool) -> tir
     swaps the two inner loops. Schedule.split would guard every block with a condition, which
     tensorize refuses.
     """
-    root = func.body
-    column = root.block.body
-    row = column.body
+    nest = tir_edit.panels(tir_edit.root_block(func).body)
+    column, row = nest.column, nest.row
     panels, blocks = column.extent // panel, row.extent
     task = tirx.Var("task", column.loop_var.ty)
     tile = tirx.Var("tile", column.loop_var.ty)
@@ -210,19 +208,7 @@ def _tasks(func: tirx.PrimFunc, chunk: int, panel: int, rows_first: bool) -> tir
     loop = rows(tiles(body)) if rows_first else tiles(rows(body))
     chunks = tirx.floordiv(blocks + (chunk - 1), chunk)
     loop = tirx.For(task, 0, panels * chunks, column.kind, loop)
-    block = root.block
-    block = SBlock(
-        block.iter_vars,
-        block.reads,
-        block.writes,
-        block.name_hint,
-        loop,
-        block.init,
-        block.alloc_buffers,
-        block.match_buffers,
-        block.annotations,
-    )
-    return func.with_body(SBlockRealize(root.iter_values, root.predicate, block))
+    return tir_edit.with_root_body(func, loop)
 
 
 def _layernorm(sch: Schedule, isa, unroll: int) -> None:
@@ -246,7 +232,7 @@ def _vectorize_rows(sch: Schedule, block, name: str, isa, unroll: int) -> None:
     if name.endswith("_partial"):  # [8, lanes, chunk]
         *_, row, lane, chunk = loops
         sch.reorder(row, chunk, lane)
-        inner = sch.split(lane, [None, isa.lanes])[1] if isa.lanes < 16 else lane
+        inner = sch.split(lane, [None, isa.lanes])[1] if isa.lanes < LANES else lane
         sch.vectorize(inner)
         init = sch.decompose_reduction(block, chunk)
         sch.vectorize(sch.get_loops(init)[-1])
@@ -274,4 +260,4 @@ def _rows(sch: Schedule, isa, unroll: int, rows: int) -> None:
         sch.vectorize(sch.get_loops(block)[-1])
     sch.vectorize(lane)
     sch.unroll(several)
-    sch.parallel(i if rows == 8 else sch.fuse(i, r))
+    sch.parallel(i if rows == BLOCK else sch.fuse(i, r))
