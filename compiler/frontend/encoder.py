@@ -70,7 +70,7 @@ def family_of(checkpoint: Checkpoint) -> Family:
 
 
 def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pooling: str) -> dict:
-    tables, limit = graph.tables, len(graph.tables.position) - g.first_position
+    tables, limit = graph.tables, g.limit
     channels = graph[graph.output].channels
     return {
         "family": checkpoint.config["model_type"],

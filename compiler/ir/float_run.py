@@ -120,9 +120,18 @@ def _attention(node: Node, inputs: dict, qkv):
     context, heads = torch.empty_like(q), node.attrs["heads"]
     for start, end in pairwise(inputs["cu_seqlens"].tolist()):
         parts = (t[start:end].unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k, v))
-        one = functional.scaled_dot_product_attention(*parts)
+        bias = None if node.params is None else biases(node.params.table, end - start)
+        one = functional.scaled_dot_product_attention(*parts, attn_mask=bias)
         context[start:end] = one.transpose(0, 1).flatten(1)
     return context
+
+
+def biases(table, length: int):
+    """Return a Bias's table for sequences of one length, torch float32 [heads, length, length]."""
+    import torch
+
+    at = torch.arange(length)
+    return torch.as_tensor(table)[:, table.shape[1] // 2 + at[None, :] - at[:, None]]
 
 
 def _take(node: Node, inputs: dict, x):

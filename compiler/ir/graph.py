@@ -11,7 +11,7 @@ norm       x                 Norm
 linear     x                 Linear      tied: the weight is the word table
 act        x                             function: a value of ACTIVATIONS
 add        term, stream                  the stream is the residual that goes past the term
-attention  qkv, cu_seqlens               heads
+attention  qkv, cu_seqlens   None, Bias  heads
 take       x, index                      rows: what a picked row stands for
 mean       x, cu_seqlens                 one row per sequence
 
@@ -81,6 +81,16 @@ class Tables:
 
 
 @dataclass(frozen=True, eq=False)
+class Bias:
+    """What attention adds to its scores, after 1 / sqrt(head_dim): by head and distance.
+
+    table  float32 [heads, 2 L - 1], L the most tokens: column L - 1 + j - i is for query i, key j
+    """
+
+    table: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Node:
     """One step.
 
@@ -97,7 +107,7 @@ class Node:
     name: str
     inputs: tuple[str, ...]
     channels: int
-    params: Linear | Norm | Tables | None = None
+    params: Linear | Norm | Tables | Bias | None = None
     stem: str = ""
     attrs: dict[str, object] = field(default_factory=dict)
 

@@ -104,6 +104,9 @@ def _spec(model: IntModel, layout: Layout, node: Node, argument: int, tied: set)
             return _weight(layout, name, user.inputs[0], user.outputs[0])
         return _channels(layout, name, out, 0)
     op = OPS[node.op]
+    if argument in op.room:
+        last = model.tensors[name].shape[-1]
+        return _spread(name, (1, last, last), last + op.room[argument], 0)
     per_channel = model.tensors[name].shape[-1] == model.values[out].channels
     if per_channel and argument >= op.unpadded:
         return _channels(layout, name, out, op.fill.get(argument, 0))
@@ -122,13 +125,11 @@ def _weight(layout: Layout, name: str, x: str, out: str) -> dict:
 
 
 def _channels(layout: Layout, name: str, out: str, fill: int) -> dict:
-    return {
-        "tensor": name,
-        "kind": "channels",
-        "map": layout.maps[out],
-        "width": layout.buffers[out].width,
-        "fill": fill,
-    }
+    return _spread(name, layout.maps[out], layout.buffers[out].width, fill)
+
+
+def _spread(name: str, channel_map: tuple[int, int, int], width: int, fill: int) -> dict:
+    return {"tensor": name, "kind": "channels", "map": channel_map, "width": width, "fill": fill}
 
 
 def _intern(layout: Layout, name: str, spec: dict) -> str:

@@ -143,12 +143,14 @@ class Attention(Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv, grid, heads, dropout, integers):
-        """qkv float32 [n, 3C], grid a Grid -> [n, C]."""
+    def forward(ctx, qkv, grid, heads, dropout, integers, bias):
+        """qkv float32 [n, 3C], grid a Grid, bias [heads, longest, longest] or None -> [n, C]."""
         n, c = qkv.shape[0], qkv.shape[1] // 3
         q, k, v = grid.unpack(qkv).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         factor = (c // heads) ** -0.5
         p = torch.matmul(q, k.transpose(-1, -2)).mul_(factor)
+        if bias is not None:
+            p += bias
         if grid.hidden is not None:
             p.masked_fill_(grid.hidden, -torch.inf)
         p -= p.amax(-1, keepdim=True)
@@ -175,8 +177,10 @@ class Attention(Function):
             to_p *= kept
         to_v = torch.matmul((p if kept is None else p * kept).transpose(-1, -2), g)
         to_p -= (to_p * p).sum(-1, keepdim=True)
-        to_p.mul_(p).mul_(ctx.factor)
+        to_p.mul_(p)
+        to_bias = to_p.sum(0) if ctx.needs_input_grad[5] else None
+        to_p.mul_(ctx.factor)
         parts = torch.matmul(to_p, k), torch.matmul(to_p.transpose(-1, -2), q), to_v
         whole = torch.stack(parts, 2)  # [B, H, 3, S, D]
         whole = whole.permute(0, 3, 2, 1, 4).flatten(2)
-        return ctx.grid.pack(whole), None, None, None, None
+        return ctx.grid.pack(whole), None, None, None, None, to_bias

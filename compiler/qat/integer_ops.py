@@ -8,6 +8,7 @@ proved before a model runs here, by ranges.check.
 import numpy as np
 import torch
 
+from intformer.ir.float_run import biases
 from intformer.relay_ops import attention, i_gelu, i_layernorm, mean_pool, requantize16
 from intformer.relay_ops import i_tanh as tanh
 from intformer.relay_ops import matmul as product
@@ -176,12 +177,14 @@ def _numerators() -> np.ndarray:
 NUMERATORS = torch.from_numpy(_numerators())  # of every z
 
 
-def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, *, heads, head_dim):
-    """relay_ops.attention."""
+def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, bias=None, *, heads, head_dim):
+    """relay_ops.attention, and relay_ops.attention_bias."""
     mult, lift, most = (int(e) for e in exp)
     table = NUMERATORS.to(qkv.device)
 
     def row(s):
+        if bias is not None:
+            s = s + biases(bias, s.shape[-1])
         d = (s.amax(-1, keepdim=True) - s).clamp_(max=most)
         return table[(d.mul_(mult << lift)) >> 32]
 
@@ -236,4 +239,5 @@ OPS = {
     "i_gelu": gelu,
     "i_layernorm": layernorm,
     "attention": attend,
+    "attention_bias": attend,
 }

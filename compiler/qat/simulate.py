@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from intformer.ir.float_run import activate
+from intformer.ir.float_run import activate, biases
 from intformer.ir.graph import TANH_GELU, Graph, Node
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
@@ -148,7 +148,8 @@ class Simulation:
         """Attention of int8 queries, keys and values."""
         qkv = fake_quant.FakeQuant.apply(qkv, self.qkv_scale(node.inputs[0]))
         heads, p = node.attrs["heads"], self.dropout.attention
-        return fake_quant.Attention.apply(qkv, tokens.grid, heads, p, self.integers)
+        bias = None if node.params is None else biases(node.params.table, tokens.grid.longest)
+        return fake_quant.Attention.apply(qkv, tokens.grid, heads, p, self.integers, bias)
 
     def qkv_scale(self, edge: str):
         """Return the int8 scale of every channel of q, k and v, [3C]."""

@@ -42,11 +42,13 @@ def _on_gpu(kind: type[cuda_attention.Attention]) -> Kernel:
 
 CPU: dict[str, Kernel] = {  # op -> kernel
     "attention": Kernel(partial(cpu_attention.build, NATIVE), cpu_attention.space),
+    "attention_bias": Kernel(partial(cpu_attention.build_biased, NATIVE), cpu_attention.space),
     "attention_ibert": Kernel(partial(cpu_attention.build, IBERT), cpu_attention.space),
     "mean_pool": Kernel(cpu_mean_pool.build),
 }
 CUDA: dict[str, Kernel] = {
     "attention": _on_gpu(cuda_attention_recipes.Native),
+    "attention_bias": _on_gpu(cuda_attention_recipes.NativeBiased),
     "attention_ibert": _on_gpu(cuda_attention_recipes.Ibert),
     "mean_pool": Kernel(cuda_mean_pool.build),
 }

@@ -17,7 +17,7 @@ from tvm import DataType, tirx
 from tvm.script import tirx as T
 
 from intformer.ir.constants import BLOCK, DEPTH
-from intformer.relay_ops import expr
+from intformer.relay_ops import attention_bias, expr
 from intformer.schedules.isa import Isa
 from intformer.schedules.space import decide
 
@@ -33,6 +33,7 @@ class Sizes:
     heads, dim  heads of a row and channels of each, a multiple of 16
     together    heads that one task takes
     tiles       key vectors of a tile of scores
+    longest     tokens of the longest sequence
     limit       keys that the buffers of a task have room for
     zero_point, out_type  of the result
     """
@@ -42,6 +43,7 @@ class Sizes:
     dim: int
     together: int
     tiles: int
+    longest: int
     limit: int
     zero_point: int
     out_type: str
@@ -145,6 +147,7 @@ def sizes_of(attrs: dict, isa: Isa, decisions: dict[str, int]) -> Sizes:
         dim=attrs["head_dim"],
         together=chosen["heads"],
         tiles=chosen["keys"],
+        longest=attrs["max_length"],
         limit=-(-limit // 32) * 32,
         zero_point=attrs["zero_points_out"][0],
         out_type=attrs["dtypes_out"][0],
@@ -172,6 +175,13 @@ def value_pairs(size: Sizes, x, row, last, column):
     first = expr.as_type(x[row, size.span(column)], "int32")
     second = expr.as_type(x[T.min(row + 1, last), size.span(column)], "int32")
     return (first & size.vector(0xFFFF)) | (second << size.vector(16))
+
+
+def shifted(size: Sizes, scores, bias, h, row, key):
+    """Return scores of a row and the keys from `key` on, with the bias of their distances."""
+    if bias is None:
+        return scores
+    return scores + bias[h, size.span(size.longest - 1 + key - row)]
 
 
 def stored(size: Sizes, recipe: Recipe, y):
@@ -208,7 +218,7 @@ def pack(size, x, kp, vp, start, length, last, h):
 
 
 @T.macro
-def score(size, x, kp, scores, start, last, h, block, groups):
+def score(size, x, kp, scores, bias, start, last, h, block, groups):
     """Scores of eight query rows; rows past the sequence repeat its last one."""
     acc = T.alloc_buffer((BLOCK * size.tiles * size.lanes,), "int32", annotations=expr.STACK)
     for g in T.serial(groups):
@@ -229,7 +239,14 @@ def score(size, x, kp, scores, start, last, h, block, groups):
                     )
         for i in T.unroll(BLOCK):
             for u in T.unroll(size.tiles):
-                scores[i, size.at(g * size.tiles + u)] = acc[size.at(i * size.tiles + u)]
+                scores[i, size.at(g * size.tiles + u)] = shifted(
+                    size,
+                    acc[size.at(i * size.tiles + u)],
+                    bias,
+                    h,
+                    T.min(block * BLOCK + i, last - start),
+                    (g * size.tiles + u) * size.lanes,
+                )
 
 
 @T.macro
@@ -283,6 +300,37 @@ def write(size, recipe, y, ctx, factor, up, mult, shift, start, length, h, block
             )
 
 
+@T.macro
+def attend(size, recipe, x, y, cu, offsets, params, mult, shift, bias, end):
+    """Every task of the kernel, and zeros behind its last row; bias: a buffer or None."""
+    clear_rest(size, y, cu[offsets - 1], end)
+    for task in T.parallel((offsets - 1) * (size.heads // size.together)):
+        b: T.let = task // (size.heads // size.together)
+        start: T.let = cu[b]
+        length: T.let = cu[b + 1] - cu[b]
+        last: T.let = cu[b + 1] - 1
+        kp = T.alloc_buffer((size.limit * size.steps,), "int32")
+        vp = T.alloc_buffer((size.limit // 2 * size.dim,), "int32")
+        scores = T.alloc_buffer((BLOCK, size.limit), "int32")
+        probs = T.alloc_buffer((BLOCK, size.limit), "int16")
+        for each in T.serial(size.together):
+            h: T.let = task % (size.heads // size.together) * size.together + each
+            pack(size, x, kp, vp, start, length, last, h)
+            groups: T.let = (length + size.group - 1) // size.group
+            columns: T.let = groups * size.group
+            for block in T.serial((length + BLOCK - 1) // BLOCK):
+                score(size, x, kp, scores, bias, start, last, h, block, groups)
+                total = T.alloc_buffer((BLOCK,), "int32", annotations=expr.STACK)
+                exponentiate(size, recipe, scores, probs, total, params, columns, length)
+                rest = T.alloc_buffer((BLOCK,), "int64", annotations=expr.STACK)
+                factor = T.alloc_buffer((BLOCK,), "int64", annotations=expr.STACK)
+                up = T.alloc_buffer((BLOCK,), "int32", annotations=expr.STACK)
+                recipe.normalise(size, rest, factor, up, total, scores, probs, columns)
+                ctx = T.alloc_buffer((BLOCK * size.dim,), "int32", annotations=expr.STACK)
+                weigh(size, probs, vp, ctx, length)
+                write(size, recipe, y, ctx, factor, up, mult, shift, start, length, h, block)
+
+
 def build(
     recipe: Recipe, attrs: dict, isa: Isa, decisions: dict[str, int] | None = None
 ) -> tirx.PrimFunc:
@@ -292,7 +340,7 @@ def build(
     decisions  of `space`; what is missing or no candidate takes its default
     """
     size = sizes_of(attrs, isa, decisions)
-    width, together = size.width, size.together
+    width = size.width
     param_type, param_count = recipe.parameters
 
     @T.prim_func(s_tir=True)
@@ -314,31 +362,40 @@ def build(
         out = T.match_buffer(out_, (blocks, BLOCK, width), size.out_type)
         x = T.decl_buffer((blocks * BLOCK, 3 * width), "int8", data=qkv.data)
         y = T.decl_buffer((blocks * BLOCK, width), size.out_type, data=out.data)
-        clear_rest(size, y, cu[offsets - 1], blocks * BLOCK)
-        for task in T.parallel((offsets - 1) * (size.heads // together)):
-            b: T.let = task // (size.heads // together)
-            start: T.let = cu[b]
-            length: T.let = cu[b + 1] - cu[b]
-            last: T.let = cu[b + 1] - 1
-            kp = T.alloc_buffer((size.limit * size.steps,), "int32")
-            vp = T.alloc_buffer((size.limit // 2 * size.dim,), "int32")
-            scores = T.alloc_buffer((BLOCK, size.limit), "int32")
-            probs = T.alloc_buffer((BLOCK, size.limit), "int16")
-            for each in T.serial(together):
-                h: T.let = task % (size.heads // together) * together + each
-                pack(size, x, kp, vp, start, length, last, h)
-                groups: T.let = (length + size.group - 1) // size.group
-                columns: T.let = groups * size.group
-                for block in T.serial((length + BLOCK - 1) // BLOCK):
-                    score(size, x, kp, scores, start, last, h, block, groups)
-                    total = T.alloc_buffer((BLOCK,), "int32", annotations=expr.STACK)
-                    exponentiate(size, recipe, scores, probs, total, params, columns, length)
-                    rest = T.alloc_buffer((BLOCK,), "int64", annotations=expr.STACK)
-                    factor = T.alloc_buffer((BLOCK,), "int64", annotations=expr.STACK)
-                    up = T.alloc_buffer((BLOCK,), "int32", annotations=expr.STACK)
-                    recipe.normalise(size, rest, factor, up, total, scores, probs, columns)
-                    ctx = T.alloc_buffer((BLOCK * size.dim,), "int32", annotations=expr.STACK)
-                    weigh(size, probs, vp, ctx, length)
-                    write(size, recipe, y, ctx, factor, up, mult, shift, start, length, h, block)
+        attend(size, recipe, x, y, cu, offsets, params, mult, shift, None, blocks * BLOCK)
+
+    return kernel.with_attr(expr.APART, True)
+
+
+def build_biased(
+    recipe: Recipe, attrs: dict, isa: Isa, decisions: dict[str, int] | None = None
+) -> tirx.PrimFunc:
+    """Return the kernel (qkv, cu_seqlens, params, ctx_mult, ctx_shift, bias, out), see `build`."""
+    size = sizes_of(attrs, isa, decisions)
+    width, distances = size.width, attention_bias.columns(size.longest)
+    param_type, param_count = recipe.parameters
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        qkv_: T.handle,
+        cu_: T.handle,
+        params_: T.handle,
+        mult_: T.handle,
+        shift_: T.handle,
+        bias_: T.handle,
+        out_: T.handle,
+    ):
+        blocks = T.int32()
+        offsets = T.int32()
+        qkv = T.match_buffer(qkv_, (blocks, BLOCK, 3 * width), "int8")
+        cu = T.match_buffer(cu_, (offsets,), "int32")
+        params = T.match_buffer(params_, (param_count,), param_type)
+        mult = T.match_buffer(mult_, (width,), "int32")
+        shift = T.match_buffer(shift_, (width,), "int32")
+        bias = T.match_buffer(bias_, (size.heads, distances), "int32")
+        out = T.match_buffer(out_, (blocks, BLOCK, width), size.out_type)
+        x = T.decl_buffer((blocks * BLOCK, 3 * width), "int8", data=qkv.data)
+        y = T.decl_buffer((blocks * BLOCK, width), size.out_type, data=out.data)
+        attend(size, recipe, x, y, cu, offsets, params, mult, shift, bias, blocks * BLOCK)
 
     return kernel.with_attr(expr.APART, True)

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from intformer.backends.cuda import kernel as gpu
-from intformer.relay_ops import expr
+from intformer.relay_ops import attention_bias, expr
 from intformer.schedules.isa import Gpu
 from intformer.schedules.space import decide
 
@@ -37,21 +37,25 @@ class Attention(ABC):
     parameters  type and number of the op's parameters
     low, high   limits of the result
     products    of bytes that make one product of a numerator and a value
+    biased      scores get a bias by head and distance: another argument, before the result
     """
 
     parameters: tuple[str, int]
     low: int
     high: int
     products: int
+    biased = False
 
     def __init__(self, attrs: dict, isa: Gpu, decisions: dict[str, int] | None = None):
         """Take the extents.
 
-        attrs      heads, head_dim (padded to a multiple of 16), zero_points_out, dtypes_out
+        attrs      heads, head_dim (padded to a multiple of 16), max_length, zero_points_out,
+                   dtypes_out
         decisions  of `space`; what is missing or no candidate takes its default
         """
         self.heads, self.dim = attrs["heads"], attrs["head_dim"]
         self.width = self.heads * self.dim
+        self.longest = attrs["max_length"]
         self.warps = decide(space(attrs, isa), decisions)["warps"]
         self.zero_point, self.out_type = attrs["zero_points_out"][0], attrs["dtypes_out"][0]
         self.deep = -(-self.dim // 32) * 32  # bytes of a row of Q or K, zeros at the end
@@ -81,8 +85,12 @@ class Attention(ABC):
             self.params = gpu.argument(2, (param_count,), param_type)
             self.mult = gpu.argument(3, (self.width,), "int32")
             self.shift = gpu.argument(4, (self.width,), "int32")
-            self.out = gpu.argument(5, (rows, self.width), self.out_type)
-            counts = gpu.argument(6, (len(gpu.COUNTS),), "int32")
+            if self.biased:
+                shape = (self.heads, attention_bias.columns(self.longest))
+                self.bias = gpu.argument(5, shape, "int32")
+            result = 5 + self.biased
+            self.out = gpu.argument(result, (rows, self.width), self.out_type)
+            counts = gpu.argument(result + 1, (len(gpu.COUNTS),), "int32")
             tile = 16 * self.warps
             grid = [["sequence", 1, self.heads], ["longest", tile, 1], ["one", 1, 1]]
             gpu.launch(grid, self.threads, "token")
@@ -197,6 +205,13 @@ class Attention(ABC):
                     at = self._place(quad * 4 + i, group, KEYS // PIECE) + t * 4
                     gpu.call("write4", self.v.data, at, turned.data, 0)
 
+    def shifted(self, score, key, row: int):
+        """Return a score with the bias of its distance; row 0 or 1 of the thread."""
+        if not self.biased:
+            return score
+        query = T.min(self.row + 8 * row, self.length - 1)
+        return score + self.bias[self.head, self.longest - 1 + key - query]
+
     # -- passes -----------------------------------------------------------------------------------
 
     def over_keys(self, use, values: bool) -> None:
@@ -232,7 +247,8 @@ class Attention(ABC):
 
                 def scores(tile, i, acc=acc, key=key):
                     inside = key + (tile * 8 + i % 2) < self.length
-                    return tirx.Select(inside, acc[tile * 4 + i], tirx.const(MASKED, "int32"))
+                    score = self.shifted(acc[tile * 4 + i], key + (tile * 8 + i % 2), i // 2)
+                    return tirx.Select(inside, score, tirx.const(MASKED, "int32"))
 
                 use(part, scores)
 

@@ -49,6 +49,12 @@ class Native(Attention):
         self.results(number)
 
 
+class NativeBiased(Native):
+    """With a bias of the scores (relay_ops.attention_bias)."""
+
+    biased = True
+
+
 class Ibert(Attention):
     """Numerators of 15 bits, divided by their sum to 8 bits before the second product."""
 

@@ -11,7 +11,9 @@ from torch.nn import functional
 import intformer
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend.trained import RANGES_FILE
+from intformer.ir.float_run import biases
 from intformer.qat import fake_quant, prepare
+from intformer.qat.packing import pack
 from intformer.qat.ranges import Ranges
 from intformer.qat.simulate import Dropout
 from intformer.relay_ops import i_gelu
@@ -26,6 +28,7 @@ MODELS = [
     ("distilbert", "sequence-classification"),
     ("electra", "token-classification"),
     ("albert", "question-answering"),
+    ("mpnet", "sequence-classification"),
     ("bert", "features"),
 ]
 
@@ -328,8 +331,6 @@ def test_what_is_no_number_reaches_the_loss(source, wrong):
 
 def test_attention_has_softmax_gradients():
     """Equal lengths and ragged ones, against transformers' way of masking."""
-    from intformer.qat.packing import pack
-
     torch.manual_seed(0)
     meta = {
         **{"position_rule": "column", "pad_token_id": 0, "vocab_size": 97},
@@ -339,7 +340,7 @@ def test_attention_has_softmax_gradients():
         inputs = qat_batch.batch(lengths=lengths)
         tokens = pack(meta, **inputs)
         qkv = torch.randn(sum(lengths), 24, requires_grad=True)
-        fake_quant.Attention.apply(qkv, tokens.grid, 2, 0.0, True).square().sum().backward()
+        fake_quant.Attention.apply(qkv, tokens.grid, 2, 0.0, True, None).square().sum().backward()
         twin = qkv.detach().clone().requires_grad_()
         parts = []
         for one in twin.split(lengths):
@@ -348,6 +349,25 @@ def test_attention_has_softmax_gradients():
             parts.append(out.transpose(0, 1).flatten(1))
         torch.cat(parts).square().sum().backward()
         torch.testing.assert_close(qkv.grad, twin.grad, rtol=2e-3, atol=2e-3)
+
+
+def test_gradient_of_a_bias_of_attention(source):
+    """The bias of the graph gets the gradient of the float functions it goes through."""
+    meta = prepared(source()).meta
+    for lengths in ((4, 4), (2, 5, 1)):
+        tokens = pack(meta, **qat_batch.batch(lengths=lengths))
+        qkv, table = torch.randn(sum(lengths), 24), torch.randn(2, 9, requires_grad=True)
+        bias = biases(table, max(lengths))
+        fake_quant.Attention.apply(qkv, tokens.grid, 2, 0.0, True, bias).square().sum().backward()
+        twin = table.detach().clone().requires_grad_()
+        parts = []
+        for one in qkv.split(lengths):
+            q, k, v = one.view(len(one), 3, 2, 4).permute(1, 2, 0, 3)
+            mask = biases(twin, len(one))
+            out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            parts.append(out.transpose(0, 1).flatten(1))
+        torch.cat(parts).square().sum().backward()
+        torch.testing.assert_close(table.grad, twin.grad, rtol=3e-3, atol=3e-3)
 
 
 def test_autocast_rounds_no_operand(source):

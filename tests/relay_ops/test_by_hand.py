@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from intformer.errors import RangeError
-from intformer.relay_ops import OPS, attention, i_gelu, i_layernorm, requantize16, rescale
+from intformer.relay_ops import (
+    OPS,
+    attention,
+    attention_bias,
+    i_gelu,
+    i_layernorm,
+    requantize16,
+    rescale,
+)
 from intformer.relay_ops.fixedpoint import make_dyadic
 
 HALF = (np.array([2**30], np.int32), np.array([31], np.int32))  # times 1/2
@@ -259,3 +267,25 @@ def test_attention_on_paper():
     qkv = i8([1, 4, 90], [1, 0, 30])  # q, k, v: scores 4 and 0 in units of ln 2 / 4
     out = run("attention", qkv, i32(0, 2), *table.values(), heads=1, head_dim=1)
     assert out.ravel().tolist() == [70, 70]
+
+
+def test_attention_bias_on_paper():
+    """Equal scores: the bias alone makes each token's own key twice as likely as the other."""
+    table = attention.tables(1.0, np.log(2) / 4, 1.0, 1, np.ones(1))
+    bias = attention_bias.table(np.array([[0.0, np.log(2), 0.0]]), 1.0, np.log(2) / 4, 1)
+    assert bias.tolist() == [[0, 4, 0]]  # of distances -1, 0 and 1, in units of ln 2 / 4
+    qkv = i8([0, 1, 90], [0, 1, 30])
+    args = qkv, i32(0, 2), *table.values()
+    out = run("attention_bias", *args, bias, heads=1, head_dim=1)
+    assert out.ravel().tolist() == [70, 50]
+    before = attention_bias.table(np.array([[0.0, 0.0, np.log(2)]]), 1.0, np.log(2) / 4, 1)
+    out = run("attention_bias", *args, before, heads=1, head_dim=1)
+    assert out.ravel().tolist() == [50, 60]  # token 0 prefers the key after it, token 1 has none
+
+
+def test_attention_bias_is_at_the_scale_of_the_scores():
+    """After 1 / sqrt(head_dim): one LSB of q . k is 0.5 * 0.25 / 4 with 16 channels."""
+    bias = attention_bias.table(np.array([[1.0, -0.5, 0.016]]), 0.5, 0.25, 16)
+    assert bias.tolist() == [[32, -16, 1]]
+    with pytest.raises(RangeError, match="steps of the scores"):
+        attention_bias.table(np.array([[1.0]]), 1e-6, 1e-6, 16)

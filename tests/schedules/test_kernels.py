@@ -610,8 +610,10 @@ def test_both_layernorms_on_any_rows(target, seed, size):
 # -- attention -------------------------------------------------------------------------------------
 
 HEADS = {16: 3, 26: 3, 32: 2, 48: 1, 64: 2, 80: 1}
-SHAPES = [(op, dim, 512) for op in ("attention", "attention_ibert") for dim in HEADS]
+ATTENTION = ("attention", "attention_bias", "attention_ibert")
+SHAPES = [(op, dim, 512) for op in ATTENTION for dim in HEADS]
 SHAPES += [("attention", 16, 1), ("attention", 128, 40), ("attention_ibert", 16, 33)]
+SHAPES += [("attention_bias", 16, 1), ("attention_bias", 26, 33), ("attention_bias", 64, 40)]
 
 
 @functools.cache
@@ -619,8 +621,10 @@ def attending(target, op, dim, max_length):
     heads = HEADS.get(dim, 1)
     channels = heads * dim
     g = Graph(max_length)
-    if op == "attention":
+    if op != "attention_ibert":
         tables = attention.tables(0.05, 0.05, 0.05, dim, np.full(channels, 0.03))
+        if op == "attention_bias":
+            tables["bias"] = distances(heads, max_length, 2000)
     else:
         tables = attention_ibert.tables(1e-3, 2.79e6 * 2.0**30, 0.05, 0.03, channels)
     qkv = g.given("qkv", "int8", 3 * channels)
@@ -629,6 +633,20 @@ def attending(target, op, dim, max_length):
     if dim != 32:
         g.operand(out)
     return Program(g, target)
+
+
+def distances(heads, longest, most):
+    """A bias for every head and distance, no two alike in sign and size; up to +-most."""
+    rng = np.random.default_rng(longest)
+    return integers(rng, -most, most, (heads, 2 * longest - 1), np.int32)
+
+
+def biased_tables(dim, channels, rng, longest):
+    """Tables by name: those of native_tables, with a bias that decides little, much, or all."""
+    heads = channels // dim
+    for number, table in enumerate(native_tables(dim, channels, rng)):
+        most = (0, 1, 300, 10**4, 2**20, 2**29)[number % 6]
+        yield table | {"out.5": distances(heads, longest, most)}
 
 
 def native_tables(dim, channels, rng):
@@ -679,24 +697,28 @@ def test_attention(target, op, dim, max_length):
     program = attending(target, op, dim, max_length)
     width = HEADS.get(dim, 1) * dim
     rng = np.random.default_rng(dim)
-    low = -127 if op == "attention" else -128
+    low = -128 if op == "attention_ibert" else -127
     lengths = [length for length in (*MIXED, max_length) if length <= min(max_length, 40)]
     cu = offsets(lengths)
-    tables = native_tables if op == "attention" else ibert_tables
-    for table in tables(dim, width, rng):
+    tables = {
+        "attention": native_tables,
+        "attention_bias": functools.partial(biased_tables, longest=max_length),
+        "attention_ibert": ibert_tables,
+    }
+    for table in tables[op](dim, width, rng):
         for qkv in attention_inputs(cu[-1], width, low, rng):
             program.check({"qkv": qkv, "cu_seqlens": cu}, table)
 
 
 @on_every_target
 @pytest.mark.parametrize("dim", HEADS)
-@pytest.mark.parametrize("op", ["attention", "attention_ibert"])
+@pytest.mark.parametrize("op", ATTENTION)
 def test_attention_over_long_sequences(target, op, dim):
     program = attending(target, op, dim, 512)
     width = HEADS[dim] * dim
     rng = np.random.default_rng(dim)
     cu = offsets(LONG)
-    low = -127 if op == "attention" else -128
+    low = -128 if op == "attention_ibert" else -127
     *_, flat, _ = inputs = list(attention_inputs(cu[-1], width, low, rng))
     for qkv in (inputs[1], flat):
         program.check({"qkv": qkv, "cu_seqlens": cu})
@@ -851,5 +873,5 @@ def test_no_op_is_forgotten():
     alone = {*("requantize", "residual_add", "relu", "add_bias", "i_gelu", "i_tanh", "matmul")}
     alone |= {*("rescale", "requantize16", "add")}
     alone |= {*("i_gelu_ibert", "i_layernorm", "i_layernorm_ibert", "attention")}
-    alone |= {*("attention_ibert", "embed", "take_rows", "mean_pool")}
+    alone |= {*("attention_bias", "attention_ibert", "embed", "take_rows", "mean_pool")}
     assert set(OPS) == alone

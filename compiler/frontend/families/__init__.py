@@ -6,6 +6,7 @@ from intformer.frontend.families.bert import BERT
 from intformer.frontend.families.distilbert import DISTILBERT
 from intformer.frontend.families.electra import ELECTRA
 from intformer.frontend.families.ibert import IBERT
+from intformer.frontend.families.mpnet import MPNET
 from intformer.frontend.families.roberta import ROBERTA
 
 FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
@@ -17,4 +18,5 @@ FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
     "distilbert": DISTILBERT,
     "electra": ELECTRA,
     "albert": ALBERT,
+    "mpnet": MPNET,
 }

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from intformer.frontend.builder import Builder, HeadBuilder
 from intformer.ir import heads
+from intformer.ir.graph import Bias
 from intformer.ir.heads import Head
 
 
@@ -33,10 +34,10 @@ BERT_LAYER = LayerKeys(
 )
 
 
-def layer(at: Builder, x: str, keys: LayerKeys) -> str:
+def layer(at: Builder, x: str, keys: LayerKeys, bias: Bias | None = None) -> str:
     """Attention and feed-forward, each added to its input and then normalised."""
     qkv = at.linear("qkv", x, keys.query, keys.key, keys.value, outputs=at.hidden)
-    y = at.linear("out", at.attention("context", qkv), keys.out, outputs=at.hidden)
+    y = at.linear("out", at.attention("context", qkv, bias), keys.out, outputs=at.hidden)
     x = at.norm("norm1", at.add("sum1", y, x), keys.norm1)
     y = at.act("act", at.linear("ffn1", x, keys.ffn1))
     y = at.linear("ffn2", y, keys.ffn2, outputs=at.hidden)

@@ -13,7 +13,7 @@ from intformer.ir.model import IntModel
 from intformer.quantize.methods import TINY
 from intformer.quantize.native.emitter import NativeEmitter
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
-from intformer.relay_ops import attention
+from intformer.relay_ops import attention, attention_bias
 
 SUM_MAX = 2**17 - 1  # of the embedding sum, in int32
 LOGIT_BITS = 24  # logits fit this many bits whatever the input
@@ -140,10 +140,14 @@ def attend(e: Rules, node: Node) -> None:
     qkv = e.rescale(e.wide[edge], edge, "int8", scale, e.calibrated, INT8_MAX)
     s_context = e.scales.operand(node.name)
     tables = attention.tables(product, 1.0, s_v, c // heads, s_context)
+    op = attention.NAME
+    if node.params is not None:
+        op = attention_bias.NAME
+        tables["bias"] = attention_bias.table(node.params.table, product, 1.0, c // heads)
     names = [e.constant(f"{node.name}.{key}", table) for key, table in tables.items()]
     out = e.value(node.name, "int8", c, s_context, e.calibrated)
     attrs = {"heads": heads, "head_dim": c // heads}
-    e.node("attention", (qkv, node.inputs[1], *names), out, **attrs)
+    e.node(op, (qkv, node.inputs[1], *names), out, **attrs)
     e.operands[node.name] = out
 
 

@@ -13,8 +13,9 @@ CLASSES = {  # family -> class stem
     "distilbert": "DistilBert",
     "electra": "Electra",
     "albert": "Albert",
+    "mpnet": "MPNet",
 }
-PADDED = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding id
+PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions start behind the padding id
 HEADS = {  # head -> class ending
     "features": "Model",
     "sequence-classification": "ForSequenceClassification",

@@ -16,9 +16,10 @@ from intformer_testing.small_tokenizer import SENTENCES
 LENGTH = 64  # tokens a model can take
 SHAPE = {"hidden": 64, "heads": 4, "layers": 2, "ffn": 96}
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MPNET_SPECIAL = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
-LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert")
+LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 @functools.cache
@@ -67,7 +68,9 @@ def tokenizer(family: str = "bert", **about):
         about["vocab"] = list(pieces(ALBERT_SPECIAL))
     else:
         cased = about.get("do_lower_case") is False
-        about["vocab"] = {piece: i for i, piece in enumerate(word_pieces(cased))}
+        special = MPNET_SPECIAL if family == "mpnet" else BERT_SPECIAL
+        names = [*special, *word_pieces(cased)[len(BERT_SPECIAL) :]]
+        about["vocab"] = {piece: i for i, piece in enumerate(names)}
     return getattr(transformers, name)(**about)
 
 
