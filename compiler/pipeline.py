@@ -1,20 +1,49 @@
-"""compile(): the phases from a checkpoint to a shared library, in order. Read this file first."""
+"""compile(): the phases from a checkpoint to a shared library, in order. Read this file first.
+
+    imported   checkpoint -> IntModel                      frontend, quantize
+    pruned     rows that nobody reads are not computed     passes.unread_rows
+    proved     no integer overflows                        ir.ranges
+    arranged   layouts, packed weights, Relax, fusion      passes.layout, packing, to_relax, fuse
+    lowered    scheduled kernels and their plan, by chip   passes.lower, tuning.records
+    checked    the kernels are integer-only                proof.tir_check
+    generated  code of the kernels, by chip                backends
+    linked     one shared library                          link
+
+Tuning and tests use the same phases.
+"""
 
 import json
 import lzma
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from intformer import knobs, scratch
+from intformer.backends.backend import Backend, TargetSpec, Versions
 from intformer.backends.object_cache import ObjectCache
-from intformer.backends.targets import TargetSpec, chips, get, weight_packing
+from intformer.backends.targets import chips, get
 from intformer.errors import CompileError
 from intformer.ir import ranges
 from intformer.ir.model import IntModel
-from intformer.ir.plan import Plan, Variant, symbol
+from intformer.ir.plan import Plan, Variant
 from intformer.link import build as library
 from intformer.passes import packing
 from intformer.runtime import Library
+
+if TYPE_CHECKING:
+    import tvm
+
+    from intformer.passes.form import Form
+    from intformer.passes.layout import Layout
+    from intformer.passes.lower import Lowered
+
+Tell = Callable[[str], None]
+Dump = Callable[[str, Callable[[], str]], None]
+
+
+def _nothing(*_) -> None:
+    """Tell nobody, dump nothing."""
 
 
 def compile(
@@ -52,108 +81,168 @@ def compile(
     Raises CheckpointError, RangeError or CompileError.
     """
     spec = get(target)
-    tell = progress or (lambda line: None)
-    dump = _dumper(Path(dump_ir) if dump_ir else None)
+    tell, dump = progress or _nothing, _dumper(Path(dump_ir) if dump_ir else None)
     if isinstance(source, IntModel):
         model = source
     else:
         from intformer.frontend import import_model
 
         tell(f"reading {source}")
-        model = import_model(
-            source,
-            recipe=recipe,
-            mode=mode,
-            head=head,
-            calibrate=calibrate,
-            method=method,
-            tokenizer=tokenizer,
-        )
-    from intformer.passes.unread_rows import drop_unread_rows
-
-    model = drop_unread_rows(model)
+        about = {"recipe": recipe, "mode": mode, "head": head, "calibrate": calibrate}
+        model = import_model(source, **about, method=method, tokenizer=tokenizer)
+    model = pruned(model)
     dump("0-model.json", lambda: json.dumps(model.to_json(), indent=1))
-
     tell("proving that no integer overflows")
     ranges.check(model)
-
-    from intformer.backends.cpu import codegen
-    from intformer.backends.cuda import codegen as cuda_code
-    from intformer.passes.fuse import fuse
-    from intformer.passes.layout import plan_layout
-    from intformer.passes.lower import lower
-    from intformer.passes.to_relax import to_relax
-    from intformer.tuning import records
-
     tell("choosing layouts, packing weights")
-    layout = plan_layout(model, weight_packing(spec))
-    constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
-    module = to_relax(model, layout, constants)
-    dump("1-relax.py", module.script)
-    module = fuse(module)
-    dump("2-fused.py", module.script)
-
-    kept = knobs.cache() if cache else None
-    known = ObjectCache(kept / "objects") if kept else None
-    if known:
-        known.check()
+    program = arranged(model, spec.backend, dump=dump)
     with scratch.folder() as folder:
-        variants: list[Variant] = []
-        plan: Plan | None = None
-        tuning: dict[str, dict] = {}
-        notes: list[str] = []
+        job = _Job(program, Path(folder), tuning_logs, _object_cache(cache), tell, dump)
         for chip in chips(spec):
-            tell(f"lowering to integer kernels for {chip.name}")
-            mark = f".{chip.name}" if spec.variants else ""
-            logs = records.read(tuning_logs, chip.name)
-            choose = records.Choice(logs, chip)
-            lowered = lower(module, model, layout, constants, chip.isa(), chip.schedule(), choose)
-            tuning[chip.name] = choose.report(lowered.forms)
-            notes += logs.notes
-            scheduled, its_plan = lowered.scheduled, lowered.plan
-            if not chip.arch:
-                scheduled = _named_for(chip.name, scheduled)
-            dump(f"3-tir{mark}.py", lowered.plain.script)
-            dump(f"4-scheduled{mark}.py", scheduled.script)
-            _check_integers(scheduled, chip)
-            plan = plan or its_plan
-            if its_plan != plan:
-                raise CompileError("plans of two variants differ", where=f"target {chip.name}")
-            tell(f"generating code for {len(scheduled.functions)} kernels")
-            tir = compress(scheduled)
-            if chip.arch:
-                code = cuda_code.generate(scheduled, chip.arch, known)
-                dump(f"5-kernels{mark}.cu", lambda code=code: code.source)
-                variants.append(Variant(chip.name, tir=tir, arch=chip.arch, gpu=code))
-                continue
-            dump(f"5-kernels{mark}.s", lambda m=scheduled, t=chip.tvm: codegen.assembly(m, t))
-            objects = codegen.generate(scheduled, chip.tvm, Path(folder), known, tell)
-            variants.append(Variant(chip.name, objects, chip.features, tir))
+            job.add(chip, mark=f".{chip.name}" if spec.variants else "")
         tell("linking")
         path = library.build(
-            plan,
-            variants,
+            job.plan,
+            job.variants,
             model,
             Path(output),
             target=spec.name,
             name=name,
-            metadata={
-                "kernels": len({s.kernel for s in plan.steps}),
-                "steps": len(plan.steps),
-                "tuning": tuning,
-                "warnings": [*model.meta.get("warnings", []), *dict.fromkeys(notes)],
-            },
+            metadata=job.metadata(),
             header=header,
         )
     return Library(path)  # not loaded: it may be for another machine
 
 
-def _named_for(variant: str, module):
-    """Return the kernels under the names that they have in a library with several variants."""
-    import tvm
+# -- the phases ------------------------------------------------------------------------------------
 
-    functions = {symbol(var.name_hint, variant): f for var, f in module.functions.items()}
-    return tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
+
+def pruned(model: IntModel) -> IntModel:
+    """Return the model without the rows that nothing reads."""
+    from intformer.passes.unread_rows import drop_unread_rows
+
+    return drop_unread_rows(model)
+
+
+@dataclass
+class Program:
+    """A model as fused Relax, before it is lowered for one chip of a family.
+
+    constants  packed arrays by name
+    """
+
+    model: IntModel
+    layout: "Layout"
+    constants: dict
+    module: "tvm.IRModule"
+
+
+def arranged(
+    model: IntModel, backend: Backend, layout: "Layout | None" = None, dump: Dump = _nothing
+) -> Program:
+    """Return the program of a model: layouts chosen, weights packed, chains of ops fused.
+
+    layout  in place of the one that is chosen
+    """
+    from intformer.passes.fuse import fuse
+    from intformer.passes.layout import plan_layout
+    from intformer.passes.to_relax import to_relax
+
+    layout = layout or plan_layout(model, backend.weight_packing)
+    constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
+    module = to_relax(model, layout, constants)
+    dump("1-relax.py", module.script)
+    module = fuse(module)
+    dump("2-fused.py", module.script)
+    return Program(model, layout, constants, module)
+
+
+def lowered(
+    program: Program,
+    chip: TargetSpec,
+    choose: "Callable[[Form], Versions]" = lambda form: [(None, {})],
+) -> "Lowered":
+    """Return scheduled kernels for a chip and the plan that calls them.
+
+    choose  the versions of a kernel; by default the written-down rule
+    """
+    from intformer.passes.lower import lower
+
+    return lower(program.module, program.model, program.layout, program.constants, chip, choose)
+
+
+def check_integers(module: "tvm.IRModule", chip: TargetSpec) -> None:
+    """Raise CompileError where a kernel does not hold integers alone."""
+    from intformer.proof import tir_check
+
+    for finding in tir_check.check(module, vector_shifts=chip.vector_shifts):
+        raise CompileError(f"kernel is not integer-only: {finding}", where=f"target {chip.name}")
+
+
+@dataclass
+class _Job:
+    """The kernels of one library, chip by chip.
+
+    folder  for the files of code
+    logs    tuning logs, see compile
+    """
+
+    program: Program
+    folder: Path
+    logs: str | Path
+    cache: ObjectCache | None
+    tell: Tell
+    dump: Dump
+    plan: Plan | None = None
+    variants: list[Variant] = field(default_factory=list)
+    tuning: dict[str, dict] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, chip: TargetSpec, mark: str) -> None:
+        """Lower the program for a chip, check it and generate its code.
+
+        mark  in the names of dumped files
+        """
+        from intformer.tuning import records
+
+        self.tell(f"lowering to integer kernels for {chip.name}")
+        logs = records.read(self.logs, chip.name)
+        choose = records.Choice(logs, chip)
+        done = lowered(self.program, chip, choose)
+        self.tuning[chip.name] = choose.report(done.forms)
+        self.notes += logs.notes
+        scheduled = chip.backend.named_for(chip.name, done.scheduled)
+        self.dump(f"3-tir{mark}.py", done.plain.script)
+        self.dump(f"4-scheduled{mark}.py", scheduled.script)
+        check_integers(scheduled, chip)
+        self.plan = self.plan or done.plan
+        if done.plan != self.plan:
+            raise CompileError("plans of two variants differ", where=f"target {chip.name}")
+        self.tell(f"generating code for {len(scheduled.functions)} kernels")
+        listing = f"5-kernels{mark}.{chip.backend.listing_suffix}"
+        self.dump(listing, lambda: chip.backend.listing(chip, scheduled))
+        made = chip.backend.generate(chip, scheduled, self.folder, self.cache, self.tell)
+        self.variants.append(replace(made, tir=compress(scheduled)))
+
+    def metadata(self) -> dict:
+        """Return what metadata.json says of the compilation."""
+        warnings = self.program.model.meta.get("warnings", [])
+        return {
+            "kernels": len({step.kernel for step in self.plan.steps}),
+            "steps": len(self.plan.steps),
+            "tuning": self.tuning,
+            "warnings": [*warnings, *dict.fromkeys(self.notes)],
+        }
+
+
+def _object_cache(wanted: bool) -> ObjectCache | None:
+    """Return the cache of objects, where it is wanted and safe to use."""
+    folder = knobs.cache() if wanted else None
+    if not folder:
+        return None
+    cache = ObjectCache(folder / "objects")
+    cache.check()
+    return cache
 
 
 def compress(module) -> bytes:
@@ -161,13 +250,6 @@ def compress(module) -> bytes:
     import tvm
 
     return lzma.compress(tvm.ir.save_json(module).encode(), preset=1)
-
-
-def _check_integers(module, spec: TargetSpec) -> None:
-    from intformer.proof import tir_check
-
-    for finding in tir_check.check(module, vector_shifts=spec.vector_shifts):
-        raise CompileError(f"kernel is not integer-only: {finding}", where=f"target {spec.name}")
 
 
 def _dumper(folder: Path | None) -> Callable[[str, Callable[[], str]], None]:

@@ -8,19 +8,14 @@ reduction over its bits.
 import tvm
 from tvm import te, tirx
 from tvm.script import tirx as T
-from tvm.tirx.op import register_intrin_lowering
 
-# ops of our own: the vectorizer gives them lanes, then the functions at the end of this file turn
-# them into what the chip has. LLVM does not find these instructions in a plain expression.
+# ops of our own: the vectorizer gives them lanes, then the back end turns them into what the chip
+# has. LLVM does not find these instructions in a plain expression.
 MUL_HIGH, MUL_ROUND = "tirx.intformer_mul_high", "tirx.intformer_mul_round"
 # attribute of a kernel whose buffers must not be merged: merging moves them to the heap
 APART = "intformer.buffers_apart"
 # annotation of a buffer that lives on the stack, so that LLVM keeps it in registers where it can
 STACK = {"disable_lower_builtin": True}
-PMULHRSW = {  # lanes -> LLVM intrinsic; 8 lanes would need SSSE3
-    16: "llvm.x86.avx2.pmul.hr.sw",
-    32: "llvm.x86.avx512.pmul.hr.sw.512",
-}
 
 
 def _dtype(x) -> str:
@@ -66,7 +61,7 @@ def lifted(x, bits: int):
 
 
 def mul_high(a, b):
-    """Return floor(a * b / 2^32) of two int32, as int32: a TIR op of our own, see high_product."""
+    """Return floor(a * b / 2^32) of two int32, as int32: a TIR op of our own."""
     return tirx.call_intrin(_dtype(a), MUL_HIGH, a, b)
 
 
@@ -185,45 +180,33 @@ def row_sum(value, shape: tuple, dtype: str, name: str, lanes: int = 16) -> te.T
     )
 
 
-# -- what our own ops become -----------------------------------------------------------------------
+# -- our own ops -----------------------------------------------------------------------------------
+
+
+def lanes_of(call) -> int:
+    """Return the lanes of an expression."""
+    return int(_lanes(call) or 1)
 
 
 def high_product(call):
-    """Lower MUL_HIGH: products of even and of odd lanes, then their high halves side by side."""
+    """Return what MUL_HIGH means in plain TIR: for chips without a better way."""
     a, b = call.args
-    lanes = int(_lanes(call) or 1)
-    if lanes % 2:
-        return as_type(product(a, b) >> like(32, product(a, b)), "int32")
-    wide = f"int64x{lanes // 2}"
-    a, b = T.reinterpret(a, dtype=wide), T.reinterpret(b, dtype=wide)
-    half = like(32, a)
-    even = ((a << half) >> half) * ((b << half) >> half)
-    odd = (a >> half) * (b >> half)
-    even = as_type(as_type(even, "uint64") >> as_type(half, "uint64"), "int64")
-    return T.reinterpret(even | (odd & like(-(1 << 32), odd)), dtype=_dtype(call))
+    return as_type(product(a, b) >> like(32, product(a, b)), "int32")
 
 
 def rounded_product(call):
-    """Lower MUL_ROUND: one instruction where the lanes fill a register that has it."""
+    """Return what MUL_ROUND means in plain TIR: for chips without a better way."""
     a, b = call.args
-    if name := PMULHRSW.get(int(_lanes(call) or 1)):
-        index = T.llvm_lookup_intrinsic_id(name)
-        return T.call_llvm_pure_intrin(index, a, b, dtype=_dtype(call))
     p = as_type(a, "int32") * as_type(b, "int32")
     return as_type((p + like(1 << 14, p)) >> like(15, p), "int16")
 
 
-def high_product_cuda(call):
-    """Lower MUL_HIGH for a GPU: one instruction."""
-    return tirx.call_pure_extern("int32", "__mulhi", *call.args)
+def register_op(name: str) -> None:
+    """Make a TIR op of a name: pure, and the vectorizer gives it lanes."""
+    tvm.ir.register_op_attr(name, "TScriptPrinterName", name.removeprefix("tirx."))
+    tvm.ir.register_op_attr(name, "TVectorizable", True)
+    tvm.ir.register_op_attr(name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
 
 
-for _name, _lower, _lower_cuda in (
-    (MUL_HIGH, high_product, high_product_cuda),
-    (MUL_ROUND, rounded_product, rounded_product),
-):
-    tvm.ir.register_op_attr(_name, "TScriptPrinterName", _name.removeprefix("tirx."))
-    tvm.ir.register_op_attr(_name, "TVectorizable", True)
-    tvm.ir.register_op_attr(_name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
-    register_intrin_lowering(_name, "llvm", f=_lower)
-    register_intrin_lowering(_name, "cuda", f=_lower_cuda)
+for _name in (MUL_HIGH, MUL_ROUND):
+    register_op(_name)

@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from intformer.cli.options import Option
 from intformer.cli.text import Result, calibration_lines, short, table
+
+if TYPE_CHECKING:
+    from intformer.backends.backend import Backend
 
 ABOUT = "show a library's metadata"
 
@@ -60,21 +64,23 @@ def run(args: argparse.Namespace) -> Result:
 
 def not_run_here(library) -> dict[str, str]:
     """Return why variants do not run on this machine, by what the system says of its CPU."""
-    from intformer.backends.x86.features import host_features
+    lacks = {v["name"]: sorted(b.missing(v["cpu_features"])) for v, b in variants(library)}
+    return {name: f"this CPU lacks {', '.join(f)}" for name, f in lacks.items() if f}
 
-    have = host_features()
-    lacks = {name: set(features) - have for name, features in library.variants.items()}
-    return {name: f"this CPU lacks {', '.join(sorted(f))}" for name, f in lacks.items() if f}
+
+def variants(library) -> list[tuple[dict, "Backend"]]:
+    """Return what metadata says of each variant, and the family it is for."""
+    from intformer.backends import targets
+
+    family = targets.of_machine(library.image.machine, str(library.path))
+    return [(v, targets.of_variant(v, family)) for v in library.metadata["variants"]]
 
 
 def variant_rows(library, data: dict) -> list[tuple[str, str, str]]:
     """Return a line for each variant: its name, whether this CPU has what it needs, its needs."""
     rows = []
-    arches = {v["name"]: v["arch"] for v in library.metadata["variants"]}
-    for name, features in library.variants.items():
-        here = data["not_run_here"].get(name, "runs")
-        needs = " ".join(features) or "any x86-64"
-        if arches[name]:
-            here, needs = "not tried", f"GPU, {arches[name]} or newer"
-        rows.append((name, here, needs))
+    for variant, backend in variants(library):
+        here = data["not_run_here"].get(variant["name"], "runs")
+        here = "not tried" if backend.launched else here  # that takes a driver
+        rows.append((variant["name"], here, backend.needs(variant)))
     return rows

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer.errors import CompileError
-
 BLOCK = 8  # rows in one block of a buffer
 
 
@@ -60,11 +58,11 @@ def symbol(kernel: str, variant: str) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """One version of a GPU kernel: the function for runs up to some size, and its grid.
+    """One version of a kernel for a device: the function for runs up to some size, and its grid.
 
-    function  name in the cubin; its parameters are a device pointer for each of Step.args, then
-              `const int *counts`, int32 [4] on the device: token rows, sequences, position rows,
-              tokens of the longest sequence of the run
+    function  name in the device's code; its parameters are a device pointer for each of Step.args,
+              then `const int *counts`, int32 [4] on the device: token rows, sequences, position
+              rows, tokens of the longest sequence of the run
     limit     runs with at most this many rows use it; the last version has None
     rows      what `limit` counts: "token", "sequence" or "position"
     grid      three of (count, divisor, factor): factor * ceil(count of the run / divisor) blocks,
@@ -98,7 +96,7 @@ class Plan:
     buffers    every activation by name
     constants  packed arrays by name, as the kernels read them
     packing    JSON-able by constant name: how to unpack it to the IntModel's tensors
-    launches   versions of every kernel on a GPU, by growing limit; empty for CPUs
+    launches   versions of every kernel on a device, by growing limit; empty for CPUs
     output     buffer returned to the caller, int32
     inputs     the program inputs that the steps use
     """
@@ -113,29 +111,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class GpuCode:
-    """The kernels of a plan as code for a GPU.
-
-    source  CUDA C
-    cubin   machine code for one architecture (an ELF file)
-    ptx     what drivers of newer GPUs compile, as text
-    """
-
-    source: str
-    cubin: bytes
-    ptx: bytes
-
-
-@dataclass(frozen=True)
 class Variant:
-    """The kernels of a plan for one kind of chip: object files for a CPU, or code for a GPU.
+    """The kernels of a plan for one kind of chip, as its back end made them.
 
     name      of the target they were compiled for
-    objects   object files made by TVM that define `__tvm_ffi_` + symbol(kernel, name) of every step
-    features  LLVM names (keys of CPU_FEATURES) they need; checked before they run
+    objects   object files to link, which define `__tvm_ffi_` + symbol(kernel, name) of every step
+    features  LLVM names of the CPU features they need; checked before they run
     tir       scheduled TIR, xz-compressed JSON
-    arch      of the GPU, such as "sm_75"; "" for a CPU
-    gpu       code that has every function of plan.launches; None for a CPU
+    arch      of the device that kernels are launched on, such as "sm_75"; "" for a CPU
+    carried   code for a device, which the library carries as data: section -> bytes
     """
 
     name: str
@@ -143,11 +127,4 @@ class Variant:
     features: Sequence[str] = ()
     tir: bytes = b""
     arch: str = ""
-    gpu: GpuCode | None = None
-
-
-def capability(arch: str) -> tuple[int, int]:
-    """Return the compute capability (major, minor) of a GPU architecture: "sm_75" -> (7, 5)."""
-    if found := re.fullmatch(r"sm_(\d+)(\d)", arch):
-        return int(found[1]), int(found[2])
-    raise CompileError(f"GPU architecture {arch!r}", hint="such as sm_75")
+    carried: Mapping[str, bytes] = field(default_factory=dict)

@@ -9,7 +9,6 @@ is there afterwards, or nothing.
 import hashlib
 import importlib.util
 import json
-import lzma
 import os
 import re
 import shutil
@@ -23,10 +22,11 @@ import numpy as np
 
 import intformer
 from intformer import scratch
-from intformer.backends.x86.features import CPU_FEATURES
+from intformer.backends import targets
+from intformer.backends.backend import Backend
 from intformer.errors import CompileError
 from intformer.ir.model import INPUTS, IntModel
-from intformer.ir.plan import BLOCK, COUNTS, Buffer, Launch, Plan, Variant, capability, symbol
+from intformer.ir.plan import BLOCK, Buffer, Plan, Variant
 from intformer.link import plan_c
 from intformer.link.elf import Elf
 from intformer.passes.memory import ROWS
@@ -36,19 +36,10 @@ from intformer.runtime.file import ENTRY, INDEX, INDEX_MAGIC
 SOURCES = Path(__file__).parent / "c"
 GLIBC_FLOOR = (2, 34)  # libraries run on this glibc and newer; the build fails if one would not
 NEEDED = {"libc.so.6", "libm.so.6", "libpthread.so.0"}
-HOOKS = {  # weak variables in TVM's objects that compiler/link/c/pool.c fills
-    "__TVMBackendParallelLaunch",
-    "__TVMBackendAllocWorkspace",
-    "__TVMBackendFreeWorkspace",
-}
-ALIGN = 64
-GPU_ALIGN = 128  # bytes of a cache line
 GPU_TILE = 128  # rows: GPU_TILE of plan.h
 GPU_GRID = 65535  # blocks of a grid in its second and third dimension
-SHARED_BYTES = 48 << 10  # shared memory that a block has without asking for more
-ZIG_TARGET, ZIG_TARGET_GPU = "x86_64-linux-gnu.2.17", "x86_64-linux-gnu.2.34"  # dlopen is in libc
 CFLAGS = [
-    *("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-mgeneral-regs-only"),
+    *("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden"),
     *("-ffunction-sections", "-fno-strict-aliasing", "-D__NO_INLINE__", "-Wall", "-Wextra"),
 ]
 LDFLAGS = [
@@ -63,8 +54,6 @@ LDFLAGS = [
     ),
     *("-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-z,noexecstack", "-Wl,-z,relro", "-Wl,-z,now"),
 ]
-RUNTIME = ("runtime", "input", "host", "pool", "cpu")  # sources in compiler/c of a library
-RUNTIME_GPU = ("runtime", "input", "cuda", "cuda_driver", "cuda_kernels", "cuda_memory")
 BUILD_KEYS = {  # of metadata.json that are not the model's; `warnings` joins those of both
     *("name", "intformer", "abi_version", "target", "variants", "inputs", "output", "output_rows"),
     *("output_channels", "limits", "glibc", "kernels", "steps", "tuning", "warnings"),
@@ -81,11 +70,7 @@ class _Job:
     model: IntModel
     name: str
     limits: dict[str, int]
-
-    @property
-    def gpu(self) -> bool:
-        """The kernels run on a GPU."""
-        return bool(self.plan.launches)
+    backend: Backend
 
 
 def build(
@@ -102,11 +87,10 @@ def build(
     """Link the library and return its path.
 
     plan      steps, buffers, packed constants
-    variants  kernels, the fastest first: the first that fits a CPU or GPU runs there; for GPUs
-              where the plan has launches
+    variants  kernels, the fastest first: the first that fits a CPU or GPU runs there
     model     graph, meta, tokenizer files, and the tensors whose SHA-256 is recorded
     path      the library to write
-    target    name of the target, for the metadata
+    target    name of the target, see backends.targets
     name      C identifier of intformer_get_<name>; default: from the file name
     metadata  more keys for metadata.json
     header    also write intformer.h and intformer_open.c beside the library
@@ -115,11 +99,9 @@ def build(
     name = _identifier(name or path.name.removeprefix("lib").split(".")[0])
     variants = [replace(v, features=sorted(set(v.features))) for v in variants]
     _check_plan(plan)
+    backend = targets.get(target).backend
     for variant in variants:
-        if plan.launches:
-            _check_gpu(plan, variant)
-        else:
-            _check_objects(plan, variant)
+        backend.check_variant(plan, variant)
     checked = limits(plan, model.meta)
     output = plan.buffers[plan.output]
     about = {
@@ -141,7 +123,7 @@ def build(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch.folder(path.parent, path.name) as folder:
-            job = _Job(plan, variants, model, name, checked)
+            job = _Job(plan, variants, model, name, checked, backend)
             done = _build_in(Path(folder), job, path.name, about)
             if header:
                 for file in ("intformer.h", "intformer_open.c"):
@@ -153,13 +135,23 @@ def build(
     return path
 
 
-def compiler(gpu: bool = False) -> list[str]:
-    """Return the command of a C compiler: cc, else the ziglang package."""
-    if cc := shutil.which("cc"):
+def compiler(backend: Backend | None = None) -> list[str]:
+    """Return the command of a C compiler: cc, else the ziglang package.
+
+    backend  whose libraries it makes; None: for this machine. cc makes code for its own machine
+    """
+    backend = backend or targets.host()
+    cc = shutil.which("cc")
+    if cc and (backend is None or backend.code.runs_here()):
         return [cc]
     if importlib.util.find_spec("ziglang"):
-        target = ZIG_TARGET_GPU if gpu else ZIG_TARGET
-        return [sys.executable, "-m", "ziglang", "cc", "-target", target]
+        triple = ["-target", backend.zig_triple] if backend else []
+        return [sys.executable, "-m", "ziglang", "cc", *triple]
+    if cc:
+        raise CompileError(
+            f"no C compiler for {backend.code.machines[0]}: `cc` makes code for this machine",
+            hint="pip install ziglang",
+        )
     raise CompileError(
         "no C compiler: neither `cc` on PATH nor the ziglang package",
         hint="apt install gcc, or pip install ziglang",
@@ -191,72 +183,15 @@ def _check_plan(plan: Plan) -> None:
         raise CompileError(f"output {plan.output!r} is no int32 buffer", where="plan")
 
 
-def _check_objects(plan: Plan, variant: Variant) -> None:
-    if unknown := [f for f in variant.features if f not in CPU_FEATURES]:
-        raise CompileError(f"unknown CPU feature {unknown[0]!r}", where=f"target {variant.name}")
-    defined: set[str] = set()
-    for path in variant.objects:
-        symbols = Elf(path).symbols()
-        defined |= {s for s, here in symbols.items() if here}
-        hooks = {s for s, here in symbols.items() if here and s.startswith(("__TVM", "TVM"))}
-        if hooks - HOOKS:
-            raise CompileError(
-                f"kernels call {min(hooks - HOOKS)}, which a library without TVM does not have",
-                where=str(path),
-            )
-    for number, step in enumerate(plan.steps):
-        if f"__tvm_ffi_{symbol(step.kernel, variant.name)}" not in defined:
-            raise CompileError(
-                "kernel is in no object file",
-                where=f"target {variant.name}, step {number}, kernel {step.kernel}",
-            )
-
-
-def _check_gpu(plan: Plan, variant: Variant) -> None:
-    where = f"target {variant.name}"
-    if variant.gpu is None:
-        raise CompileError("the plan has launches, the variant no code for a GPU", where=where)
-    capability(variant.arch)
-    if not variant.gpu.cubin.startswith(b"\x7fELF"):
-        raise CompileError("the cubin is no ELF file", where=where)
-    entries = set(re.findall(rb"\.entry\s+([\w$]+)", variant.gpu.ptx))
-    for number, step in enumerate(plan.steps):
-        where = f"target {variant.name}, step {number}, kernel {step.kernel}"
-        versions = plan.launches.get(step.kernel, [])
-        limits = [v.limit for v in versions]
-        if not versions or limits[-1] is not None or None in limits[:-1]:
-            raise CompileError(f"limits {limits}: the last version alone has none", where=where)
-        if limits[:-1] != sorted(set(limits[:-1])):
-            raise CompileError(f"limits {limits} do not grow", where=where)
-        for version in versions:
-            if fault := _launch_fault(version):
-                raise CompileError(fault, where=f"{where}, function {version.function}")
-            if version.function.encode() not in entries:
-                raise CompileError(f"function {version.function!r} is not in the PTX", where=where)
-
-
-def _launch_fault(launch: Launch) -> str | None:
-    """Return what a GPU would refuse, or None."""
-    if launch.rows not in ROWS:
-        return f"limit counts {launch.rows!r} rows"
-    if len(launch.grid) != 3 or any(c not in COUNTS or min(d, f) < 1 for c, d, f in launch.grid):
-        return f"grid {launch.grid}"
-    if not 1 <= launch.threads <= 1024:
-        return f"{launch.threads} threads of a block - 1 to 1024 are possible"
-    if not 0 <= launch.shared <= SHARED_BYTES:
-        return f"{launch.shared} bytes of shared memory - at most {SHARED_BYTES} are possible"
-    return None
-
-
 def limits(plan: Plan, meta: dict) -> dict[str, int]:
     """Return what the library checks input numbers against, from the model's meta."""
     try:
         first = {"column": 0, "padding": (meta.get("pad_token_id") or 0) + 1}[meta["position_rule"]]
         length = int(meta["max_length"])
-        # kernels count numbers in int32, those for GPUs bytes
-        gpu, buffers = bool(plan.launches), plan.buffers.values()
-        widest = max(b.width * (np.dtype(b.dtype).itemsize if gpu else 1) for b in buffers)
-        tile = GPU_TILE if gpu else BLOCK
+        # kernels count numbers in int32, those that are launched bytes
+        launched, buffers = bool(plan.launches), plan.buffers.values()
+        widest = max(b.width * (np.dtype(b.dtype).itemsize if launched else 1) for b in buffers)
+        tile = GPU_TILE if launched else BLOCK
         rows = (2**31 - 1) // widest
         for *_, last in plan.launches.values():  # the version without a limit
             for of, divisor, factor in last.grid[1:]:
@@ -340,10 +275,7 @@ def _code_sections(variants: Sequence[Variant]) -> dict[str, bytes]:
     sections = {}
     for variant in variants:
         sections[f"tir/{variant.name}.json.xz"] = variant.tir
-        if variant.gpu:
-            base = f"cuda/{variant.name}"
-            sections[f"{base}.cubin"], sections[f"{base}.ptx"] = variant.gpu.cubin, variant.gpu.ptx
-            sections[f"{base}.cu.xz"] = lzma.compress(variant.gpu.source.encode(), preset=1)
+        sections |= variant.carried
     return sections
 
 
@@ -430,27 +362,35 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     Linked twice: the glibc floor is read from a first library, without the data, and written into
     the metadata of the second.
     """
-    cc = compiler(job.gpu)
+    cc, cflags = compiler(job.backend), [*CFLAGS, *job.backend.code.cflags]
     for file in SOURCES.iterdir():
         shutil.copyfile(file, folder / file.name)
     kernels = []  # each variant's together, which is how check_machine_code tells them apart
     for path in (path for variant in job.variants for path in variant.objects):
         kernels.append(f"kernels{len(kernels)}.o")
         shutil.copyfile(path, folder / kernels[-1])
-    runtime = RUNTIME_GPU if job.gpu else RUNTIME
+    runtime = job.backend.runtime
     fixed = [f"{source}.o" for source in runtime]
     for source, made in zip(runtime, fixed, strict=True):
-        _call([*cc, *CFLAGS, "-c", f"{source}.c", "-o", made], folder, "compiling")
+        _call([*cc, *cflags, "-c", f"{source}.c", "-o", made], folder, "compiling")
 
     def link(sections: dict[str, bytes]) -> bytes:
-        align = GPU_ALIGN if job.gpu else ALIGN
-        index, size = _write_blob(folder / "blob", sections, align)
+        index, size = _write_blob(folder / "blob", sections, job.backend.align)
         inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in runtime))]
         build_id = _digest(inputs, json.dumps([job.name, about["variants"], job.limits]))
-        tables = plan_c.source(job.plan, job.variants, job.name, job.limits, index, size, build_id)
+        tables = plan_c.source(
+            job.plan,
+            job.variants,
+            job.backend,
+            name=job.name,
+            limits=job.limits,
+            index=index,
+            blob_size=size,
+            build_id=build_id,
+        )
         (folder / "plan.c").write_text(tables)
         (folder / "blob.s").write_text(_BLOB_S.format(build_id=build_id.hex()))
-        _call([*cc, *CFLAGS, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
+        _call([*cc, *cflags, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
         _call([*cc, "-c", "blob.s", "-o", "blob.o"], folder, "assembling")
         # -Xlinker: a comma in the name would end an argument of -Wl
         soname = ["-Xlinker", "-soname", "-Xlinker", file_name]

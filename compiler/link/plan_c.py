@@ -1,21 +1,25 @@
 """plan.c of a library: the static tables that compiler/link/c/runtime.c and its neighbours walk."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from intformer.backends.x86.features import CPU_FEATURES
+from intformer.backends.backend import Backend
 from intformer.errors import CompileError
 from intformer.ir.model import INPUTS
-from intformer.ir.plan import Launch, Plan, Variant, capability, symbol
+from intformer.ir.plan import Launch, Plan, Variant, symbol
 from intformer.passes.memory import ROWS, assign_slots
+
+Index = Mapping[str, tuple[int, int]]  # section -> (offset, bytes) in the blob
 
 
 def source(
     plan: Plan,
     variants: Sequence[Variant],
+    backend: Backend,
+    *,
     name: str,
     limits: dict[str, int],
-    index: dict[str, tuple[int, int]],
+    index: Index,
     blob_size: int,
     build_id: bytes,
 ) -> str:
@@ -23,13 +27,12 @@ def source(
 
     name       C identifier of the library
     limits     what input numbers are checked against
-    index      section -> (offset, bytes) in the blob
     blob_size  bytes of the blob
     build_id   32 bytes
     """
     slot_of, slots = assign_slots(plan)
     number = {tensor: i for i, tensor in enumerate(_order(plan))}
-    kernels, forms = _variants(plan, variants, index)
+    kernels, forms = _variants(plan, variants, backend, index)
     slot_rows = ["{{" + ", ".join(str(s.bytes[r]) for r in ROWS) + "}}" for s in slots]
     output = plan.buffers[plan.output]
     columns = [] if output.channel_map is None else [str(int(c)) for c in output.channel_map]
@@ -59,9 +62,7 @@ def _order(plan: Plan) -> list[str]:
     return [*INPUTS, *(b for b in plan.buffers if b in used), *plan.constants]
 
 
-def _tensors(
-    plan: Plan, order: Iterable[str], slot_of: dict[str, int], index: dict[str, tuple[int, int]]
-) -> list[str]:
+def _tensors(plan: Plan, order: Iterable[str], slot_of: dict[str, int], index: Index) -> list[str]:
     """Return the table of tensors (plan_tensor of plan.h) and the shapes it points to."""
     rows, shapes = [], []
     for tensor in order:
@@ -176,25 +177,24 @@ def _launch(launch: Launch) -> str:
 
 
 def _variants(
-    plan: Plan, variants: Sequence[Variant], index: dict[str, tuple[int, int]]
+    plan: Plan, variants: Sequence[Variant], backend: Backend, index: Index
 ) -> tuple[list[str], list[str]]:
     """Return the C source of the kernel tables, and the rows of the table of variants."""
     rows: list[str] = []
     parts: list[str] = []
     for number, variant in enumerate(variants):
-        if variant.gpu:
-            major, minor = capability(variant.arch)
-            for form in ("cubin", "ptx"):
-                at = index[f"cuda/{variant.name}.{form}"][0]
+        if variant.carried:
+            for form in backend.carried_forms({"name": variant.name, "arch": variant.arch}):
+                major, minor = form.capability
                 rows.append(
-                    f"{{{_string(f'{variant.name} {form}')}, 0, 0, 0, {major}, {minor}, "
-                    f"{int(form == 'ptx')}, {at}}}"
+                    f"{{{_string(form.name)}, 0, 0, 0, {major}, {minor}, "
+                    f"{int(form.portable)}, {index[form.section][0]}}}"
                 )
             continue
         names = {s.kernel: f"__tvm_ffi_{symbol(s.kernel, variant.name)}" for s in plan.steps}
+        probes = backend.code.probes
         features = [
-            f"{{{_string(f)}, {', '.join(str(v) for v in CPU_FEATURES[f])}}}"
-            for f in variant.features
+            f"{{{_string(f)}, {', '.join(str(v) for v in probes[f])}}}" for f in variant.features
         ]
         parts += [
             *(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intformer import scratch
-from intformer.backends.x86.features import cpu_name
+from intformer.backends.cpu.host import cpu_name
 from intformer.errors import IntformerError
 from intformer.measure.roofline import OpTime, op_times
 from intformer.proof.inputs import given, random_batch, real_batches

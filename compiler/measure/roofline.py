@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer import scratch
+from intformer.backends import targets
 from intformer.errors import CompileError
 from intformer.ir.model import IntModel
 from intformer.link.build import compiler, compiler_files_in
@@ -24,8 +25,7 @@ from intformer.relay_ops import OPS
 from intformer.runtime import Library
 
 TRIES = 20
-METERS = Path(__file__).parent / "meters"
-FLAGS = {"vnni": "avx512_vnni", "amx": "amx_int8"}  # in /proc/cpuinfo
+READING = Path(__file__).with_name("read_peak.c")
 CACHED = 1 << 20  # bytes that lie in the second-level cache
 
 
@@ -185,21 +185,17 @@ def macs(
     return found
 
 
-def used_features(library: Library) -> list[str]:
-    """Return the CPU features of the kernels that run here."""
-    return library.variants.get(library.variant, [])
-
-
 def measured_peaks(library: Library) -> Peaks | None:
     """Measure the peaks of one core for a library; None without a meter for its int8 unit.
 
-    The unit is AMX where the library uses it, else VNNI: also of a library without either, which
-    then shows what the CPU could do. Nothing is measured for a library that runs on a GPU.
+    A library that does not use the fastest unit of this CPU then shows what the CPU could do.
+    Nothing is measured for a library that runs on a device.
     """
-    if library.for_gpu:
+    if library.on_device:
         return None
-    meter = peak_meter("amx" if "amx-int8" in used_features(library) else "vnni")
-    read = read_meter()
+    backend = targets.of_machine(library.image.machine, str(library.path))
+    unit = backend.peak_unit(library.variants.get(library.variant, []))
+    meter, read = peak_meter(unit) if unit else None, read_meter()
     speed = meter(TRIES) if meter else 0.0  # 0 where the kernel refuses the unit
     if not speed or read is None:
         return None
@@ -213,14 +209,14 @@ def measured_peaks(library: Library) -> Peaks | None:
 def peak_meter(unit: str) -> Callable[[int], float] | None:
     """Return measure(tries) -> multiply-adds per second of one core, best of as many slices.
 
-    unit  "vnni" or "amx"; None where the CPU lacks it, and without a C compiler that knows it
+    unit  a key of Backend.peak_meters of this machine; None where the CPU lacks it, and without a
+          C compiler that knows it
     """
-    try:
-        if FLAGS[unit] not in Path("/proc/cpuinfo").read_text().split():
-            return None
-    except OSError:
+    backend = targets.host()
+    if not backend or unit not in backend.peak_meters():
         return None
-    return _meter(f"{unit}_peak", ctypes.c_int)
+    feature, source = backend.peak_meters()[unit]
+    return None if backend.missing([feature]) else _meter(source, ctypes.c_int)
 
 
 def read_meter() -> Callable[[int, int], float] | None:
@@ -228,21 +224,21 @@ def read_meter() -> Callable[[int, int], float] | None:
 
     None without a C compiler
     """
-    return _meter("read_peak", ctypes.c_int64, ctypes.c_int)
+    return _meter(READING, ctypes.c_int64, ctypes.c_int)
 
 
-def _meter(name: str, *arguments):
+def _meter(source: Path, *arguments):
     """Return the function of a C file that measures, None where it does not compile."""
     with scratch.folder() as folder:
-        built, source = os.path.join(folder, "peak.so"), str(METERS / f"{name}.c")
+        built = os.path.join(folder, "peak.so")
         try:
             subprocess.run(
-                [*compiler(), "-O2", "-shared", "-fPIC", source, "-o", built],
+                [*compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", built],
                 env=compiler_files_in(folder),
                 check=True,
             )
         except (CompileError, OSError, subprocess.CalledProcessError):
             return None
-        measure = getattr(ctypes.CDLL(built), f"intformer_{name}")
+        measure = getattr(ctypes.CDLL(built), f"intformer_{source.stem}")
     measure.argtypes, measure.restype = list(arguments), ctypes.c_double
     return measure

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from tvm import te, tirx
-from tvm.s_tir import SBlock, SBlockRealize, renew_defs
-from tvm_ffi import structural_map
 
+from intformer.backends.backend import TargetSpec, Versions
 from intformer.passes.to_relax import BLOCKS
 from intformer.relay_ops import OPS
-from intformer.schedules import kernels
 
 Decisions = dict[str, int]
-Versions = list[tuple[int | None, Decisions]]  # up to how many row blocks; None: the rest
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,12 @@ class Form:
         """Return what the rows are by which versions are chosen: token, sequence or position."""
         return self.data["calls"][-1]["rows"]
 
-    def plain(self, isa, names: list[str] | None = None) -> tirx.PrimFunc:
+    def plain(self, spec: TargetSpec, names: list[str] | None = None) -> tirx.PrimFunc:
         """Return the kernel before scheduling: its tensors in order, results last.
 
         names  of the tensors, for people
         """
-        if kernel := self._written(isa):
+        if kernel := self._written(spec):
             return kernel({})
         shapes, results = self.data["tensors"], self.data["results"]
         names = names or [f"t{i}" for i in range(len(shapes))]
@@ -98,52 +95,27 @@ class Form:
         outputs = [known[f"{number}.{j}"] for j in range(results)]
         return te.create_prim_func([*(known[i] for i in range(len(shapes) - results)), *outputs])
 
-    def space(self, isa, space) -> dict[str, list[int]]:
-        """Return what may be decided about the kernel, the default first.
-
-        space  (PrimFunc, isa) -> candidates, of the target
-        """
-        first = self.data["calls"][0]
-        if kernel := kernels.written(first["op"], isa):
+    def space(self, spec: TargetSpec) -> dict[str, list[int]]:
+        """Return what may be decided about the kernel: name -> values, the default first."""
+        first, isa = self.data["calls"][0], spec.isa()
+        if kernel := spec.backend.written_kernel(first["op"]):
             return kernel.space(first["attrs"], isa)
-        return space(self.plain(isa), isa)
-
-    def each(
-        self, isa, rule, versions: Versions, names: list[str] | None = None
-    ) -> list[tirx.PrimFunc]:
-        """Return one scheduled kernel per version, see `scheduled`."""
-        if kernel := self._written(isa):
-            return [kernel(decisions) for _, decisions in versions]
-        func = self.plain(isa, names)
-        return [rule(func, isa, decisions) for _, decisions in versions]
-
-    def _written(self, isa) -> Callable[[Decisions], tirx.PrimFunc] | None:
-        """Return decisions -> kernel, where the kernel is written by hand."""
-        first = self.data["calls"][0]
-        kernel = kernels.written(first["op"], isa)
-        return partial(kernel.build, first["attrs"], isa) if kernel else None
+        return spec.space()(self.plain(spec), isa)
 
     def scheduled(
-        self, isa, rule, versions: Versions, names: list[str] | None = None
-    ) -> tirx.PrimFunc:
-        """Return the kernel as it is compiled.
+        self, spec: TargetSpec, versions: Versions, names: list[str] | None = None
+    ) -> list[tirx.PrimFunc]:
+        """Return one scheduled kernel per version.
 
-        rule      (PrimFunc, isa, decisions) -> PrimFunc, of the target
         versions  ascending; the last one takes the rest
         """
-        made = self.each(isa, rule, versions, names)
-        joined = made[-1]
-        for (limit, _), func in zip(versions[-2::-1], made[-2::-1], strict=True):
-            joined = join(func, joined, limit)
-        return joined
+        if kernel := self._written(spec):
+            return [kernel(decisions) for _, decisions in versions]
+        plain, rule, isa = self.plain(spec, names), spec.schedule(), spec.isa()
+        return [rule(plain, isa, decisions) for _, decisions in versions]
 
-
-def join(few: tirx.PrimFunc, many: tirx.PrimFunc, limit: int) -> tirx.PrimFunc:
-    """Return a kernel that runs `few` up to `limit` row blocks of its last result, else `many`."""
-    many = renew_defs(many)
-    same = dict(zip(many.params, few.params, strict=True))
-    for ours, theirs in zip(few.params, many.params, strict=True):
-        same |= dict(zip(theirs.shape, ours.shape, strict=True))
-    rest = structural_map(many.body, (tirx.Var, lambda var: same.get(var, var)))
-    body = tirx.IfThenElse(few.params[-1].shape[0] <= limit, few.body, rest)
-    return few.with_body(SBlockRealize([], True, SBlock([], [], [], "root", body)))
+    def _written(self, spec: TargetSpec) -> Callable[[Decisions], tirx.PrimFunc] | None:
+        """Return decisions -> kernel, where the kernel is written by hand."""
+        first = self.data["calls"][0]
+        kernel = spec.backend.written_kernel(first["op"])
+        return partial(kernel.build, first["attrs"], spec.isa()) if kernel else None

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax, tirx
 
+from intformer.backends.backend import TargetSpec, Versions
 from intformer.ir.model import INPUTS, IntModel
-from intformer.ir.plan import BLOCK, Launch, Plan, Step
-from intformer.passes.form import Form, Versions
+from intformer.ir.plan import Launch, Plan, Step
+from intformer.passes.form import Form
 from intformer.passes.layout import Layout
 from intformer.passes.to_relax import BLOCKS, PREFIX
-from intformer.schedules import cuda
-from intformer.schedules.isa import Gpu
 
 
 @dataclass
@@ -63,16 +62,13 @@ def lower(
     model: IntModel,
     layout: Layout,
     constants: dict,
-    isa,
-    schedule: Callable,
+    spec: TargetSpec,
     choose: Callable[[Form], Versions] = lambda form: [(None, {})],
 ) -> Lowered:
     """Return the kernels and the plan that calls them.
 
-    schedule  (PrimFunc, isa, decisions) -> PrimFunc, the target's rule
-    choose    which versions of a kernel there are; by default the one of the written-down rule
+    choose  which versions of a kernel there are; by default those of the written-down rule
     """
-    gpu = isinstance(isa, Gpu)
     launches: dict[str, list[Launch]] = {}
     plain: dict[str, tirx.PrimFunc] = {}
     scheduled: dict[str, tirx.PrimFunc] = {}
@@ -81,27 +77,38 @@ def lower(
     for group in _groups(module):
         arguments = group.arguments()
         form = _form(group, arguments, layout, constants)
-        if not gpu and (shared := form.of_tokens()) in known:  # loops do not ask what a row is
+        if spec.backend.any_rows and (shared := form.of_tokens()) in known:
             form = shared
         if form not in known:
             kernel = f"{form.name}_{sum(f.name == form.name for f in known)}"
             known[form] = kernel
             names = [*arguments, *group.results]
-            plain[kernel] = form.plain(isa, names).with_attr("global_symbol", kernel)
-            if gpu:
-                versions = choose(form)
-                if versions == [(None, {})]:
-                    versions = cuda.versions(plain[kernel], isa)
-                made = gpu_versions(kernel, form, isa, schedule, versions)
-                scheduled |= {launch.function: func for launch, func in made}
-                launches[kernel] = [launch for launch, _ in made]
-            else:
-                func = form.scheduled(isa, schedule, choose(form), names)
-                scheduled[kernel] = func.with_attr("global_symbol", kernel)
+            plain[kernel] = form.plain(spec, names).with_attr("global_symbol", kernel)
+            versions = choose(form)
+            if versions == [(None, {})]:
+                versions = spec.backend.versions(plain[kernel], spec.isa())
+            made = form.scheduled(spec, versions, names)
+            functions, launched = spec.backend.functions(kernel, versions, made)
+            scheduled |= functions
+            if launched:
+                launches[kernel] = launched
         steps.append(Step(known[form], (*arguments, *group.results), tuple(group.results)))
+    plan = _plan(steps, model, layout, constants, launches)
+    forms = {kernel: form for form, kernel in known.items()}
+    return Lowered(tvm.IRModule(plain), tvm.IRModule(scheduled), plan, forms)
+
+
+def _plan(
+    steps: list[Step],
+    model: IntModel,
+    layout: Layout,
+    constants: dict,
+    launches: dict[str, list[Launch]],
+) -> Plan:
+    """Return the plan with the buffers, constants and inputs that its steps use."""
     written = {name for step in steps for name in step.outputs}
     used = {name for step in steps for name in step.args}
-    plan = Plan(
+    return Plan(
         steps=steps,
         buffers={name: b for name, b in layout.buffers.items() if name in written},
         constants={name: array for name, array in constants.items() if name in used},
@@ -110,26 +117,6 @@ def lower(
         packing=layout.packing,
         launches=launches,
     )
-    forms = {kernel: form for form, kernel in known.items()}
-    return Lowered(tvm.IRModule(plain), tvm.IRModule(scheduled), plan, forms)
-
-
-def gpu_versions(kernel: str, form: Form, isa, schedule: Callable, versions: Versions) -> list:
-    """Return the versions of a GPU kernel: what to launch, and the function."""
-    found = []
-    functions = form.each(isa, schedule, versions)
-    for number, ((limit, _), func) in enumerate(zip(versions, functions, strict=True)):
-        name = f"{kernel}_v{number}"
-        about = func.attrs[cuda.LAUNCH]
-        launch = Launch(
-            function=name,
-            limit=None if limit is None else limit * BLOCK,
-            rows=str(about["rows"]),
-            grid=tuple((str(count), int(d), int(f)) for count, d, f in about["grid"]),
-            threads=int(about["threads"]),
-        )
-        found.append((launch, func.with_attr("global_symbol", name)))
-    return found
 
 
 def _groups(module: tvm.IRModule) -> list[_Group]:

@@ -7,6 +7,7 @@ Nothing in it may run when it is loaded.
 
 from collections.abc import Iterator
 
+from intformer.backends import targets
 from intformer.link import build as linker
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
@@ -25,7 +26,6 @@ from intformer.runtime.image import (
 NEEDED = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2"}
 # what the sources in compiler/c call, and what compilers add to it
 FUNCTIONS = set((linker.SOURCES / "imports.txt").read_text().split())
-FUNCTIONS_GPU = {"dlerror", "dlopen", "dlsym"}  # the driver is opened at the first run
 # tags of the dynamic section that say where tables are, or are checked below
 HARMLESS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 16, 20, 23, 24, 30}
 HARMLESS |= {0x6FFFFEF5, 0x6FFFFFF0, 0x6FFFFFF9, 0x6FFFFFFB, 0x6FFFFFFE, 0x6FFFFFFF}
@@ -110,7 +110,9 @@ def relocations(image: Image) -> Iterator[Finding]:
 
 def symbols(library: LibraryFile) -> Iterator[Finding]:
     """Yield exports beside the two entries, and imports that are not on the list."""
-    allowed = FUNCTIONS | FUNCTIONS_GPU if library.for_gpu else FUNCTIONS
+    family = targets.of_machine(library.image.machine, str(library.path))
+    backends = [targets.of_variant(v, family) for v in library.metadata["variants"]]
+    allowed = FUNCTIONS.union(*(backend.imports for backend in backends))
     entries = {"intformer_get", f"intformer_get_{library.metadata.get('name')}"}
     exported = set()
     for name, info, section, *_ in library.image.symbols:

@@ -1,8 +1,7 @@
 """The tensor programs (TIR) that a library carries: integers alone, for the kernels it runs."""
 
-from intformer.ir.plan import symbol
+from intformer.backends import targets
 from intformer.proof import tir_check
-from intformer.proof.code import gpu_arches
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
 from intformer.runtime import LibraryFile
@@ -14,10 +13,12 @@ def check_programs(library: LibraryFile) -> Check:
     That the machine code comes from this TIR is not shown here: check_machine_code reads the code.
     """
     kernels = {step["kernel"] for step in library.plan["steps"]}
-    arches = gpu_arches(library)
+    launches = library.plan["launches"]
+    family = targets.of_machine(library.image.machine, str(library.path))
     findings, functions = [], 0
-    for variant, features in library.variants.items():
-        section = f"tir/{variant}.json.xz"
+    for variant in library.metadata["variants"]:
+        name, backend = variant["name"], targets.of_variant(variant, family)
+        section = f"tir/{name}.json.xz"
         try:
             module = tir_check.load(library.section(section))
         except Exception as error:  # lzma, UTF-8, JSON and TVM each have their own
@@ -25,12 +26,9 @@ def check_programs(library: LibraryFile) -> Check:
             findings.append(Finding(section, f"cannot be read: {fault}"))
             continue
         functions += len(module.functions)
-        if variant in arches:
-            run = {v["function"] for vs in library.plan["launches"].values() for v in vs}
-        else:
-            run = {symbol(kernel, variant) for kernel in kernels}
-        findings += misnamed(module, run)
-        shifts = variant in arches or "avx2" in features
+        symbols = (backend.symbols(kernel, name, launches.get(kernel, [])) for kernel in kernels)
+        findings += misnamed(module, set().union(*symbols))
+        shifts = backend.vector_shifts(variant["cpu_features"])
         findings += tir_check.check(module, vector_shifts=shifts)
     return Check("tensor programs", f"{functions} functions", findings)
 

@@ -8,9 +8,9 @@ import ctypes
 from collections.abc import Iterator
 from ctypes import c_bool, c_int32, c_int64, c_uint8, c_uint32, c_uint64
 
-from intformer.backends.x86.features import CPU_FEATURES
+from intformer.backends import targets
 from intformer.ir.model import INPUTS
-from intformer.ir.plan import COUNTS, Buffer, Launch, Plan, Step, capability
+from intformer.ir.plan import COUNTS, Buffer, Launch, Plan, Step
 from intformer.link import build as linker
 from intformer.passes.memory import ROWS, block_bytes
 from intformer.proof.finding import Finding
@@ -107,7 +107,7 @@ VARIANT = _struct(
     num_features=c_int32,
     major=c_int32,
     minor=c_int32,
-    ptx=c_bool,
+    portable=c_bool,
     offset=c_uint64,
 )
 FEATURE = _struct(
@@ -223,15 +223,15 @@ def said(library: LibraryFile, plan: Plan) -> dict[str, object]:
             for v in plan.launches.get(step.kernel, [])
         ]
         entries[f"step {number}"] = [step.kernel, list(step.args), list(step.outputs), launches]
-    forms = []
+    family, forms = targets.of_machine(library.image.machine, str(library.path)), []
     for variant in metadata["variants"]:
-        name, arch = variant["name"], variant["arch"]
-        if not arch:
-            features = [[f, *CPU_FEATURES.get(f, ())] for f in variant["cpu_features"]]
-            forms.append([name, features])
-        for form in ("cubin", "ptx") if arch else ():
-            at = library.index.get(f"cuda/{name}.{form}", (None,))[0]
-            forms.append([f"{name} {form}", [*capability(arch)], form == "ptx", at])
+        carried = targets.of_variant(variant, family).carried_forms(variant)
+        if not carried:
+            features = [[f, *family.probes.get(f, ())] for f in variant["cpu_features"]]
+            forms.append([variant["name"], features])
+        for form in carried:
+            at = library.index.get(form.section, (None,))[0]
+            forms.append([form.name, [*form.capability], form.portable, at])
     return {**entries, "variants": forms}
 
 
@@ -295,7 +295,7 @@ def described(library: LibraryFile, read: Reader) -> dict[str, object]:
     forms = []
     for v in read.rows(VARIANT, table.variants, table.num_variants):
         if not v.kernels:
-            forms.append([text(v.name), [v.major, v.minor], v.ptx, v.offset])
+            forms.append([text(v.name), [v.major, v.minor], v.portable, v.offset])
             continue
         features = read.rows(FEATURE, v.features, v.num_features)
         asked = [[text(f.name), f.leaf, f.subleaf, f.reg, f.bit, f.xcr0] for f in features]
@@ -304,7 +304,7 @@ def described(library: LibraryFile, read: Reader) -> dict[str, object]:
 
 
 def described_launch(read: Reader, launch: ctypes.Structure) -> list:
-    """Return a version of a GPU kernel as plain data."""
+    """Return a version of a kernel that is launched as plain data."""
     grid = [[launch.grid[i], launch.grid[i + 1], launch.grid[i + 2]] for i in (0, 3, 6)]
     named = [[COUNTS[c] if 0 <= c < len(COUNTS) else c, d, f] for c, d, f in grid]
     limit = None if launch.limit == 2**63 - 1 else launch.limit

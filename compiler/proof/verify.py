@@ -6,8 +6,8 @@ First the file is read, and nothing of it runs:
                    JSON, and what answers are made with is the model's
   tensor programs  no float, no division by a variable, no shift LLVM turns into float
   machine code     every instruction is on the written list of integer work, and the CPU features
-                   each variant uses are the ones it asks for; of a library for GPUs also PTX and
-                   SASS, which must use tensor cores and fit the chip
+                   each variant uses are the ones it asks for; of a library for a device also the
+                   code that it carries as data, which must fit the chip
   tensors          the packed constants, unpacked, have the SHA-256 recorded before packing
 Then, where nothing was found, it is loaded and run:
   results          every observed value equals the NumPy reference, bit for bit, in each variant
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intformer.backends import targets
 from intformer.errors import IntformerError, require
 from intformer.ir.model import IntModel
 from intformer.proof.code import check_machine_code
@@ -78,9 +79,10 @@ def verify(
     progress   called with the name of each check when it starts
     Raises LibraryError for a file that is no intformer library.
     """
-    require("iced_x86", "tvm")
+    require("tvm")
     if not isinstance(library, LibraryFile):
         library = Library(library)
+    require(*targets.of_machine(library.image.machine, str(library.path)).packages)
     texts = (read_texts(texts) if isinstance(texts, str | Path) else texts)[:limit]
     report = Report(str(library.path), source=source is not None)
 

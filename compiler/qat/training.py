@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from intformer.backends.x86.features import host_features
+from intformer.backends import targets
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
@@ -503,7 +503,8 @@ def has_bf16(precision: str) -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool({"amxbf16", "avx512bf16"} & host_features())
+    family = targets.host()
+    return family is not None and family.multiplies_bf16()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

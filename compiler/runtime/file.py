@@ -158,8 +158,8 @@ class LibraryFile:
         return data
 
     @property
-    def for_gpu(self) -> bool:
-        """True if the kernels run on a GPU."""
+    def on_device(self) -> bool:
+        """True if the kernels run on a device with memory of its own, which a driver loads."""
         return any(v["arch"] for v in self.metadata["variants"])
 
     @property

@@ -85,7 +85,7 @@ def load(path: str | os.PathLike, *, run: bool = True) -> "Library":
          may still fork, while True opens the driver of a GPU
     """
     library = Library(path).open()
-    if run and library.for_gpu:
+    if run and library.on_device:
         library.set_variant(None)
     return library
 

@@ -6,6 +6,7 @@ workload  a task as MetaSchedule sees it
 search    which candidate is measured next
 build     candidate -> loadable kernel, in processes that may be killed
 measure   kernel -> seconds, here or on a remote machine; a wrong result has no speed
-gpu       what build and measure are, for a GPU of this machine
+gpu       what build and measure do, for a GPU of this machine
+ways      which of the two a family of chips takes
 records   databases -> which versions of a kernel are compiled
 """

@@ -9,6 +9,7 @@ from tvm.s_tir.meta_schedule.builder import BuilderInput, BuilderResult, PyBuild
 from tvm.support.popen_pool import PopenPoolExecutor
 
 from intformer.backends import targets
+from intformer.backends.backend import TargetSpec
 from intformer.backends.cpu import codegen
 from intformer.backends.object_cache import ObjectCache
 from intformer.link import build as library
@@ -26,20 +27,22 @@ def build(form: str, target: str, decisions: Decisions, objects: str) -> str:
     objects  folder of what was compiled before and of the result
     """
     spec = targets.get(target)
-    func = Form(form).scheduled(spec.isa(), spec.schedule(), [(None, decisions)])
-    return link(func.with_attr("global_symbol", SYMBOL), spec, Path(objects))
+    versions = [(None, decisions)]
+    made = Form(form).scheduled(spec, versions)
+    functions, _ = spec.backend.functions(SYMBOL, versions, made)
+    return link(functions[SYMBOL], spec, Path(objects))
 
 
-def link(func, spec: targets.TargetSpec, folder: Path) -> str:
+def link(func: tvm.tirx.PrimFunc, spec: TargetSpec, folder: Path) -> str:
     """Compile a scheduled function called SYMBOL into a library of its own."""
-    path = folder / f"{codegen.key(func, spec.tvm)}.so"
+    path = folder / f"{codegen.key(func, spec)}.so"
     if not path.exists():
         kept = ObjectCache(folder)
         part = folder / f"{path.stem}.parts"
         part.mkdir(parents=True, exist_ok=True)
-        (made,) = codegen.generate(tvm.IRModule({SYMBOL: func}), spec.tvm, part, kept)
+        (made,) = codegen.generate(tvm.IRModule({SYMBOL: func}), spec, part, kept)
         new = part / "kernel.so"
-        subprocess.run([*library.compiler(), "-shared", "-o", new, made], check=True)
+        subprocess.run([*library.compiler(spec.backend), "-shared", "-o", new, made], check=True)
         new.replace(path)
         made.unlink()
     return str(path)

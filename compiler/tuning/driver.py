@@ -23,8 +23,6 @@ from types import ModuleType
 
 from intformer import scratch as scratch_folder
 from intformer.backends import targets
-from intformer.backends.cuda import toolchain
-from intformer.backends.x86.features import cpu_name, host_features
 from intformer.errors import IntformerError
 from intformer.ir.model import IntModel
 from intformer.passes.form import Decisions, Form
@@ -110,8 +108,8 @@ def tune(
     build          in place of build.build, for tests
     """
     _check_packages()
-    from intformer.tuning import build as building
-    from intformer.tuning import gpu
+    from intformer.tuning import ways
+    from intformer.tuning.build import Builder
     from intformer.tuning.remote import Remote
 
     spec = targets.get(target)
@@ -127,15 +125,8 @@ def tune(
     remote = Remote.parse(rpc, rpc_key) if rpc else None
     if remote:
         progress(f"asking {rpc} for a machine with key {rpc_key!r}")
-    gpu_name = gpu.ready(spec, remote, timeout) if spec.arch else None
-    if remote and not gpu_name:
-        remote.open(timeout)
-    elif missing := sorted(set(spec.features) - host_features()):
-        raise IntformerError(
-            f"this CPU lacks {missing[0]}, which target {target} needs",
-            where="--target",
-            hint="measure on another machine with --rpc",
-        )
+    way = ways.way_for(spec.backend)
+    machine = way.ready(spec, remote, timeout)
     if isinstance(source, IntModel):
         models = [source]
     else:
@@ -145,9 +136,9 @@ def tune(
     job = _Job(Path(out), target, every, progress)
     jobs = jobs or len(os.sched_getaffinity(0))
     with scratch_folder.folder() as scratch:
-        make = build or (gpu.build if gpu_name else building.build)
-        builder = building.Builder(target, job.measured / "objects", jobs, timeout, make)
-        runner = _runner(job, Path(scratch), threads, timeout, remote, bool(gpu_name))
+        objects = job.measured / "objects"
+        builder = Builder(target, objects, jobs, timeout, build or way.build)
+        runner = _runner(job, Path(scratch), threads, timeout, remote, way)
         try:
             job.search(builder, runner, trials, seed)
             job.race(builder, runner)
@@ -158,9 +149,9 @@ def tune(
     job.write(
         {
             "tvm": _tvm_version(),
-            "cpu": f"behind RPC key {remote.key!r}" if remote else cpu_name(),
+            "cpu": ways.machine(remote),
             "cores": len(os.sched_getaffinity(0)) if not remote else None,
-            **({"gpu": gpu_name, "cuda": toolchain.find().version} if gpu_name else {}),
+            **machine,
             "threads": threads,
             "date": datetime.now(UTC).date().isoformat(),
             "command": command,
@@ -396,7 +387,7 @@ class _Job:
         return report
 
 
-def _runner(job: _Job, scratch: Path, threads: int, timeout: float, remote, gpu: bool):
+def _runner(job: _Job, scratch: Path, threads: int, timeout: float, remote, way):
     from intformer.tuning.runner import Runner
 
     def case(identity: str) -> Path:
@@ -406,7 +397,7 @@ def _runner(job: _Job, scratch: Path, threads: int, timeout: float, remote, gpu:
             task.kernels.case(task.kernel, task.rows).save(path)
         return path
 
-    return Runner(case, threads, timeout, remote, gpu)
+    return Runner(case, threads, timeout, remote, way)
 
 
 @contextmanager

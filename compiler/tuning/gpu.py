@@ -1,6 +1,6 @@
 """Candidates for a GPU: form -> machine code, and its seconds on a GPU, here or behind RPC.
 
-What `build` and `measure` are for CPUs. Launches are recorded and run as one, as compiled libraries
+What `build` and `measure` do for CPUs. Launches are recorded and run as one, as compiled libraries
 do, so no time of Python is in the figures.
 """
 
@@ -19,14 +19,15 @@ import tvm
 import intformer
 from intformer.backends import targets
 from intformer.backends.cuda import codegen, toolchain
+from intformer.backends.cuda.backend import CudaTarget
+from intformer.backends.cuda.code import capability
 from intformer.backends.cuda.device import Device, DeviceError
 from intformer.backends.cuda.sass_check import NO_SPILLS
 from intformer.backends.object_cache import ObjectCache
 from intformer.errors import CompileError, IntformerError
-from intformer.ir.plan import BLOCK, COUNTS, Launch, capability, grid_size
+from intformer.ir.plan import BLOCK, COUNTS, Launch, grid_size
 from intformer.link.build import GPU_TILE
 from intformer.passes.form import Decisions, Form
-from intformer.passes.lower import gpu_versions
 from intformer.tuning.measure import (
     BATCH_SECONDS,
     BATCHES,
@@ -43,9 +44,9 @@ TILE = GPU_TILE // BLOCK  # buffers have a multiple of so many row blocks
 MOST_COPIES = 256  # of constants: small ones too leave a cache of 60 MB
 
 
-def ready(spec: targets.TargetSpec, remote: Remote | None, timeout: float) -> str:
-    """Return the name of the GPU to tune on; IntformerError where there is none that fits."""
-    toolchain.find()
+def ready(spec: CudaTarget, remote: Remote | None, timeout: float) -> dict:
+    """Return the GPU to tune on and the compiler; IntformerError where there is none that fits."""
+    compiler = toolchain.find()
     where = f"--target {spec.name}"
     told = json.loads(_about(remote, timeout) if remote else about())
     if "missing" in told:
@@ -61,7 +62,7 @@ def ready(spec: targets.TargetSpec, remote: Remote | None, timeout: float) -> st
             where=where,
             hint="tune on a GPU of that kind, or for the target of this one",
         )
-    return told["name"]
+    return {"gpu": told["name"], "cuda": compiler.version}
 
 
 def about() -> str:
@@ -102,9 +103,10 @@ def build(
     compile  (source, arch, cache) -> toolchain.Built
     """
     spec, folder = targets.get(target), Path(objects)
-    made = gpu_versions(SYMBOL, Form(form), spec.isa(), spec.schedule(), [(None, decisions)])
-    ((launch, func),) = made
-    source = codegen.source(tvm.IRModule({launch.function: func}), spec.arch)
+    versions = [(None, decisions)]
+    made = Form(form).scheduled(spec, versions)
+    functions, (launch,) = spec.backend.functions(SYMBOL, versions, made)
+    source = codegen.source(tvm.IRModule(functions), spec.arch)
     built = compile(source, spec.arch, ObjectCache(folder))
     usage = built.usage.get(launch.function)
     if usage and usage.spill_stores and Form(form).name.startswith(NO_SPILLS):

@@ -5,9 +5,7 @@ in turn from copies that exceed the second-level cache, since a model's next lay
 one thread, time is that thread's own: what it waits for other processes does not count.
 """
 
-import ctypes
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intformer.backends.targets import CPUS
 from intformer.tuning.remote import Remote
 
 WRONG = "wrong result"
@@ -26,7 +25,6 @@ BATCH_SECONDS = 0.02
 TURNS, TURN_SECONDS = 15, 0.004  # of a race between kernels
 REMOTE_CALLS = 10
 THREAD_POOL = "runtime.config_threadpool"  # (1: the big cores, threads)
-REQUEST_TILES = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 
 
 @dataclass
@@ -36,7 +34,8 @@ class Case:
     arguments  in order, results too (filled with a pattern)
     expected   index of a result -> its first rows, [rows, width]
     constants  indices of what another layer has other numbers for
-    counts     int32 [4] for kernels of a GPU: tokens, sequences, positions, tokens of the longest
+    counts     int32 [4] for kernels that are launched: tokens, sequences, positions, tokens of
+               the longest
     """
 
     arguments: list[np.ndarray]
@@ -125,7 +124,8 @@ def _prepare(threads: int) -> None:
     allowed = os.sched_getaffinity(0)
     get_global_func(THREAD_POOL)(1, threads)
     os.sched_setaffinity(0, allowed)  # it has bound this thread to one core, maybe a busy one
-    _ask_for_tiles()
+    for backend in CPUS:
+        backend.prepare_thread()
 
 
 def _copies(case: Case) -> list[list]:
@@ -172,12 +172,6 @@ class _Stopwatch:
         for arguments in batch:
             self.kernel(*arguments)
         return (self.clock() - start) / self.calls
-
-
-def _ask_for_tiles() -> None:
-    """Ask Linux for AMX tile registers; refused where there are none, which kernels then show."""
-    if platform.machine() == "x86_64":
-        ctypes.CDLL(None).syscall(*REQUEST_TILES)
 
 
 def there(

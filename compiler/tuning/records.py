@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+from intformer.backends.backend import TargetSpec, Versions
 from intformer.errors import CompileError
 from intformer.ir.plan import BLOCK
-from intformer.passes.form import Decisions, Form, Versions
-from intformer.schedules import cuda
+from intformer.passes.form import Decisions, Form
 
 PACKAGED = "packaged"  # the logs that come with intformer
 NONE = "none"
@@ -87,16 +87,16 @@ def as_of_today(key: Key, space: dict[str, list[int]]) -> Key | None:
 class Choice:
     """Chooses the versions of kernels for one chip, and remembers which had records."""
 
-    def __init__(self, logs: Logs, chip):
-        """Choose from these logs for a TargetSpec."""
-        self.logs, self.chip, self.isa = logs, chip, chip.isa()
+    def __init__(self, logs: Logs, chip: TargetSpec):
+        """Choose from these logs."""
+        self.logs, self.chip = logs, chip
         self.tuned: dict[Form, Versions] = {}
 
     def __call__(self, form: Form) -> Versions:
         """Return the versions of a kernel: the default rule without records."""
         if form.text not in self.logs.seconds:
             return [(None, {})]
-        space = form.space(self.isa, self.chip.space())
+        space = form.space(self.chip)
         found = self.logs.choose(form, space, written_down(form, self.chip))
         if found is None:
             return [(None, {})]
@@ -118,11 +118,10 @@ class Choice:
         }
 
 
-def written_down(form: Form, chip) -> Versions:
-    """Return the default rule for a kernel and a TargetSpec, every decision of it."""
-    isa = chip.isa()
-    first = {name: values[0] for name, values in form.space(isa, chip.space()).items()}
-    rule = cuda.versions(form.plain(isa), isa) if chip.arch else [(None, {})]
+def written_down(form: Form, chip: TargetSpec) -> Versions:
+    """Return the default rule for a kernel, every decision of it."""
+    first = {name: values[0] for name, values in form.space(chip).items()}
+    rule = chip.backend.versions(form.plain(chip), chip.isa())
     return [(limit, first | decisions) for limit, decisions in rule]
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 from intformer.errors import IntformerError
 
 HINT = "python -m tvm.exec.query_rpc_tracker shows what there is"
-NAMES = "intformer.tuning.gpu."  # of the functions that a server has beside TVM's own
+NAMES = "intformer.tuning.device."  # of the functions that a server has beside TVM's own
 PR_SET_PDEATHSIG = 1
 
 
@@ -159,14 +159,14 @@ def _prepare_server() -> None:
     import tvm_ffi
     from tvm.rpc import server
 
-    from intformer.tuning import gpu
+    from intformer.tuning.ways import SERVED
 
     _end_with_parent()
     os.register_at_fork(after_in_child=_end_with_parent)
     threading.excepthook = _end_of_thread
     server._serving = partial(_outlive, server._serving)
     multiprocessing.set_start_method("fork", force=True)
-    for function in (gpu.about, gpu.holds, gpu.measured):
+    for function in SERVED:
         tvm_ffi.register_global_func(NAMES + function.__name__, function, override=True)
 
 

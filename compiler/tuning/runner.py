@@ -14,11 +14,10 @@ from tvm.s_tir.meta_schedule.runner import (
 from tvm.support.popen_pool import PopenWorker
 
 from intformer.errors import IntformerError
-from intformer.tuning import gpu as on_gpu
-from intformer.tuning import measure as on_cpu
 from intformer.tuning.build import SYMBOL, last_line
 from intformer.tuning.measure import TIMED_OUT, WRONG
 from intformer.tuning.remote import Remote, connect
+from intformer.tuning.ways import Way
 
 NOT_RUN = "not run"
 ROUNDS = 3  # of a race on a remote machine
@@ -50,7 +49,7 @@ class Runner(PyRunner):
     threads  of the kernels
     timeout  seconds for one candidate
     remote   where to measure; None: here
-    gpu      measure on the GPU
+    way      how kernels of the target are measured
     fault    what ended the job: an error that goes through TVM loses its type
     """
 
@@ -60,12 +59,12 @@ class Runner(PyRunner):
         threads: int,
         timeout: float,
         remote: Remote | None,
-        gpu: bool = False,
+        way: Way,
     ):
         """Start no process yet."""
         super().__init__()
         self.case, self.threads, self.timeout, self.remote = case, threads, timeout, remote
-        self.way = on_gpu if gpu else on_cpu
+        self.way = way
         self.worker = PopenWorker()  # starts anew after it was killed
         self.fault: IntformerError | None = None
 
@@ -126,8 +125,8 @@ class Runner(PyRunner):
             at = text.find(WRONG)
             if at >= 0:
                 return None, text[at:]
-            # a session that was lost, or after a fault of a kernel: the driver of a GPU serves its
-            # process no more
+            # the session was lost, or a kernel faulted: a device's driver then serves this process
+            # no more
             self.worker.kill()
             return None, f"{NOT_RUN}: {text}"
 

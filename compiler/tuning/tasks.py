@@ -11,19 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from intformer import scratch
-from intformer.backends.targets import TargetSpec, weight_packing
+from intformer import pipeline, scratch
+from intformer.backends.backend import TargetSpec, Versions
 from intformer.ir import ranges
 from intformer.ir.heads import SENTENCE_EMBEDDING, SEQUENCE_CLASSIFICATION
 from intformer.ir.model import INPUTS, IntModel, Node
 from intformer.ir.plan import BLOCK, COUNTS, Buffer, Step
 from intformer.passes import packing
-from intformer.passes.form import Decisions, Form, Versions
-from intformer.passes.fuse import fuse
-from intformer.passes.layout import Layout, plan_layout
-from intformer.passes.lower import lower
-from intformer.passes.to_relax import to_relax
-from intformer.passes.unread_rows import drop_unread_rows
+from intformer.passes.form import Decisions, Form
 from intformer.tuning.measure import Case
 from intformer.tuning.records import version_for, written_down
 from intformer.tuning.workload import identity
@@ -50,13 +45,11 @@ class Kernels:
 
     def __init__(self, model: IntModel, spec: TargetSpec):
         """Lower the model with the default rule; nothing is compiled."""
-        self.model = model = drop_unread_rows(model)
-        self.intervals = ranges.check(model)
-        self.layout: Layout = plan_layout(model, weight_packing(spec))
-        constants = {key: packing.pack(s, model.tensors) for key, s in self.layout.packing.items()}
-        module = fuse(to_relax(model, self.layout, constants))
-        lowered = lower(module, model, self.layout, constants, spec.isa(), spec.schedule())
-        self.constants = constants
+        self.model = pipeline.pruned(model)
+        self.intervals = ranges.check(self.model)
+        program = pipeline.arranged(self.model, spec.backend)
+        self.layout, self.constants = program.layout, program.constants
+        lowered = pipeline.lowered(program, spec)
         steps = lowered.plan.steps
         self.kernels = [
             Kernel(
@@ -216,7 +209,7 @@ def tasks(models: Iterable[IntModel], spec: TargetSpec, tokens: Sequence[int]) -
     for model in models:
         kernels = Kernels(model, spec)
         for kernel in kernels.kernels:
-            space = kernel.form.space(spec.isa(), spec.space())
+            space = kernel.form.space(spec)
             rule = written_down(kernel.form, spec)
             for rows in row_counts(kernel.form, tokens):
                 found.setdefault((kernel.form, rows), Task(kernels, kernel, rows, space, rule))

@@ -52,8 +52,3 @@ CUDA: dict[str, Kernel] = {
     "attention_ibert": _on_gpu(cuda_attention_recipes.Ibert),
     "mean_pool": Kernel(cuda_mean_pool.build),
 }
-
-
-def written(op: str, isa: Isa | Gpu) -> Kernel | None:
-    """Return the op's kernel for a chip, None where its tensor expression is scheduled."""
-    return (CUDA if isinstance(isa, Gpu) else CPU).get(op)

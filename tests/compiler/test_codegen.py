@@ -12,11 +12,12 @@ from tvm import te
 import intformer
 from intformer.backends.cpu import codegen
 from intformer.backends.object_cache import ObjectCache
+from intformer.backends.targets import TARGETS
 from intformer.frontend import import_model
 from intformer.link.elf import Elf
 from intformer_testing import random_hf
 
-TARGET = {"kind": "llvm", "mcpu": "x86-64"}
+TARGET = TARGETS["x86-64"]
 
 
 def kernel(name="k", add=1):
@@ -85,7 +86,7 @@ def test_what_the_key_depends_on(monkeypatch):
         codegen.key(kernel(), TARGET),
         codegen.key(kernel("other"), TARGET),
         codegen.key(kernel(add=2), TARGET),
-        codegen.key(kernel(), {**TARGET, "mcpu": "cascadelake"}),
+        codegen.key(kernel(), TARGETS["cascadelake"]),
     ]
     monkeypatch.setattr(tvm, "__version__", "9.9")
     keys.append(codegen.key(kernel(), TARGET))

@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 
 from intformer import runtime
+from intformer.backends.cuda.backend import BACKEND
 from intformer.errors import CompileError
 from intformer.link import build as library
 from intformer.link.elf import Elf
 from intformer.runtime import footer
 from intformer_testing import toy, toy_cuda
+
+ALIGN = BACKEND.align
 
 
 def build(folder, plan=None, variants=None, **options):
@@ -39,7 +42,7 @@ def test_sections(path):
     ]
     for name in ("word", "factor"):
         assert (lib.tensor(name) == toy.tables(0)[name]).all()
-        assert lib.tensor(name).ctypes.data % library.GPU_ALIGN == 0
+        assert lib.tensor(name).ctypes.data % ALIGN == 0
     rows = lib.metadata["limits"]["max_rows"]
     assert rows % library.GPU_TILE == 0
     assert rows * toy.WIDTH * 4 < 2**31 <= (rows + library.GPU_TILE) * toy.WIDTH * 4  # int32 bytes
@@ -49,8 +52,8 @@ def test_a_zero_follows_the_ptx(tmp_path):
     """The driver reads it as a C string, whatever its length."""
     plan = toy_cuda.plan()
     code = toy_cuda.code(plan)
-    ptx = code.ptx.ljust(-(-len(code.ptx) // library.GPU_ALIGN) * library.GPU_ALIGN)
-    variant = replace(toy_cuda.variant(plan), gpu=replace(code, ptx=ptx))
+    ptx = code.ptx.ljust(-(-len(code.ptx) // ALIGN) * ALIGN)
+    variant = replace(toy_cuda.variant(plan), carried=replace(code, ptx=ptx).carried("t4"))
     data = build(tmp_path, plan, [variant]).read_bytes()
     assert data[data.index(ptx) + len(ptx)] == 0
 
@@ -139,21 +142,24 @@ def test_bad_code(tmp_path):
         with pytest.raises(CompileError, match=match):
             build(tmp_path, plan, [replace(good, **changes)])
 
-    refused("the plan has launches, the variant no code for a GPU", gpu=None)
-    refused("the cubin is no ELF file", gpu=replace(good.gpu, cubin=b"text"))
+    def carrying(**changes):
+        return replace(toy_cuda.code(plan), **changes).carried("t4")
+
+    refused("the plan has launches, the variant no code for a GPU", carried={})
+    refused("the cubin is no ELF file", carried=carrying(cubin=b"text"))
     refused("GPU architecture 'sm_90a'", arch="sm_90a")
     refused("GPU architecture ''", arch="")
-    ptx = good.gpu.ptx.replace(b"relu", b"gelu")
-    refused("function 'relu' is not in the PTX", gpu=replace(good.gpu, ptx=ptx))
+    ptx = toy_cuda.code(plan).ptx.replace(b"relu", b"gelu")
+    refused("function 'relu' is not in the PTX", carried=carrying(ptx=ptx))
 
 
 def test_a_plan_without_launches_takes_no_gpu_code(tmp_path):
-    with pytest.raises(CompileError, match="kernel is in no object file"):
+    with pytest.raises(CompileError, match="the plan says of no kernel how it is launched"):
         build(tmp_path, toy.plan(), [toy_cuda.variant(toy_cuda.plan())])
 
 
 def test_a_cpu_library_has_no_launches(toy_path):
     lib = runtime.load(toy_path)
     assert json.loads(lib.section("plan.json"))["launches"] == {}
-    assert not lib.for_gpu
+    assert not lib.on_device
     assert lib.device is None

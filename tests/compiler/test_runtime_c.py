@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from intformer import runtime
-from intformer.backends.x86.features import host_features
+from intformer.backends.x86.backend import BACKEND
 from intformer.errors import LibraryError
 from intformer.link import build as library
 from intformer.runtime import footer
@@ -450,7 +450,7 @@ def test_a_cpu_that_cannot_run_it(toy_library, toy_variant, tmp_path):
     assert run_c(tmp_path, source, path).startswith("3 this CPU (or the system) lacks avx512er")
 
 
-@pytest.mark.skipif("amx-tile" not in host_features(), reason="this CPU has no AMX")
+@pytest.mark.skipif("amx-tile" not in BACKEND.host_features(), reason="this CPU has no AMX")
 def test_tiles_are_asked_for(toy_library, toy_variant):
     """A library that needs AMX runs; one whose process may not have it says so, in one line."""
     features = ["amx-tile", "amx-int8"]

@@ -111,7 +111,7 @@ def test_without_a_driver(path):
     with pytest.raises(LibraryError, match=r"no NVIDIA driver here: libcuda.so.1.*run it on"):
         runtime.load(path)
     lib = runtime.load(path, run=False)
-    assert lib.for_gpu
+    assert lib.on_device
     assert (lib.variant, lib.device) == (None, None)
     assert lib.metadata["variants"] == [{"name": "t4", "arch": "sm_75", "cpu_features": []}]
     with pytest.raises(LibraryError, match="no NVIDIA driver here") as caught:

@@ -24,6 +24,7 @@ from intformer.tuning.measure import Case
 from intformer.tuning.remote import Remote
 from intformer.tuning.runner import Runner
 from intformer.tuning.tasks import Kernels, row_counts, tasks
+from intformer.tuning.ways import ON_CPU
 from intformer_testing import bad_builds, random_hf, rpc
 from intformer_testing.kernels import MISSING
 
@@ -180,7 +181,7 @@ def test_a_library_that_cannot_run_is_a_failure(model, tmp_path):
     case = tmp_path / "case.npz"
     task.kernels.case(task.kernel, task.rows).save(case)
     (tmp_path / "cut.so").write_bytes(b"\x7fELF")
-    runner = Runner(lambda identity: case, 1, 60, None)
+    runner = Runner(lambda identity: case, 1, 60, None, ON_CPU)
     seconds, error = runner.measure(str(tmp_path / "cut.so"), task.identity)
     assert seconds is None and error.startswith("not run")
 
@@ -280,7 +281,7 @@ def test_a_wrong_kernel_is_refused_on_a_remote_machine(model, tracker, tmp_path)
     case = tmp_path / "case.npz"
     task.kernels.case(task.kernel, task.rows).save(case)
     builder = Builder(TARGET, tmp_path, 1, 120, bad_builds.wrong_sums)
-    runner = Runner(lambda identity: case, 1, 60, Remote.parse(tracker, "loop"))
+    runner = Runner(lambda identity: case, 1, 60, Remote.parse(tracker, "loop"), ON_CPU)
     decisions = [task.default, {**task.default, "tile": 81}]
     (right, _), (wrong, _) = builder.libraries([(task.form, task.rows, d) for d in decisions])
     seconds, error = runner.measure(right.partition("#")[0], task.identity)

@@ -42,11 +42,12 @@ from intformer.tuning.build import Builder
 from intformer.tuning.remote import Remote
 from intformer.tuning.runner import Runner
 from intformer.tuning.tasks import model_of, tasks
+from intformer.tuning.ways import ON_DEVICE
 folder = Path(sys.argv[2])
 task = next(t for t in tasks([model_of(sys.argv[1])], TARGETS["t4"], (8,)) if "layern" in t.title)
 task.kernels.case(task.kernel, task.rows).save(folder / "case.npz")
 remote = Remote.parse(*sys.argv[3:]) if sys.argv[3:] else None
-runner = Runner(lambda identity: folder / "case.npz", 1, 300, remote, gpu=True)
+runner = Runner(lambda identity: folder / "case.npz", 1, 300, remote, ON_DEVICE)
 ((right, _),) = Builder("t4", folder, 1, 300, emulated_builds.right).libraries(
     [(task.form, task.rows, task.default)]
 )

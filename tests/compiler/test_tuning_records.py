@@ -74,7 +74,7 @@ def form_and_space():
 
     lowered(g, "cascadelake", choose=choose)
     form = found[-1]
-    return g, form, form.space(spec.isa(), spec.space())
+    return g, form, form.space(spec)
 
 
 def logs_of(form, table):
@@ -121,10 +121,10 @@ def test_what_is_chosen_is_compiled_and_reported(target):
     forms = {}
     g = chain.graph
     lowered(g, target, choose=lambda form: forms.setdefault(form.name, form) and [(None, {})])
-    space = forms["dense"].space(spec.isa(), spec.space())
+    space = forms["dense"].space(spec)
     default = {name: values[0] for name, values in space.items()}
     few, many = {**default, "order": 1, "columns": 2}, {**default, "columns": 4}
-    if spec.arch:
+    if spec.backend.launched:
         few, many = {**default, "tile": 2}, {**default, "depth": 32}
     keys = [tuple(sorted(d.items())) for d in (default, few, many)]
     table = {

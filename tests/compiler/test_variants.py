@@ -14,7 +14,7 @@ import intformer
 from intformer import runtime
 from intformer.backends.targets import TARGETS, chips, host_target
 from intformer.backends.x86 import machine_code
-from intformer.backends.x86.features import host_features
+from intformer.backends.x86.backend import BACKEND
 from intformer.errors import LibraryError
 from intformer.frontend import import_model
 from intformer.link import build as library
@@ -176,7 +176,7 @@ def test_variants_change_under_running_threads(path, tmp_path):
     np.testing.assert_array_equal(got, toy.expected(0, IDS, OFFSETS))
 
 
-@pytest.mark.skipif("amx-tile" not in host_features(), reason="this CPU has no AMX")
+@pytest.mark.skipif("amx-tile" not in BACKEND.host_features(), reason="this CPU has no AMX")
 def test_without_tiles_the_next_variant_runs(toy_library, variants):
     """A process that may not use AMX: the choice falls through, asking for it is an error."""
     tiles = replace(variants[1], features=["amx-tile", "amx-int8"])

@@ -13,14 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from intformer.backends.targets import TARGETS, chips, weight_packing
-from intformer.ir.model import IntModel
-from intformer.passes import packing
+from intformer.backends.targets import TARGETS, chips
 from intformer.passes.form import Form
-from intformer.passes.fuse import fuse
-from intformer.passes.layout import plan_layout
-from intformer.passes.lower import lower
-from intformer.passes.to_relax import to_relax
+from intformer.pipeline import arranged, lowered
 from intformer_testing import golden_models
 
 HERE = Path(__file__).parent
@@ -76,14 +71,6 @@ def test_programs(golden, tmp_path, case):
     golden("programs.json", case, program(CASES[case](tmp_path)))
 
 
-def lowered(model: IntModel, spec):
-    """Return a model's kernels for one chip."""
-    layout = plan_layout(model, weight_packing(spec))
-    constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
-    module = fuse(to_relax(model, layout, constants))
-    return lower(module, model, layout, constants, spec.isa(), spec.schedule())
-
-
 def resized(form: Form) -> list[Form]:
     """Return the form, or of attention one form per width of a head."""
     call = form.data["calls"][0]
@@ -109,7 +96,8 @@ on_every_chip = pytest.mark.parametrize(
 
 @on_every_chip
 def test_scheduled_kernels(golden, tmp_path, target):
-    done = lowered(CASES[LOWERED](tmp_path), chips(TARGETS[target])[0])
+    (spec,) = chips(TARGETS[target])
+    done = lowered(arranged(CASES[LOWERED](tmp_path), spec.backend), spec)
     kernels = {
         var.name_hint: digest(func.script().encode())
         for var, func in sorted(done.scheduled.functions.items(), key=lambda f: f[0].name_hint)
@@ -121,19 +109,19 @@ def test_scheduled_kernels(golden, tmp_path, target):
 def test_decided_kernels(golden, tmp_path, target):
     """One kernel of each kind under decisions that no default takes, heads of several widths."""
     spec = TARGETS[target]
-    isa, rule = spec.isa(), spec.schedule()
     forms = {}
     for number, case in enumerate(DECIDED):
         folder = tmp_path / str(number)
         folder.mkdir()
-        for form in lowered(CASES[case](folder), spec).forms.values():
+        done = lowered(arranged(CASES[case](folder), spec.backend), spec)
+        for form in done.forms.values():
             if form.name in DECIDED_KINDS:
                 forms.setdefault(form.name, form)
     found = {}
     for name, form in forms.items():
         *narrow, last = resized(form)
         versions = [(one, (None, {})) for one in narrow]
-        versions += [(last, (None, one)) for one in decisions(last.space(isa, spec.space()))]
-        texts = [one.scheduled(isa, rule, [v]).script().encode() for one, v in versions]
-        found[name] = digest(*texts)
+        versions += [(last, (None, one)) for one in decisions(last.space(spec))]
+        functions = [one.scheduled(spec, [version])[0] for one, version in versions]
+        found[name] = digest(*(function.script().encode() for function in functions))
     golden("decided.json", target, found)

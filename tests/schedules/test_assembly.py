@@ -10,7 +10,6 @@ from intformer.backends.targets import TARGETS
 from intformer.backends.x86 import machine_code
 from intformer.link.elf import Elf
 from intformer.passes.fuse import CHAINS
-from intformer.proof.code import BASELINE, spelling
 from intformer.relay_ops import attention, attention_ibert, i_gelu
 from intformer_testing.kernels import CHIPS, Chain, Graph, Program
 
@@ -136,8 +135,9 @@ def test_no_float_instruction(code, target, name):
     found = code(target, name).found
     assert found.instructions > 500
     assert found.findings == []
-    asked = {spelling(f) for f in (*TARGETS[target].features, *BASELINE)}
-    assert {spelling(f) for f in found.features} <= asked
+    family = TARGETS[target].backend
+    asked = {family.spelling(f) for f in (*TARGETS[target].features, *family.baseline)}
+    assert {family.spelling(f) for f in found.features} <= asked
 
 
 @pytest.mark.parametrize("name", ["-".join(chain) for chain in DENSE])

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tvm import compile as compile_tir
 from tvm import te
 from tvm.runtime import tensor
 from tvm.s_tir import Schedule
 
-from intformer.backends.targets import TARGETS, weight_packing
+from intformer.backends.cpu import codegen
+from intformer.backends.targets import TARGETS
 from intformer.passes.fuse import CHAINS
 from intformer.relay_ops import (
     OPS,
@@ -224,7 +224,7 @@ def lanes_of(target, op, lanes, a, b):
     sch = Schedule(te.create_prim_func([first, second, out]))
     if lanes > 1:
         sch.vectorize(sch.split(sch.get_loops(sch.get_sblock("out"))[0], [None, lanes])[1])
-    built = compile_tir(sch.mod, target=dict(TARGETS[target].tvm))
+    built = codegen.built(sch.mod, TARGETS[target])
     result = tensor(np.zeros_like(a))
     built["main"](tensor(a), tensor(b), result)
     return result.numpy()
@@ -799,7 +799,7 @@ def test_embed_from_the_table_a_decoder_multiplies_with(target):
     x = g.given("x", "int8", width)
     g.op("matmul", [x, "word", wide(rng, 2**20, 101).astype(np.int32)], "acc", "int32", 101)
     program = Program(g, target)
-    assert program.layout.packing["word"]["kind"] == weight_packing(TARGETS[target])
+    assert program.layout.packing["word"]["kind"] == TARGETS[target].backend.weight_packing
     assert not any(name.startswith("word#") for name in program.layout.packing)
     inputs = {
         "input_ids": np.arange(101, dtype=np.int32)[::-1],

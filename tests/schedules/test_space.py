@@ -47,7 +47,7 @@ def candidates(kind, target):
 
     def choose(form):
         if not form.name.startswith("given"):
-            found.append(form.space(spec.isa(), spec.space()))
+            found.append(form.space(spec))
         return [(None, {})]
 
     lowered(graph(kind)[0], target, choose=choose)

@@ -2,14 +2,14 @@
 
 import pytest
 
+from intformer.backends.targets import FAMILIES
 from intformer.relay_ops import OPS
-from intformer.schedules.isa import VNNI, Gpu
-from intformer.schedules.kernels import CPU, CUDA, written
+from intformer.schedules.kernels import CPU, CUDA
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_an_op_is_defined_or_written_for_every_kind_of_chip(op):
-    kernels = [written(op, isa) for isa in (VNNI, Gpu(40))]
+    kernels = [family.BACKEND.written_kernel(op) for family in FAMILIES]
     assert all(kernels) if OPS[op].define is None else not any(kernels)
 
 

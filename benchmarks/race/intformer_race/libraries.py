@@ -42,12 +42,11 @@ def source_digest() -> str:
 def missing(isa: str) -> str:
     """Return why our library cannot race at an ISA level here; empty where it can."""
     from intformer.backends.targets import TARGETS as known
-    from intformer.backends.x86.features import host_features
 
     name = TARGETS[isa]
     if name not in known:
         return f"this intformer has no target {name}"
-    lacks = [one for one in known[name].features if one not in host_features()]
+    lacks = known[name].missing_here()
     return f"this CPU lacks {', '.join(lacks)}" if lacks else ""
 
 

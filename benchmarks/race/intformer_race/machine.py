@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from intformer.backends.x86.features import cpu_name
+from intformer.backends.cpu.host import cpu_name
 
 PACKAGES = (
     *("intformer", "numpy", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf"),

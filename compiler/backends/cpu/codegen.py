@@ -7,12 +7,14 @@ there are, so threads do; a process of its own would first spend seconds on impo
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import tvm
 
+from intformer.backends.backend import TargetSpec
+from intformer.backends.cpu.lowering import lowered
 from intformer.backends.object_cache import ObjectCache
 from intformer.errors import CompileError
 from intformer.relay_ops.expr import APART
@@ -22,20 +24,20 @@ MOST_BYTES = 16 << 20  # of an object file; those of our kernels have less than 
 
 def generate(
     module: tvm.IRModule,
-    target: Mapping[str, str],
+    spec: TargetSpec,
     folder: Path,
     cache: ObjectCache | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write the object file of every scheduled kernel into `folder`; return their paths.
 
-    target  TVM target description
+    spec    target, of a CPU
     cache   where objects are kept from one compilation to the next; None: nowhere
     tell    called with a line of text for every kernel that is compiled
     """
     kernels = {var.name_hint: function for var, function in module.functions.items()}
     paths = {name: folder / f"{name}.o" for name in kernels}
-    keys = {name: key(function, target) for name, function in kernels.items()}
+    keys = {name: key(function, spec) for name, function in kernels.items()}
     missing = []
     for name in kernels:
         known = cache.get(keys[name]) if cache else None
@@ -45,8 +47,9 @@ def generate(
             _write(paths[name], known)
     if not missing:
         return list(paths.values())
+    chosen = {name: lowered(tvm.IRModule({name: kernels[name]}), spec.backend) for name in missing}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        tasks = {pool.submit(_compile, kernels[n], target, paths[n]): n for n in missing}
+        tasks = {pool.submit(_compile, chosen[n], spec, paths[n]): n for n in missing}
         try:
             for number, task in enumerate(as_completed(tasks), 1):
                 task.result()
@@ -64,27 +67,34 @@ def generate(
     return list(paths.values())
 
 
-def key(function: tvm.tirx.PrimFunc, target: Mapping[str, str]) -> str:
+def key(function: tvm.tirx.PrimFunc, spec: TargetSpec) -> str:
     """Return what decides a kernel's object, as 64 hexadecimal digits.
 
     The scheduled program holds its symbol; after it only TVM and LLVM write code.
     """
     llvm = tvm.get_global_func("target.llvm_version_major")()
-    about = [tvm.__version__, llvm, dict(target), tvm.ir.save_json(function)]
+    about = [tvm.__version__, llvm, dict(spec.tvm), tvm.ir.save_json(function)]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def assembly(module: tvm.IRModule, target: Mapping[str, str]) -> str:
+def assembly(module: tvm.IRModule, spec: TargetSpec) -> str:
     """Return the kernels as text."""
     parts = (
-        _built(tvm.IRModule({var.name_hint: function}), target).inspect_source("s")
+        _built(lowered(tvm.IRModule({var.name_hint: function}), spec.backend), spec).inspect_source(
+            "s"
+        )
         for var, function in module.functions.items()
     )
     return "\n".join(parts)
 
 
-def _compile(function: tvm.tirx.PrimFunc, target: Mapping[str, str], path: Path) -> None:
-    _write(path, _object(_built(tvm.IRModule({path.stem: function}), target)))
+def built(module: tvm.IRModule, spec: TargetSpec) -> tvm.runtime.Module:
+    """Return kernels to call from Python: what tests and measurements do."""
+    return tvm.compile(lowered(module, spec.backend), target=dict(spec.tvm)).mod
+
+
+def _compile(module: tvm.IRModule, spec: TargetSpec, path: Path) -> None:
+    _write(path, _object(_built(module, spec)))
 
 
 def _object(built) -> bytes:
@@ -117,9 +127,9 @@ def _write(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _built(module: tvm.IRModule, target: Mapping[str, str]):
+def _built(module: tvm.IRModule, spec: TargetSpec):
     """Return the module of one kernel; its buffers stay apart where it has the attribute APART."""
     (function,) = module.functions.values()
     apart = APART in function.attrs
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": apart}):
-        return tvm.compile(module, target=dict(target)).mod
+        return tvm.compile(module, target=dict(spec.tvm)).mod

@@ -9,10 +9,13 @@ from pathlib import Path
 import tvm
 
 from intformer import knobs
-from intformer.backends.cuda import toolchain
+from intformer.backends.cuda import (
+    lowering,  # noqa: F401 (of our own ops)
+    toolchain,
+)
+from intformer.backends.cuda.code import GpuCode
 from intformer.backends.object_cache import ObjectCache
 from intformer.errors import CompileError
-from intformer.ir.plan import GpuCode
 
 PRELUDE = Path(__file__).parent / "prelude.cuh"
 HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\(\d+\)) (\w+)_kernel\(([^)]*)\)')

@@ -3,7 +3,6 @@
 Source: Intel SDM volume 2A, CPUID; AMD64 APM volume 3, appendix E (lzcnt, leaf 0x80000001).
 """
 
-import platform
 from pathlib import Path
 
 _YMM, _ZMM = 0x06, 0xE6  # XCR0: SSE + AVX state; the same + opmask, upper halves, zmm16..31
@@ -56,19 +55,9 @@ _LINUX |= {"sse4_2": "sse4.2", "pni": "sse3", "amx_tile": "amx-tile", "amx_int8"
 
 def host_features() -> set[str]:
     """Return the LLVM names of this machine's features, as far as /proc/cpuinfo tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     return {_LINUX.get(flag, flag.replace("_", "")) for flag in flags}
-
-
-def cpu_name() -> str:
-    """Return the CPU's own name, with family and model: virtual machines hide the name."""
-    fields = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        return platform.processor() or platform.machine()
-    numbers = "/".join(fields.get(k, "?") for k in ("cpu family", "model", "stepping"))
-    return f"{fields.get('model name', platform.machine())} (family/model/stepping {numbers})"

@@ -8,11 +8,11 @@ count as float too.
 import bisect
 import math
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from intformer.backends.cpu.machine_code import MachineCode
 from intformer.backends.x86.mnemonics import fault
 from intformer.errors import LibraryError
 from intformer.link.elf import Elf, Section
@@ -25,28 +25,6 @@ EXECUTABLE = 4  # sh_flags: SHF_EXECINSTR
 DYNSYM, SYMTAB, VERNEED, VERSYM = 11, 2, 0x6FFFFFFE, 0x6FFFFFFF  # sh_type
 FUNCTION = 2  # symbol type
 SYMBOL = "<IBBHQQ"  # Elf64_Sym: name, info, other, section index, value, size
-
-
-@dataclass
-class MachineCode:
-    """What the code of a library holds.
-
-    instructions  how many were decoded
-    mnemonics     how often each occurs
-    functions     in the order of their addresses: name, and the CPUID features its code uses, as
-                  iced-x86 names them (AVX512_VNNI, ...)
-    findings      instructions and imports that are not integer work
-    """
-
-    instructions: int = 0
-    mnemonics: Counter = field(default_factory=Counter)
-    functions: list[tuple[str, set[str]]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def features(self) -> set[str]:
-        """CPUID features of all code."""
-        return set().union(*(features for _, features in self.functions))
 
 
 def check(path: Path) -> MachineCode:

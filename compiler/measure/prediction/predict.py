@@ -15,8 +15,9 @@ from functools import cached_property
 import numpy as np
 
 from intformer.backends.cuda import sass
+from intformer.backends.cuda.code import capability
 from intformer.errors import IntformerError
-from intformer.ir.plan import capability, grid_size
+from intformer.ir.plan import grid_size
 from intformer.measure.prediction import chips
 from intformer.measure.prediction.chips import Chip
 from intformer.measure.prediction.multiprocessor import GLOBAL, PARTS, WARP, clocks, macs, moved

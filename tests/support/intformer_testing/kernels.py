@@ -15,16 +15,14 @@ from unittest import mock
 import numpy as np
 import pytest
 from tvm import IRModule, te, tirx
-from tvm import compile as compile_tir
 from tvm.runtime import tensor
 
-from intformer.backends.targets import TARGETS, weight_packing
-from intformer.backends.x86.features import host_features
+from intformer import pipeline
+from intformer.backends.cpu import codegen
+from intformer.backends.targets import TARGETS
 from intformer.ir.model import IntModel, Node, Value
 from intformer.passes import packing
-from intformer.passes.fuse import fuse
 from intformer.passes.layout import plan_layout
-from intformer.passes.lower import lower
 from intformer.passes.to_relax import to_relax
 from intformer.relay_ops import (
     OPS,
@@ -46,9 +44,9 @@ def _missing(target) -> list[str]:
 
     GPU kernels run on the CPU here, see gpu.py.
     """
-    if target.arch:
+    if target.backend.launched:
         return [] if shutil.which("g++") else ["g++"]
-    lacks = sorted(set(target.features) - host_features())
+    lacks = target.missing_here()
     request, tile_data = 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
     if not lacks and "amx-tile" in target.features:
         libc = ctypes.CDLL(None)
@@ -56,7 +54,8 @@ def _missing(target) -> list[str]:
     return lacks
 
 
-CHIPS = [t for t in TARGETS.values() if not t.variants and not t.arch]  # with kernels of their own
+# CPUs with kernels of their own
+CHIPS = [t for t in TARGETS.values() if not t.variants and not t.backend.launched]
 GPU = TARGETS["t4"]
 MISSING = {chip.name: _missing(chip) for chip in [*CHIPS, GPU]}
 
@@ -156,19 +155,18 @@ def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     """Return (scheduled kernels, plan, layout) of a graph.
 
     into     takes the Relax modules: before and after fusion
-    options  of `lower`
+    options  of `pipeline.lowered`
     """
     model = graph.model()
     spec = TARGETS[target]
-    isa = spec.isa()
     nodes = model.nodes + graph.readers
-    layout = planned(replace(model, nodes=nodes), weight_packing(spec))
-    constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
+    layout = planned(replace(model, nodes=nodes), spec.backend.weight_packing)
     with given_values():
-        before = to_relax(model, layout, constants)
-        after = fuse(before)
-        (into if into is not None else {}).update(before=before, after=after)
-        done = lower(after, model, layout, constants, isa, spec.schedule(), **options)
+        program = pipeline.arranged(model, spec.backend, layout)
+        if into is not None:
+            before = to_relax(model, layout, program.constants)
+            into.update(before=before, after=program.module)
+        done = pipeline.lowered(program, spec, **options)
     return done.scheduled, done.plan, layout
 
 
@@ -184,14 +182,14 @@ class Program:
         self.steps = [step for step in plan.steps if not step.kernel.startswith("given")]
         self.kernels = [step.kernel for step in self.steps]
         self.launches = {name: plan.launches.get(name) for name in dict.fromkeys(self.kernels)}
-        if TARGETS[target].arch:
+        if TARGETS[target].backend.launched:
             functions = [one.function for versions in self.launches.values() for one in versions]
             with tempfile.TemporaryDirectory() as folder:
                 chosen = IRModule({name: module[name] for name in functions})
                 self.built = gpu.Kernels(chosen, Path(folder))
         else:
             chosen = IRModule({name: module[name] for name in self.launches})
-            self.built = compile_tir(chosen, target=dict(TARGETS[target].tvm)).mod
+            self.built = codegen.built(chosen, TARGETS[target])
 
     def object_file(self, folder: Path) -> Path:
         """Write the machine code."""

@@ -6,7 +6,8 @@ Once in CUDA C, once as a C file that emulates them for the driver of fake_cuda.
 import subprocess
 from pathlib import Path
 
-from intformer.ir.plan import GpuCode, Launch, Plan, Variant
+from intformer.backends.cuda.code import GpuCode
+from intformer.ir.plan import Launch, Plan, Variant
 from intformer_testing import toy
 
 SMALL = 8  # rows: `add` has a version for runs up to here
@@ -135,9 +136,10 @@ def real_variant(name: str = "t4", arch: str = "sm_75") -> Variant:
     from intformer.backends.cuda import toolchain
 
     built = toolchain.build(CUDA, arch)
-    return Variant(name, tir=b"", arch=arch, gpu=GpuCode(CUDA, built.cubin, built.ptx))
+    code = GpuCode(CUDA, built.cubin, built.ptx)
+    return Variant(name, arch=arch, carried=code.carried(name))
 
 
 def variant(plan: Plan, name: str = "t4", arch: str = "sm_75") -> Variant:
     """The only variant of most toy libraries."""
-    return Variant(name, tir=b"", arch=arch, gpu=code(plan))
+    return Variant(name, arch=arch, carried=code(plan).carried(name))
