@@ -13,7 +13,7 @@ FAMILIES = (x86, cuda)  # modules with a BACKEND and its TARGETS
 CPUS: tuple[CpuBackend, ...] = tuple(
     family.BACKEND for family in FAMILIES if isinstance(family.BACKEND, CpuBackend)
 )
-DEVICES: tuple[Backend, ...] = tuple(f.BACKEND for f in FAMILIES if f.BACKEND.launched)
+DEVICE: Backend = next(f.BACKEND for f in FAMILIES if f.BACKEND.launched)  # the only family yet
 TARGETS: dict[str, TargetSpec] = {
     target.name: target for family in FAMILIES for target in family.TARGETS
 }
@@ -55,15 +55,19 @@ def host_target() -> str:
     )
 
 
+def find_machine(machine: int) -> CpuBackend | None:
+    """Return the family of an e_machine; None for one that is not known here."""
+    return next((backend for backend in CPUS if backend.elf_machine == machine), None)
+
+
 def of_machine(machine: int, where: str) -> CpuBackend:
     """Return the family of the machine code in an ELF file.
 
     machine  e_machine
     where    names the file in the LibraryError that says it is not known
     """
-    for backend in CPUS:
-        if backend.elf_machine == machine:
-            return backend
+    if backend := find_machine(machine):
+        return backend
     known = ", ".join(f"{backend.elf_machine} {backend.name}" for backend in CPUS)
     raise LibraryError(
         f"code for ELF machine {machine}, which has no back end here",
@@ -72,9 +76,9 @@ def of_machine(machine: int, where: str) -> CpuBackend:
     )
 
 
-def of_variant(variant: Mapping, code: CpuBackend) -> Backend:
+def of_variant(variant: Mapping, code: CpuBackend | None) -> Backend | None:
     """Return the family that a variant of a library's metadata is for.
 
-    code  family of the machine code in the library
+    code  family of the machine code in the library, which a variant without an arch is
     """
-    return DEVICES[0] if variant["arch"] else code
+    return DEVICE if variant["arch"] else code

@@ -64,15 +64,20 @@ def run(args: argparse.Namespace) -> Result:
 
 def not_run_here(library) -> dict[str, str]:
     """Return why variants do not run on this machine, by what the system says of its CPU."""
-    lacks = {v["name"]: sorted(b.missing(v["cpu_features"])) for v, b in variants(library)}
-    return {name: f"this CPU lacks {', '.join(f)}" for name, f in lacks.items() if f}
+    found = {}
+    for variant, backend in variants(library):
+        if backend is None:
+            found[variant["name"]] = f"code for ELF machine {library.image.machine}"
+        elif lacks := sorted(backend.missing(variant["cpu_features"])):
+            found[variant["name"]] = f"this CPU lacks {', '.join(lacks)}"
+    return found
 
 
-def variants(library) -> list[tuple[dict, "Backend"]]:
-    """Return what metadata says of each variant, and the family it is for."""
+def variants(library) -> list[tuple[dict, "Backend | None"]]:
+    """Return what metadata says of each variant, and the family it is for, where it is known."""
     from intformer.backends import targets
 
-    family = targets.of_machine(library.image.machine, str(library.path))
+    family = targets.find_machine(library.image.machine)
     return [(v, targets.of_variant(v, family)) for v in library.metadata["variants"]]
 
 
@@ -81,6 +86,8 @@ def variant_rows(library, data: dict) -> list[tuple[str, str, str]]:
     rows = []
     for variant, backend in variants(library):
         here = data["not_run_here"].get(variant["name"], "runs")
-        here = "not tried" if backend.launched else here  # that takes a driver
-        rows.append((variant["name"], here, backend.needs(variant)))
+        if backend and backend.launched:
+            here = "not tried"  # that takes a driver
+        needs = backend.needs(variant) if backend else " ".join(variant["cpu_features"])
+        rows.append((variant["name"], here, needs))
     return rows

@@ -8,6 +8,7 @@ Nothing in it may run when it is loaded.
 from collections.abc import Iterator
 
 from intformer.backends import targets
+from intformer.backends.cpu.backend import CpuBackend
 from intformer.link import build as linker
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check
@@ -36,21 +37,20 @@ TAGS = {
 }
 DT_SONAME, DT_FLAGS, DT_FLAGS_1 = 14, 30, 0x6FFFFFFB
 FLAGS, FLAGS_1 = 0x2 | 0x8, 0x1 | 0x8  # SYMBOLIC, BIND_NOW; NOW, NODELETE
-# e_machine -> relocations that fill in the address of an import
-IMPORTED = {62: {6, 7}, 183: {1025, 1026}, 243: {2, 5}}
 IFUNC = 10  # symbol type
-LOOSE = {".symtab", ".strtab", ".shstrtab", ".comment", ".riscv.attributes"}  # not mapped
+LOOSE = {".symtab", ".strtab", ".shstrtab", ".comment"}  # sections that are not mapped
 
 
 def check_loading(library: LibraryFile) -> Check:
     """Return what loading the file would do beyond mapping it; nothing of it is loaded here."""
     image = library.image
+    family = targets.of_machine(image.machine, str(library.path))
     findings = [
         *segments(image),
         *dynamic(image),
-        *relocations(image),
-        *symbols(library),
-        *stray_bytes(library),
+        *relocations(image, family),
+        *symbols(library, family),
+        *stray_bytes(image, family),
     ]
     if (floor := glibc_floor(image)) != library.footer.glibc:
         said = ".".join(map(str, library.footer.glibc))
@@ -97,9 +97,9 @@ def dynamic(image: Image) -> Iterator[Finding]:
             yield Finding("dynamic section", f"has flags {value:#x}")
 
 
-def relocations(image: Image) -> Iterator[Finding]:
+def relocations(image: Image, family: CpuBackend) -> Iterator[Finding]:
     """Yield relocations that run code or change what is not data."""
-    known = {RELATIVE.get(image.machine), *IMPORTED.get(image.machine, ())}
+    known = {RELATIVE.get(image.machine), *family.imported}
     for entry in image.relocations:
         where = f"relocation at {entry.address:#x}"
         if entry.type not in known:
@@ -108,9 +108,8 @@ def relocations(image: Image) -> Iterator[Finding]:
             yield Finding(where, "changes a segment that is not writable")
 
 
-def symbols(library: LibraryFile) -> Iterator[Finding]:
+def symbols(library: LibraryFile, family: CpuBackend) -> Iterator[Finding]:
     """Yield exports beside the two entries, and imports that are not on the list."""
-    family = targets.of_machine(library.image.machine, str(library.path))
     backends = [targets.of_variant(v, family) for v in library.metadata["variants"]]
     allowed = FUNCTIONS.union(*(backend.imports for backend in backends))
     entries = {"intformer_get", f"intformer_get_{library.metadata.get('name')}"}
@@ -126,9 +125,8 @@ def symbols(library: LibraryFile) -> Iterator[Finding]:
         yield Finding("dynamic symbols", f"{'exports' if name in exported else 'lacks'} {name}")
 
 
-def stray_bytes(library: LibraryFile) -> Iterator[Finding]:
+def stray_bytes(image: Image, family: CpuBackend) -> Iterator[Finding]:
     """Yield bytes that belong to no segment, header or table of symbols."""
-    image = library.image
     data = image.data
     spans = [(0, 64 + 56 * len(image.segments))]
     spans += [(s.offset, s.offset + s.filesz) for s in image.loads]
@@ -142,7 +140,7 @@ def stray_bytes(library: LibraryFile) -> Iterator[Finding]:
             name, _ = (int.from_bytes(header[at : at + 4], "little") for at in (0, 4))
             offset, length = (int.from_bytes(header[at : at + 8], "little") for at in (24, 32))
             shown = bytes(data[text + name : text + name + 64]).split(b"\0")[0].decode("latin1")
-            if shown in LOOSE:
+            if shown in LOOSE | family.loose_sections:
                 spans.append((offset, offset + length))
     end = 0
     for start, stop in [*sorted(spans), (len(data), len(data))]:

@@ -112,14 +112,7 @@ def tune(
     from intformer.tuning.build import Builder
     from intformer.tuning.remote import Remote
 
-    spec = targets.get(target)
-    target = spec.name
-    if spec.variants:
-        raise IntformerError(
-            f"target {target} has no kernels of its own",
-            where="--target",
-            hint="tune one of " + ", ".join(spec.variants),
-        )
+    spec = _one_chip(target)
     if (source is None) == (shape is None):
         raise IntformerError("tuning needs a model, or a shape", hint="SRC, or --shape NAME")
     remote = Remote.parse(rpc, rpc_key) if rpc else None
@@ -133,11 +126,11 @@ def tune(
         progress(f"reading the kernels of {shape or source}")
         models = models_of_shape(shape) if shape else [model_of(source)]
     every = tasks(models, spec, tokens)
-    job = _Job(Path(out), target, every, progress)
+    job = _Job(Path(out), spec.name, every, progress)
     jobs = jobs or len(os.sched_getaffinity(0))
     with scratch_folder.folder() as scratch:
         objects = job.measured / "objects"
-        builder = Builder(target, objects, jobs, timeout, build or way.build)
+        builder = Builder(spec.name, objects, jobs, timeout, build or way.build)
         runner = _runner(job, Path(scratch), threads, timeout, remote, way)
         try:
             job.search(builder, runner, trials, seed)
@@ -160,6 +153,18 @@ def tune(
         }
     )
     return job.report()
+
+
+def _one_chip(target: str) -> targets.TargetSpec:
+    """Return the target; IntformerError where it has no kernels of its own."""
+    spec = targets.get(target)
+    if spec.variants:
+        raise IntformerError(
+            f"target {spec.name} has no kernels of its own",
+            where="--target",
+            hint="tune one of " + ", ".join(spec.variants),
+        )
+    return spec
 
 
 class _Job:

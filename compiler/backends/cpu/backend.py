@@ -25,6 +25,8 @@ class CpuBackend(Backend):
     machines    what platform.machine() calls them, lower case; the first is the name for people
     probes      CPU feature, by LLVM's name -> the numbers of link/c/plan.h that find it
     baseline    features, as the reader of machine code names them, that every such CPU has
+    imported    types of relocations that fill in the address of an import
+    loose_sections  of its ELF files that are not mapped, beside those of every machine
     cflags      for the C sources of a library
     """
 
@@ -37,6 +39,8 @@ class CpuBackend(Backend):
     machines: tuple[str, ...]
     probes: Mapping[str, tuple[int, ...]]
     baseline: frozenset[str]
+    imported: frozenset[int]
+    loose_sections: frozenset[str] = frozenset()
     cflags: tuple[str, ...] = ()
 
     @property

@@ -20,6 +20,7 @@ class X86(CpuBackend):
 
     name = "x86"
     elf_machine = 62
+    imported = frozenset({6, 7})  # GLOB_DAT, JUMP_SLOT
     machines = ("x86_64", "amd64")
     probes = features.CPU_FEATURES
     packages = ("iced_x86",)
