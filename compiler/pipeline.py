@@ -148,7 +148,7 @@ def arranged(
     from intformer.passes.layout import plan_layout
     from intformer.passes.to_relax import to_relax
 
-    layout = layout or plan_layout(model, backend.weight_packing)
+    layout = layout or plan_layout(model, backend.weight_packing, backend.zero_point)
     constants = {key: packing.pack(s, model.tensors) for key, s in layout.packing.items()}
     module = to_relax(model, layout, constants)
     dump("1-relax.py", module.script)

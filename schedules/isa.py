@@ -10,6 +10,7 @@ class Isa:
     """What a kernel needs to know of a chip.
 
     lanes          int32 lanes of the accumulator vector, L: 16, 8 or 4
+    registers      vector registers
     matmul_tile    (rows, vectors): accumulators held in registers
     steps          dot products of one turn of a matmul's innermost loop
     score_tiles    key vectors per tile of the attention scores, the default first
@@ -17,6 +18,7 @@ class Isa:
     """
 
     lanes: int
+    registers: int
     matmul_tile: tuple[int, int]
     steps: int
     score_tiles: tuple[int, ...]
@@ -94,15 +96,31 @@ class Gpu:
     multiprocessors: int
 
 
-VNNI = Vnni(lanes=16, matmul_tile=(8, 3), steps=2, score_tiles=(2, 3, 1), context_tiles=16)
+VNNI = Vnni(
+    lanes=16,
+    registers=32,
+    matmul_tile=(8, 3),
+    steps=2,
+    score_tiles=(2, 3, 1),
+    context_tiles=16,
+)
 # 16 registers: a tile of 8, the vectors of weights, what is broadcast
-AVX_VNNI = Vnni(lanes=8, matmul_tile=(4, 2), steps=2, score_tiles=(1,), context_tiles=8, bits=256)
+AVX_VNNI = Vnni(
+    lanes=8,
+    registers=16,
+    matmul_tile=(4, 2),
+    steps=2,
+    score_tiles=(1,),
+    context_tiles=8,
+    bits=256,
+)
 AVX2 = Madd(
     lanes=8,
+    registers=16,
     matmul_tile=(4, 2),
     steps=1,
     score_tiles=(1,),
     context_tiles=8,
     intrinsic="llvm.x86.avx2.pmadd.wd",
 )
-SSE2 = Madd(lanes=4, matmul_tile=(2, 4), steps=1, score_tiles=(1,), context_tiles=8)
+SSE2 = Madd(lanes=4, registers=16, matmul_tile=(2, 4), steps=1, score_tiles=(1,), context_tiles=8)

@@ -19,7 +19,6 @@ from tvm.s_tir import Schedule
 
 from intformer.ir.constants import BLOCK, DEPTH, LANES
 
-REGISTERS = {4: 16, 8: 16, 16: 32}  # vector registers by their int32 lanes
 LINE = LANES * DEPTH  # bytes of weights that one step of the dot products reads
 CHUNK_BYTES = 1 << 20  # default: half of a second-level cache, the other half for weights
 
@@ -56,7 +55,7 @@ def blocks(sch: Schedule) -> list:
 
 def _matmul(isa, columns: int, depth: int) -> dict[str, list[int]]:
     rows, most = isa.matmul_tile
-    tiles = _tiles(isa.lanes, columns)
+    tiles = _tiles(isa, columns)
     # the hand-picked tile; where it does not fit, the next narrower one
     default = max(tile for tile in tiles if tile // 10 == rows and tile % 10 <= most)
     steps = [n for n in (isa.steps, *{1, 2, 4} - {isa.steps}) if depth % n == 0]
@@ -70,9 +69,9 @@ def _matmul(isa, columns: int, depth: int) -> dict[str, list[int]]:
     }
 
 
-def _tiles(lanes: int, columns: int) -> list[int]:
+def _tiles(isa, columns: int) -> list[int]:
     """Return the tiles whose accumulators, weights and one broadcast fill the registers well."""
-    registers = REGISTERS[lanes]
+    registers, lanes = isa.registers, isa.lanes
     return [
         10 * rows + vectors
         for rows in (8, 4, 2)

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intformer.ir.constants import ZERO_POINT
+
 if TYPE_CHECKING:
     import tvm
     from tvm import tirx
@@ -93,6 +95,7 @@ class Backend(ABC):
     name            of the family, and the folder of its sections in a library
     code            family of the CPUs that run a library's own code: itself, if it is one of CPUs
     weight_packing  how its kernels read weights, see passes.packing
+    zero_point      of the operands of matrix products: 0 where they are signed, as in the model
     any_rows        its loops do not ask what a row is: one kernel serves tokens and sequences
     launched        a kernel is launched on a device with memory of its own; the plan says how
     listing_suffix  of the file that `listing` fills
@@ -105,6 +108,7 @@ class Backend(ABC):
 
     name: str
     weight_packing: str
+    zero_point: int = ZERO_POINT
     any_rows: bool
     launched: bool = False
     listing_suffix: str

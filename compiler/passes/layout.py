@@ -24,6 +24,7 @@ class Layout:
     names    (node index, argument index) -> name of the constant, for arguments that are tensors
     packing  constant name -> packing spec
     weight   packing of the weights
+    zero_point  of the operands of matrix products, which are uint8 where it is not 0
     """
 
     buffers: dict[str, Buffer] = field(default_factory=dict)
@@ -31,26 +32,28 @@ class Layout:
     names: dict[tuple[int, int], str] = field(default_factory=dict)
     packing: dict[str, dict] = field(default_factory=dict)
     weight: str = "weight"
+    zero_point: int = ZERO_POINT
 
 
-def plan_layout(model: IntModel, weight: str = "weight") -> Layout:
-    """Return the layout of a model, the same on every CPU.
+def plan_layout(model: IntModel, weight: str = "weight", zero_point: int = ZERO_POINT) -> Layout:
+    """Return the layout of a model, for the chips of one family.
 
-    weight  packing of the weights: "weight" for CPUs, "rows" for GPUs
+    weight      packing of the weights, see packing
+    zero_point  of the operands of matrix products: 0 where the chip multiplies signed numbers
     """
-    layout = Layout(maps=_channel_maps(model), weight=weight)
+    layout = Layout(maps=_channel_maps(model), weight=weight, zero_point=zero_point)
     unsigned = {node.inputs[0] for node in model.nodes if node.op == "matmul"}
     unsigned |= {n.inputs[0] for n in model.nodes if n.op == TAKE and n.outputs[0] in unsigned}
     for name, value in model.values.items():
         groups, size, padded = layout.maps[name]
-        is_operand = name in unsigned and value.dtype == "int8"
+        is_operand = zero_point and name in unsigned and value.dtype == "int8"
         layout.buffers[name] = Buffer(
             name=name,
             dtype="uint8" if is_operand else value.dtype,
             rows=value.rows,
             width=_round_up(groups * padded),
             channels=value.channels,
-            zero_point=ZERO_POINT if is_operand else 0,
+            zero_point=zero_point if is_operand else 0,
             channel_map=None if size == padded or groups == 1 else columns((groups, size, padded)),
         )
     tied = {node.inputs[1] for node in model.nodes if node.op == "matmul"}
@@ -93,6 +96,7 @@ def _spec(model: IntModel, layout: Layout, node: Node, argument: int, tied: set)
             "tensor": name,
             "kind": "bias",
             "weight": node.inputs[1],
+            "zero_point": layout.zero_point,
             "map": layout.maps[out],
             "width": layout.buffers[out].width,
         }

@@ -7,8 +7,8 @@ A constant of a plan is one tensor of the IntModel in a layout that a spec descr
                                                        [..., C] spread over [..., W]
     {"tensor": name, "kind": "weight", ...}            [N, K] as [N' / 16, K' / 4, 16, 4]
     {"tensor": name, "kind": "rows", ...}              [N, K] as [N', K'], for GPUs
-    {"tensor": name, "kind": "bias", "weight": name, ...}
-                                                       less 128 * the row sums of the weight
+    {"tensor": name, "kind": "bias", "weight": name, "zero_point": z, ...}
+                                                       less z * the row sums of the weight
 Sixteen rows of a weight are what one AVX-512 register or AMX tile takes, four columns what one lane
 of a dot product sums; a chip with narrower vectors reads the sixteen in parts. So every x86 target
 reads the same bytes.
@@ -91,4 +91,5 @@ def unpack(packing: dict[str, dict], constants: dict[str, np.ndarray]) -> dict[s
 
 
 def _share(spec: dict, tensors: dict[str, np.ndarray]) -> np.ndarray:
-    return ZERO_POINT * tensors[spec["weight"]].sum(1, dtype=np.int64)
+    zero_point = spec.get("zero_point", ZERO_POINT)  # libraries of before do not say it
+    return zero_point * tensors[spec["weight"]].sum(1, dtype=np.int64)

@@ -5,6 +5,7 @@ import types
 import pytest
 
 from intformer.backends.cuda import code_check, sass, toolchain
+from intformer.backends.cuda.backend import BACKEND
 from intformer.errors import CompileError
 from intformer.proof import code
 from intformer_testing import cuda_compilers
@@ -83,6 +84,7 @@ def test_verify_reads_the_code_of_a_library(toy_path):
     built = build(SOURCE.replace("+= a[threadIdx.x]", "/= a[threadIdx.x]"))
     library = types.SimpleNamespace(
         path=toy_path,
+        image=types.SimpleNamespace(machine=BACKEND.code.elf_machine),
         variants={"x86-64": [], "t4": []},
         metadata={"variants": [{"name": "x86-64", "arch": ""}, {"name": "t4", "arch": "sm_75"}]},
         plan={"launches": LAUNCHES},
