@@ -401,7 +401,7 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
 
     sections = _sections(job, about)
     link(dict.fromkeys(sections, b""))
-    glibc = _check_linked(folder / file_name)
+    glibc = _check_linked(folder / file_name, NEEDED | job.backend.code.needed)
     sections["metadata.json"] = _to_json({**about, "glibc": f"{glibc[0]}.{glibc[1]}"})
     build_id = link(sections)
     footer.append(folder / file_name, glibc, build_id)
@@ -416,10 +416,10 @@ def _digest(files: list[Path], more: str) -> bytes:
     return digest.digest()
 
 
-def _check_linked(path: Path) -> tuple[int, int]:
-    """Return the glibc floor of a linked library that needs what it may need, and no more."""
+def _check_linked(path: Path, allowed: set[str]) -> tuple[int, int]:
+    """Return the glibc floor of a linked library that needs no others than it may."""
     elf = Elf(path)
-    if extra := set(elf.needed()) - NEEDED:
+    if extra := set(elf.needed()) - allowed:
         raise CompileError(f"library needs {min(extra)}", where="linking")
     floor = elf.glibc_floor()
     if floor > GLIBC_FLOOR:

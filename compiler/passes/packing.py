@@ -10,7 +10,7 @@ A constant of a plan is one tensor of the IntModel in a layout that a spec descr
     {"tensor": name, "kind": "bias", "weight": name, "zero_point": z, ...}
                                                        less z * the row sums of the weight
 Sixteen rows of a weight are what one AVX-512 register or AMX tile takes, four columns what one lane
-of a dot product sums; a chip with narrower vectors reads the sixteen in parts. So every x86 target
+of a dot product sums; a chip with narrower vectors reads the sixteen in parts. So every CPU
 reads the same bytes.
 
 A channel map is (groups, size, padded): channel g * size + j sits in column g * padded + j.

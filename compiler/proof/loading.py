@@ -47,7 +47,7 @@ def check_loading(library: LibraryFile) -> Check:
     family = targets.of_machine(image.machine, str(library.path))
     findings = [
         *segments(image),
-        *dynamic(image),
+        *dynamic(image, family),
         *relocations(image, family),
         *symbols(library, family),
         *stray_bytes(image, family),
@@ -81,11 +81,11 @@ def segments(image: Image) -> Iterator[Finding]:
         end = -(-(segment.vaddr + segment.memsz) // PAGE) * PAGE
 
 
-def dynamic(image: Image) -> Iterator[Finding]:
+def dynamic(image: Image, family: CpuBackend) -> Iterator[Finding]:
     """Yield entries of the dynamic section that a library has no need of."""
-    tags = [tag for tag, _ in image.dynamic]
+    tags, needed = [tag for tag, _ in image.dynamic], NEEDED | family.needed
     for tag, value in image.dynamic:
-        if tag == DT_NEEDED and (name := image.name(value)) not in NEEDED:
+        if tag == DT_NEEDED and (name := image.name(value)) not in needed:
             yield Finding("dynamic section", f"needs the library {name!r}")
         elif tag not in HARMLESS:
             yield Finding("dynamic section", f"has {TAGS.get(tag, f'the unknown tag {tag:#x}')}")

@@ -13,7 +13,7 @@ from intformer.errors import LibraryError
 from intformer.runtime import footer
 from intformer.runtime.image import Image
 
-NOTE = b"intformer"  # owner of the note that says where plan_table is (compiler/library.py)
+NOTE = b"intformer"  # owner of the note that says where plan_table is (link/build.py)
 TABLE = struct.Struct("<II3Q")  # head of plan_table: size, zero, api, blob, bytes of the blob
 INDEX_MAGIC = b"IFINDEX1"
 INDEX = struct.Struct("<8sQ")  # head of the blob: magic, sections

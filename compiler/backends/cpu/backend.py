@@ -26,6 +26,7 @@ class CpuBackend(Backend):
     probes      CPU feature, by LLVM's name -> the numbers of link/c/plan.h that find it
     baseline    features, as the reader of machine code names them, that every such CPU has
     imported    types of relocations that fill in the address of an import
+    needed      libraries that its code may need beside libc, libm and libpthread
     loose_sections  of its ELF files that are not mapped, beside those of every machine
     cflags      for the C sources of a library
     """
@@ -40,6 +41,7 @@ class CpuBackend(Backend):
     probes: Mapping[str, tuple[int, ...]]
     baseline: frozenset[str]
     imported: frozenset[int]
+    needed: frozenset[str] = frozenset()
     loose_sections: frozenset[str] = frozenset()
     cflags: tuple[str, ...] = ()
 

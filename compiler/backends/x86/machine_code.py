@@ -1,7 +1,7 @@
 """Read the machine code of a library: is every instruction integer work?
 
 Every byte of every executable segment is decoded (compilers for x86-64 keep tables in .rodata, so
-code is all there is) and every mnemonic looked up in x86_mnemonics. Functions imported from libm
+code is all there is) and every mnemonic looked up in mnemonics.py. Functions imported from libm
 count as float too.
 """
 
