@@ -16,5 +16,7 @@ def own_cache(tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--update-golden", action="store_true", help="rewrite the hashes of tests/golden"
+        "--update-golden",
+        action="store_true",
+        help="rewrite the hashes of tests/golden and the generated tables of the documents",
     )
