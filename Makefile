@@ -2,19 +2,19 @@
 #
 #   make demo                a real encoder, compiled, checked and raced against PyTorch
 #   make test                lint and the tests
-#   make test-all            the slow tests as well
+#   make test-all            the same with the slow tests
 #   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
 #   make qat-results DATA=DIR  quantization-aware training on DIR/{sst2,cola,mrpc,stsb,rte,qnli};
-#                            goes on after a kill; hours on two cores; QAT="--seeds 0,1,2" and other
+#                            resumes if interrupted; hours on two cores; QAT="--seeds 0,1,2" and other
 #                            options of benchmarks/qat_results
 #   make bench               race other runtimes, in .venv-bench: out/bench/report.md; an hour on two
 #                            cores; DATA=DIR also races 32 sentences of DIR/sst2/dev.tsv
-#   make bench QUICK=1       BERT-base 1x128 and 1x16 alone, some ten minutes; RACE="..." passes more
+#   make bench QUICK=1       BERT-base 1x128 and 1x16 only, about ten minutes; RACE="..." passes more
 #                            options of benchmarks/race
-#   make bench-gpu           this machine's GPU: our libraries beside PyTorch there: out/bench-gpu;
+#   make bench-gpu           this machine's GPU: our libraries and PyTorch on it: out/bench-gpu;
 #                            DATA=DIR also compares every integer of dev sets with the CPU's
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
-#   make tuning-logs         tune the well-known shapes for Cascade Lake, half an hour; more TRIALS=N
+#   make tuning-logs         tune the well-known shapes for Cascade Lake, half an hour; more with TRIALS=N
 #   make clean               remove what the targets above made
 
 PYTHON ?= python3
@@ -65,7 +65,7 @@ bench-gpu: install
 compile-time: install
 	$(BIN)/python -P benchmarks/compile_time.py
 
-# Ended at any time, it goes on with what it has measured in out/tuning.
+# Resumes from what is in out/tuning if interrupted.
 tuning-logs: install
 	for shape in $(SHAPES); do \
 	  $(BIN)/intformer tune --shape $$shape --target cascadelake --trials $(TRIALS) \

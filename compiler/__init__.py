@@ -1,4 +1,4 @@
-"""intformer: transformer encoders as integer-only shared libraries. See README.md.
+"""intformer: transformer encoders as integer-only shared libraries. See README.md and docs/.
 
 The names below are loaded when first used, so that the base install (numpy and tokenizers) can
 import the package, load a library and run it without the compiler.

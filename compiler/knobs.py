@@ -1,4 +1,4 @@
-"""Every environment flag, in one place. README.md lists those of users."""
+"""Every environment flag, in one place. docs/usage.md lists those for users."""
 
 import os
 import threading
