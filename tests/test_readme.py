@@ -34,15 +34,16 @@ def table(header, rows):
 def models():
     """Model types and heads, with the recipe of each."""
     from intformer.frontend.families import FAMILIES
+    from intformer.ir.heads import HEADS
 
-    heads = sorted({head for family in FAMILIES.values() for head in family.heads})
-    heads = sorted([*heads, "sentence-embedding"])  # what every family has: a mean or a row
+    heads = sorted(HEADS.items())
     rows = []
     for model_type, family in sorted(FAMILIES.items()):
-        has = {*family.heads, "sentence-embedding"}
         recipe = "ibert" if model_type == "ibert" else "native"
-        rows.append([f"`{model_type}`", recipe, *("yes" if h in has else "no" for h in heads)])
-    return table(["model type", "recipe", *heads], rows)
+        # every family embeds: a mean of rows, or one of them
+        has = ["yes" if head in family.heads or head.embeds else "no" for _, head in heads]
+        rows.append([f"`{model_type}`", recipe, *has])
+    return table(["model type", "recipe", *(name for name, _ in heads)], rows)
 
 
 def targets():
