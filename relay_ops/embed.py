@@ -8,6 +8,7 @@ per row.
 import numpy as np
 
 from intformer.errors import RangeError
+from intformer.ir.constants import BLOCK
 from intformer.relay_ops.fixedpoint import check_fits, clamp, dyadic
 from intformer.relay_ops.interval import Interval, exact
 from intformer.relay_ops.op import IntOp
@@ -79,12 +80,12 @@ def define(args: list, attrs: dict) -> list:
         return expr.round_shift(p, shift[ids[t]].astype("int64")).astype("int32")
 
     def out(i, r, c):
-        t = i * 8 + r
+        t = i * BLOCK + r
         total = expr.clamp(sum(share(lookup, t, c) for lookup in first), attrs["lo"], attrs["hi"])
         total = expr.clamp(total + share(last, t, c), attrs["lo"], attrs["hi"])
         return tirx.if_then_else(t < tokens, total, tirx.const(0, "int32"))
 
-    return [te.compute((attrs["blocks"], 8, attrs["width"]), out, name="embed")]
+    return [te.compute((attrs["blocks"], BLOCK, attrs["width"]), out, name="embed")]
 
 
 OP = IntOp(

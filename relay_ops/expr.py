@@ -9,6 +9,8 @@ import tvm
 from tvm import te, tirx
 from tvm.script import tirx as T
 
+from intformer.ir.constants import LANES
+
 # ops of our own: the vectorizer gives them lanes, then the back end turns them into what the chip
 # has. LLVM does not find these instructions in a plain expression.
 MUL_HIGH, MUL_ROUND = "tirx.intformer_mul_high", "tirx.intformer_mul_round"
@@ -165,7 +167,7 @@ def bit_length(v: te.Tensor, name: str) -> te.Tensor:
     return te.compute(v.shape, lambda *i: below[i] + tirx.const(1, "int64"), name=f"{name}_all")
 
 
-def row_sum(value, shape: tuple, dtype: str, name: str, lanes: int = 16) -> te.Tensor:
+def row_sum(value, shape: tuple, dtype: str, name: str, lanes: int = LANES) -> te.Tensor:
     """Return the sum over the last axis of value(i, r, c), in `lanes` partial sums first."""
     blocks, rows, width = shape
     c = te.reduce_axis((0, width // lanes), "chunk")

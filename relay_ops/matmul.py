@@ -5,6 +5,7 @@ Source: I-BERT QuantLinear (arXiv 2101.01321, section 3.1); every recipe uses it
 
 import numpy as np
 
+from intformer.ir.constants import ZERO_POINT
 from intformer.relay_ops.fixedpoint import check_fits
 from intformer.relay_ops.interval import Interval, exact
 from intformer.relay_ops.op import IntOp
@@ -13,7 +14,6 @@ NAME = "matmul"
 # float32 holds every integer up to 2^24 = 1024 * 128 * 128, so a BLAS product of this many int8
 # terms has no rounding in any order of summation
 EXACT_TERMS = 1024
-ZERO_POINT = 128  # of the unsigned form of x
 BOUND_TERMS = 512  # the same for the range analysis, whose factors reach 256 and 128
 CHUNK = 256  # rows of w widened at a time: they stay in the second-level cache
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from intformer.ir.constants import BLOCK
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
@@ -33,13 +34,13 @@ def define(args: list, attrs: dict) -> list:
     count = index.shape[0] - (1 if attrs["rows"] == "sequence" else 0)
 
     def out(i, r, c):
-        row = i * 8 + r
+        row = i * BLOCK + r
         value = tirx.if_then_else(
-            row < count, read(index[row] // 8, index[row] % 8, c), tirx.const(0, "int32")
+            row < count, read(index[row] // BLOCK, index[row] % BLOCK, c), tirx.const(0, "int32")
         )
         return expr.store(value, attrs)
 
-    return [te.compute((attrs["blocks"], 8, attrs["width"]), out, name="take_rows")]
+    return [te.compute((attrs["blocks"], BLOCK, attrs["width"]), out, name="take_rows")]
 
 
 OP = IntOp(

@@ -13,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from intformer.backends.cuda.kernel import LAUNCH, UNBOUNDED, launch
+from intformer.ir.constants import BLOCK
 from intformer.schedules import cuda_layernorm, cuda_matmul
 from intformer.schedules.cuda_matmul import TILES
 from intformer.schedules.cuda_values import Kernel, Values, stages
@@ -53,7 +54,7 @@ def versions(func: tirx.PrimFunc, isa) -> list[tuple[int | None, dict[str, int]]
         rows = (-(-isa.multiprocessors * tile.columns // columns) - 1) * tile.rows + 1
         if not found or rows < found[-1][0]:
             found.append((rows, number))
-    limits = [None, *(first // 8 for first, _ in found[:-1])]
+    limits = [None, *(first // BLOCK for first, _ in found[:-1])]
     return [
         (limit, {"tile": number})
         for limit, (_, number) in reversed(list(zip(limits, found, strict=True)))

@@ -8,6 +8,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from intformer.backends.cuda.kernel import UNBOUNDED
+from intformer.ir.constants import BLOCK
 from intformer.schedules.cuda_matmul import store
 from intformer.schedules.cuda_values import Kernel, Stage, Values
 
@@ -27,7 +28,7 @@ def body(kernel: Kernel, rows: str) -> int:
         row = T.bind(block * WARPS + thread // 32)
         with T.If(row < kernel.count(rows)), T.Then():
             lane = T.bind(thread % 32)
-            place = (row // 8, row % 8)
+            place = (row // BLOCK, row % BLOCK)
 
             now = _Turn()
 

@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from intformer.backends.cuda import kernel as gpu
+from intformer.ir.constants import BLOCK
 from intformer.schedules.cuda_values import Kernel, Values
 
 STEP = 32  # products that one instruction adds up
@@ -235,7 +236,7 @@ def store(kernel: Kernel, values: Values, output, row, start, count: int, place=
     place   the row as two indices, where `values` knows numbers of the row by them
     """
     dtype = str(output.dtype)
-    place = place or (row // 8, row % 8)
+    place = place or (row // BLOCK, row % BLOCK)
     values = Values(kernel, outer=values)
     made = [values.at(output, (*place, start + i)) for i in range(count)]
     offset = (row * int(output.shape[-1]) + start) * gpu.SIZES[dtype]

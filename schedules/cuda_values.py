@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_ffi import structural_walk
 
 from intformer.backends.cuda.kernel import COUNTS, argument
+from intformer.ir.constants import BLOCK
 from intformer.schedules.space import blocks
 
 
@@ -121,7 +122,7 @@ class Kernel:
         """Return the value of an extent of the plain kernel, from its name."""
         kind, _, what = name.rpartition("_")
         if what == "blocks":
-            return (self.count(kind) + 7) // 8
+            return (self.count(kind) + BLOCK - 1) // BLOCK
         if what == "length":
             return {
                 "cu_seqlens": self.count("sequence") + 1,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-ROWS = ("token", "sequence", "position")  # what one row of a value stands for
+# what one row of a value stands for, in the order of enum rows in plan.h
+ROWS = ("token", "sequence", "position")
 INPUTS = {  # program inputs: name -> what its rows are
     "input_ids": "token",
     "token_type_ids": "token",

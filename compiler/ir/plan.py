@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK = 8  # rows in one block of a buffer
-
 
 @dataclass(frozen=True)
 class Buffer:

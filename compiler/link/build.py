@@ -25,8 +25,9 @@ from intformer import scratch
 from intformer.backends import targets
 from intformer.backends.backend import Backend
 from intformer.errors import CompileError
+from intformer.ir.constants import BLOCK
 from intformer.ir.model import INPUTS, IntModel
-from intformer.ir.plan import BLOCK, Buffer, Plan, Variant
+from intformer.ir.plan import Buffer, Plan, Variant
 from intformer.link import plan_c
 from intformer.link.elf import Elf
 from intformer.passes.memory import ROWS

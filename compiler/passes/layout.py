@@ -6,13 +6,13 @@ attention), uint8 with zero point 128 where a matmul reads them. Constants get a
 
 from dataclasses import dataclass, field
 
+from intformer.ir.constants import LANES, ZERO_POINT
 from intformer.ir.model import INPUTS, IntModel, Node
 from intformer.ir.plan import Buffer
-from intformer.passes.packing import ZERO_POINT, columns
+from intformer.passes.packing import columns
 from intformer.relay_ops import OPS
 
 TAKE = "take_rows"
-VECTOR = 16  # channels are padded to a multiple of this on every target
 
 
 @dataclass
@@ -66,7 +66,7 @@ def plan_layout(model: IntModel, weight: str = "weight", zero_point: int = ZERO_
 
 
 def _round_up(n: int) -> int:
-    return -(-n // VECTOR) * VECTOR
+    return -(-n // LANES) * LANES
 
 
 def _channel_maps(model: IntModel) -> dict[str, tuple[int, int, int]]:

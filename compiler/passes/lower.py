@@ -11,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 
 from intformer.backends.backend import TargetSpec, Versions
+from intformer.ir.constants import BLOCK
 from intformer.ir.model import INPUTS, IntModel
 from intformer.ir.plan import Launch, Plan, Step
 from intformer.passes.form import Form
@@ -183,4 +184,4 @@ def _shape(name: str, layout: Layout, constants: dict) -> tuple:
     if name in constants:
         return constants[name].shape, str(constants[name].dtype)
     buffer = layout.buffers[name]
-    return (BLOCKS[buffer.rows], 8, buffer.width), buffer.dtype
+    return (BLOCKS[buffer.rows], BLOCK, buffer.width), buffer.dtype

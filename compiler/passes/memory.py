@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from intformer.errors import CompileError
-from intformer.ir.plan import BLOCK, Buffer, Plan
-
-ROWS = ("token", "sequence", "position")  # order of enum rows in plan.h
+from intformer.ir.constants import BLOCK
+from intformer.ir.model import ROWS
+from intformer.ir.plan import Buffer, Plan
 
 
 @dataclass

@@ -18,8 +18,7 @@ A channel map is (groups, size, padded): channel g * size + j sits in column g *
 
 import numpy as np
 
-LANES, DEPTH = 16, 4  # rows and columns of a weight that lie together
-ZERO_POINT = 128  # of int8 values that a matmul reads as uint8
+from intformer.ir.constants import DEPTH, LANES, ZERO_POINT
 
 
 def columns(channel_map: tuple[int, int, int]) -> np.ndarray:

@@ -8,6 +8,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir import Op
 
+from intformer.ir.constants import BLOCK
 from intformer.ir.model import INPUTS, IntModel, Node
 from intformer.passes.layout import Layout
 from intformer.relay_ops import OPS
@@ -58,7 +59,7 @@ def to_relax(model: IntModel, layout: Layout, constants: dict) -> tvm.IRModule:
 def _emit(builder, model: IntModel, layout: Layout, node: Node, index: int, known, blocks) -> None:
     names = [layout.names.get((index, i), name) for i, name in enumerate(node.inputs)]
     types = [
-        relax.TensorType((blocks[b.rows], 8, b.width), b.dtype)
+        relax.TensorType((blocks[b.rows], BLOCK, b.width), b.dtype)
         for b in (layout.buffers[name] for name in node.outputs)
     ]
     call = relax.Call(

@@ -4,8 +4,8 @@ from collections.abc import Container
 
 import numpy as np
 
+from intformer.ir.constants import BLOCK
 from intformer.ir.model import IntModel
-from intformer.ir.plan import BLOCK
 from intformer.proof.finding import Finding
 from intformer.proof.inputs import LENGTHS, given, random_batch
 from intformer.proof.report import Check

@@ -25,7 +25,8 @@ from intformer.backends.cuda.device import Device, DeviceError
 from intformer.backends.cuda.sass_check import NO_SPILLS
 from intformer.backends.object_cache import ObjectCache
 from intformer.errors import CompileError, IntformerError
-from intformer.ir.plan import BLOCK, COUNTS, Launch, grid_size
+from intformer.ir.constants import BLOCK
+from intformer.ir.plan import COUNTS, Launch, grid_size
 from intformer.link.build import GPU_TILE
 from intformer.passes.form import Decisions, Form
 from intformer.tuning.measure import (

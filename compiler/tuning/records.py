@@ -12,7 +12,7 @@ from pathlib import Path
 
 from intformer.backends.backend import TargetSpec, Versions
 from intformer.errors import CompileError
-from intformer.ir.plan import BLOCK
+from intformer.ir.constants import BLOCK
 from intformer.passes.form import Decisions, Form
 
 PACKAGED = "packaged"  # the logs that come with intformer

@@ -14,9 +14,10 @@ import numpy as np
 from intformer import pipeline, scratch
 from intformer.backends.backend import TargetSpec, Versions
 from intformer.ir import ranges
+from intformer.ir.constants import BLOCK
 from intformer.ir.heads import SENTENCE_EMBEDDING, SEQUENCE_CLASSIFICATION
 from intformer.ir.model import INPUTS, IntModel, Node
-from intformer.ir.plan import BLOCK, COUNTS, Buffer, Step
+from intformer.ir.plan import COUNTS, Buffer, Step
 from intformer.passes import packing
 from intformer.passes.form import Decisions, Form
 from intformer.tuning.measure import Case

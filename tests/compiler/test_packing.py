@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intformer.passes.packing import ZERO_POINT, columns, pack, spread, unpack
+from intformer.ir.constants import ZERO_POINT
+from intformer.passes.packing import columns, pack, spread, unpack
 
 few = settings(derandomize=True, max_examples=60, deadline=None)
 

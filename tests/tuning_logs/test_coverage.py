@@ -7,7 +7,7 @@ import pytest
 
 import intformer
 from intformer.backends.targets import TARGETS
-from intformer.ir.plan import BLOCK
+from intformer.ir.constants import BLOCK
 from intformer.tuning import records
 from intformer.tuning.driver import TOKENS
 from intformer.tuning.tasks import models_of_shape, tasks

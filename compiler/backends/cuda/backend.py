@@ -8,7 +8,8 @@ from intformer.backends.backend import Backend, CarriedForm, TargetSpec
 from intformer.backends.cuda.code import capability
 from intformer.backends.x86 import backend as x86
 from intformer.errors import CompileError, IntformerError
-from intformer.ir.plan import BLOCK, COUNTS, Launch, Plan, Variant
+from intformer.ir.constants import BLOCK
+from intformer.ir.plan import COUNTS, Launch, Plan, Variant
 from intformer.passes.memory import ROWS
 
 SHARED_BYTES = 48 << 10  # shared memory that a block has without asking for more

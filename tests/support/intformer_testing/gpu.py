@@ -13,7 +13,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from intformer.backends.cuda import codegen, kernel
-from intformer.ir.plan import BLOCK, Launch, grid_size
+from intformer.ir.constants import BLOCK
+from intformer.ir.plan import Launch, grid_size
 from intformer.link.build import GPU_TILE
 
 HERE = Path(__file__).parent
