@@ -59,114 +59,132 @@ def body(kernel: Kernel, tile: Tile, depth: int, rows: str) -> None:
     depth  bytes of a row in shared memory at a time, 32 or 64
     rows   what the rows are, for the count of them
     """
-    x, w = (kernel.buffers[p] for p in kernel.func.params[:2])
-    columns, length = extents(kernel)
-    wide = min(4, tile.columns // tile.warps_across // 8)  # 8-wide tiles of neighbours
-    down = tile.rows // tile.warps_down // 16  # 16-high tiles of a warp
-    across = tile.columns // tile.warps_across // 8 // wide  # groups of 8-wide tiles
-    pieces = depth // PIECE
-    steps = -(-length // depth)
-    whole = length % depth == 0
-
-    def place(row, piece, rotate):
-        """Where a piece of a row lies in a tile."""
-        return row * depth + ((piece ^ (rotate % pieces)) * PIECE)
-
+    columns, _ = extents(kernel)
     block_x = T.thread_binding(columns // tile.columns, thread="blockIdx.x")
     block_y = T.thread_binding(65535, thread="blockIdx.y")
     threads = T.thread_binding(tile.threads, thread="threadIdx.x")
-    with block_x as across_grid, block_y as down_grid, threads as thread:
-        with T.If(down_grid * tile.rows < kernel.count(rows)), T.Then():
-            first_row = T.bind(down_grid * tile.rows)
-            first_column = T.bind(across_grid * tile.columns)
-            lane = T.bind(thread % 32)
-            warp_row = T.bind(thread // 32 // tile.warps_across * (down * 16))
-            warp_column = T.bind(thread // 32 % tile.warps_across * (across * wide * 8))
-            shared_x = T.alloc_buffer((2 * tile.rows * depth,), "uint8", scope="shared")
-            shared_w = T.alloc_buffer((2 * tile.columns * depth,), "int8", scope="shared")
-            acc = T.alloc_buffer((down * across * wide * 4,), "int32", scope="local")
-            share = tile.threads, thread, pieces, length
-            loads = [
-                _Load(x, first_row, tile.rows, shared_x, lambda row: row // (8 // pieces), *share),
-                _Load(
-                    w, first_column, tile.columns, shared_w, lambda row: row // (2 * wide), *share
-                ),
-            ]
-            with T.unroll(down * across * wide * 4) as i:
-                T.buffer_store(acc, 0, [i])
+    with block_x as across, block_y as down, threads as thread:
+        with T.If(down * tile.rows < kernel.count(rows)), T.Then():
+            product = _Product(kernel, tile, depth, down, across, thread)
+            product.emit()
+            product.finish()
 
-            def fetch(step):
-                for load in loads:
-                    load.fetch(step, depth, whole)
 
-            def keep(step):
-                for load in loads:
-                    load.keep(step % 2, place)
+class _Product:
+    """One tile of the result under construction.
 
-            def products(step):
-                a = T.alloc_buffer((down * 4,), "uint32", scope="local")
-                b = T.alloc_buffer((wide * 2,), "uint32", scope="local")
-                with T.unroll(depth // STEP) as part:
-                    with T.unroll(down) as i:
-                        row = warp_row + i * 16 + lane % 16
-                        at = place(row, part * 2 + lane // 16, row // (8 // pieces))
-                        gpu.call(
-                            "ldmatrix",
-                            a.data,
-                            i * 4,
-                            shared_x.data,
-                            step % 2 * (tile.rows * depth) + at,
-                        )
-                    with T.unroll(across) as group:
-                        with T.unroll(wide // 2) as pair:
-                            # column r of 8-wide tile j: neighbour r // 2 * 2 wide + 2 j + r % 2
-                            inside = (
-                                lane % 8 // 2 * (2 * wide) + (pair * 2 + lane // 16) * 2 + lane % 2
-                            )
-                            row = warp_column + group * (wide * 8) + inside
-                            at = place(row, part * 2 + lane // 8 % 2, row // (2 * wide))
-                            gpu.call(
-                                "ldmatrix",
-                                b.data,
-                                pair * 4,
-                                shared_w.data,
-                                step % 2 * (tile.columns * depth) + at,
-                            )
-                        with T.unroll(down) as i, T.unroll(wide) as j:
-                            gpu.call(
-                                "mma_u8",
-                                acc.data,
-                                ((i * across + group) * wide + j) * 4,
-                                a.data,
-                                i * 4,
-                                b.data,
-                                j * 2,
-                            )
+    wide    8-wide tiles of a warp that are neighbours
+    down    16-high tiles of a warp
+    across  groups of `wide` 8-wide tiles of a warp
+    """
 
-            fetch(0)
-            keep(0)
+    def __init__(self, kernel: Kernel, tile: Tile, depth: int, block_down, block_across, thread):
+        """Bind where the tile is, and allocate its memory (arguments: body)."""
+        self.kernel, self.tile, self.depth = kernel, tile, depth
+        x, w = (kernel.buffers[p] for p in kernel.func.params[:2])
+        _, self.length = extents(kernel)
+        self.wide = min(4, tile.columns // tile.warps_across // 8)
+        self.down = tile.rows // tile.warps_down // 16
+        self.across = tile.columns // tile.warps_across // 8 // self.wide
+        self.pieces = depth // PIECE
+        self.first_row = T.bind(block_down * tile.rows)
+        self.first_column = T.bind(block_across * tile.columns)
+        self.lane = T.bind(thread % 32)
+        self.warp_row = T.bind(thread // 32 // tile.warps_across * (self.down * 16))
+        self.warp_column = T.bind(thread // 32 % tile.warps_across * (self.across * self.wide * 8))
+        self.x = T.alloc_buffer((2 * tile.rows * depth,), "uint8", scope="shared")
+        self.w = T.alloc_buffer((2 * tile.columns * depth,), "int8", scope="shared")
+        size = self.down * self.across * self.wide * 4
+        self.acc = T.alloc_buffer((size,), "int32", scope="local")
+        share = tile.threads, thread, self.pieces, self.length
+        self.loads = [
+            _Load(x, self.first_row, tile.rows, self.x, self._turn_x, *share),
+            _Load(w, self.first_column, tile.columns, self.w, self._turn_w, *share),
+        ]
+        with T.unroll(size) as i:
+            T.buffer_store(self.acc, 0, [i])
+
+    def emit(self) -> None:
+        """Emit the product: the next step is on its way while this one is computed."""
+        steps = -(-self.length // self.depth)
+        self._fetch(0)
+        self._keep(0)
+        gpu.synchronise()
+        with T.serial(steps - 1) as step:
+            self._fetch(step + 1)
+            self._products(step)
+            self._keep(step + 1)
             gpu.synchronise()
-            with T.serial(steps - 1) as step:
-                fetch(step + 1)
-                products(step)
-                keep(step + 1)
-                gpu.synchronise()
-            products(steps - 1)
+        self._products(steps - 1)
 
-            with T.unroll(down) as i, T.unroll(across) as group, T.unroll(2) as half:
-                row = T.bind(first_row + warp_row + i * 16 + half * 8 + lane // 4)
-                start = T.bind(
-                    first_column + warp_column + group * (wide * 8) + lane % 4 * (2 * wide)
-                )
+    def finish(self) -> None:
+        """Emit all that is elementwise behind the product, and store the results."""
+        with T.unroll(self.down) as i, T.unroll(self.across) as group, T.unroll(2) as half:
+            row = T.bind(self.first_row + self.warp_row + i * 16 + half * 8 + self.lane // 4)
+            start = T.bind(
+                self.first_column
+                + self.warp_column
+                + group * (self.wide * 8)
+                + self.lane % 4 * (2 * self.wide)
+            )
 
-                def result(_block, _row, *column):
-                    place = column[0] - start
-                    return acc[
-                        ((i * across + group) * wide + place // 2) * 4 + half * 2 + place % 2
-                    ]
+            def result(_block, _row, *column):
+                place = column[0] - start
+                tile = (i * self.across + group) * self.wide + place // 2
+                return self.acc[tile * 4 + half * 2 + place % 2]
 
-                values = Values(kernel, {kernel.stages[0].stores[0][0]: result})
-                store(kernel, values, kernel.outputs[0], row, start, 2 * wide)
+            made = {self.kernel.stages[0].stores[0][0]: result}
+            values = Values(self.kernel, made)
+            store(self.kernel, values, self.kernel.outputs[0], row, start, 2 * self.wide)
+
+    def _turn_x(self, row):
+        """Return by how many pieces a row of x is rotated."""
+        return row // (8 // self.pieces)
+
+    def _turn_w(self, row):
+        """Return by how many pieces a row of the weights is rotated."""
+        return row // (2 * self.wide)
+
+    def _place(self, row, piece, turn):
+        """Return where a piece of a row lies in a tile."""
+        return row * self.depth + ((piece ^ (turn % self.pieces)) * PIECE)
+
+    def _fetch(self, step) -> None:
+        for load in self.loads:
+            load.fetch(step, self.depth, self.length % self.depth == 0)
+
+    def _keep(self, step) -> None:
+        for load in self.loads:
+            load.keep(step % 2, self._place)
+
+    def _products(self, step) -> None:
+        """Emit the products of one step, whose operands are in shared memory."""
+        a = T.alloc_buffer((self.down * 4,), "uint32", scope="local")
+        b = T.alloc_buffer((self.wide * 2,), "uint32", scope="local")
+        with T.unroll(self.depth // STEP) as part:
+            with T.unroll(self.down) as i:
+                row = self.warp_row + i * 16 + self.lane % 16
+                at = self._place(row, part * 2 + self.lane // 16, self._turn_x(row))
+                half = step % 2 * (self.tile.rows * self.depth)
+                gpu.call("ldmatrix", a.data, i * 4, self.x.data, half + at)
+            with T.unroll(self.across) as group:
+                self._load_weights(b, step, part, group)
+                with T.unroll(self.down) as i, T.unroll(self.wide) as j:
+                    place = ((i * self.across + group) * self.wide + j) * 4
+                    gpu.call("mma_u8", self.acc.data, place, a.data, i * 4, b.data, j * 2)
+
+    def _load_weights(self, b, step, part, group) -> None:
+        """Emit the loads of a group's weights.
+
+        Row r of the 8-wide tile j is neighbour r // 2 * 2 wide + 2 j + r % 2 of the group.
+        """
+        lane, wide = self.lane, self.wide
+        with T.unroll(wide // 2) as pair:
+            inside = lane % 8 // 2 * (2 * wide) + (pair * 2 + lane // 16) * 2 + lane % 2
+            row = self.warp_column + group * (wide * 8) + inside
+            at = self._place(row, part * 2 + lane // 8 % 2, self._turn_w(row))
+            half = step % 2 * (self.tile.columns * self.depth)
+            gpu.call("ldmatrix", b.data, pair * 4, self.w.data, half + at)
 
 
 class _Load:
