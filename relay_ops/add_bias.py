@@ -36,5 +36,11 @@ def define(args: list, attrs: dict) -> list:
 
 
 OP = IntOp(
-    NAME, reference, bounds, define, elementwise=True, source="transformers ibert QuantLinear"
+    NAME,
+    reference,
+    bounds,
+    define,
+    elementwise=True,
+    accumulates=True,
+    source="transformers ibert QuantLinear",
 )

@@ -122,5 +122,6 @@ OP = IntOp(
     define,
     by_row=True,
     work=work,
+    accumulates=True,
     source="arXiv 2101.01321 section 3.1",
 )

@@ -24,6 +24,7 @@ class IntOp:
     unpadded    leading arguments whose last axis is no channels, though it may be as long
     fill        argument -> its value in padding columns, where 0 would be out of its range
     room        argument -> columns of zeros behind its rows, which a kernel may read
+    accumulates the result is the accumulator of a product: exact, not at a chosen scale
     clears      the kernel writes zeros to the rows behind the last one
     work        (attrs, rows, lengths, shapes) -> multiply-adds; rows of the result, int64 lengths
                 of the sequences, shapes of the constants by argument
@@ -44,6 +45,7 @@ class IntOp:
     unpadded: int = 0
     fill: Mapping[int, int] = field(default_factory=dict)
     room: Mapping[int, int] = field(default_factory=dict)
+    accumulates: bool = False
     clears: bool = False
     work: Callable | None = None
     clamp: Callable | None = None

@@ -7,6 +7,7 @@ import numpy as np
 from intformer.analysis.costs import weight_name
 from intformer.analysis.tensors import Tally, to_db
 from intformer.analysis.weights import Weight
+from intformer.ir.graph import TABLES
 from intformer.quantize.methods import TINY
 
 CLIPPING = 0.5  # of a tensor's grid error made by clamped values: that is its cause
@@ -17,6 +18,14 @@ OUTLIER_SHARE = 0.15  # and its share of the weight's error
 COARSE = 4.0  # steps in the root mean square
 ENOUGH_DB = 45.0  # of the grid: its scale is nobody's problem
 INHERITED_DB = 3.0  # the total this far below what its own step makes: most came from before
+
+PARTS = {  # Watched.kind -> what the report calls it
+    "for attention": "Q, K and V",
+    "for act": "activation inputs",
+    "attention": "attention contexts",
+    "act": "activation outputs",
+    "output": "output",
+}
 
 
 @dataclass
@@ -85,13 +94,10 @@ def outlier(peaks: np.ndarray) -> tuple[int, float]:
 
 def part_of(tally: Tally) -> str:
     """Return what kind of activation this is, for the sums by kind."""
-    tap = tally.watch.tap.rpartition(".")[2]
-    if tap.startswith("norm") or tap == "projection":
+    if tally.watch.kind == "norm":
         wide = "residual (int16)" if tally.value.dtype != "int8" else "int8"
         return f"LayerNorm outputs, {wide}"
-    names = {"qkv": "Q, K and V", "context": "attention contexts", "act": "activation outputs"}
-    names |= {"ffn1": "activation inputs", "output": "output"}
-    return names.get(tap, "sums and their terms")
+    return PARTS.get(tally.watch.kind, "sums and their terms")
 
 
 def activation(tally: Tally, noise: float, total: float, signal: float) -> Row:
@@ -136,7 +142,7 @@ def weight(one: Weight, noise: float, total: float, signal: float) -> Row:
     row = Row(
         name=weight_name(one),
         kind="weight",
-        part="embedding tables" if one.name.startswith("embed.") else "weights",
+        part="embedding tables" if one.name in TABLES else "weights",
         dtype=one.integers.dtype.name,
         channels=len(one.real),
         scale=spread(one.steps),

@@ -133,7 +133,7 @@ class Batch:
 
 def compare(graph: Graph, model: IntModel, inputs: list[dict]):
     """Return (a Tally for every watched value, real outputs, integer outputs), batches joined."""
-    watches = watched(model)
+    watches = watched(graph, model)
     tallies = [Tally(watch, model) for watch in watches]
     real, got = [], []
     for one in progress(inputs, "comparing tensor by tensor"):

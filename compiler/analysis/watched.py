@@ -1,42 +1,16 @@
-"""Which integer value stands for which float tensor, and what its integers can hold."""
+"""Which integer values are edges of the float graph, and what their integers can hold."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from intformer.ir.graph import Graph
 from intformer.ir.model import IntModel, Node
 from intformer.relay_ops import OPS
 
 OUTPUT = "output"  # the tap of what the float run returns
 LIMITS = {"int8": 127, "int16": 2**15 - 1}
 STREAM, OPERAND = "stream", "operand"
-# name of a value after "layerI.", "headI." or "embed." -> tap after the same, and who reads it
-TAPS = {
-    "sum": ("sum", STREAM),
-    "projection.int8": ("projection", OPERAND),
-    "projection.int16": ("projection", STREAM),
-    "qkv": ("qkv", STREAM),
-    "context": ("context", STREAM),
-    "out": ("out", STREAM),
-    "sum1": ("sum1", STREAM),
-    "act.int8": ("act", OPERAND),
-    "act.int16": ("act", STREAM),
-    "act": ("act", STREAM),
-    "ffn2": ("ffn2", STREAM),
-    "sum2": ("sum2", STREAM),
-    # recipe ibert
-    "sum1.term": ("out", STREAM),
-    "ffn_in": ("norm1", STREAM),
-    "gelu": ("act", STREAM),
-    "sum2.term": ("ffn2", STREAM),
-    "tanh": ("act", STREAM),
-    "int8": ("act", OPERAND),
-} | {
-    name + end: (name, path)
-    for name in ("norm", "norm1", "norm2")
-    for end, path in ((".int8", OPERAND), (".int16", STREAM), ("", STREAM))
-}
-GELU_INPUTS = ("act.in", "act.q12", "in", "q12")  # of a layer's ffn1 or of a head's dense
 
 
 @dataclass(frozen=True)
@@ -46,6 +20,8 @@ class Watched:
     name       of the value; with the part's name after a space
     value      in IntModel.values
     tap        edge of the float graph, or OUTPUT
+    kind       of the node that makes the edge, "for attention" or "for act" where one of these
+               reads it, or OUTPUT
     path       STREAM: all that come after read it; OPERAND: only the matmul at this tap
     columns    the part
     low, high  what the integers are clamped to; None where nothing clamps them
@@ -54,6 +30,7 @@ class Watched:
     name: str
     value: str
     tap: str
+    kind: str
     path: str
     columns: slice
     low: int | None
@@ -65,39 +42,56 @@ class Watched:
         return np.broadcast_to(np.asarray(value.scale, np.float64), value.channels)[self.columns]
 
 
-def watched(model: IntModel) -> list[Watched]:
-    """Return every value that stands for a tap, in the order of execution."""
-    read = {name for node in model.nodes for name in node.inputs} | {model.output}
-    makers = {name: node for node in model.nodes for name in node.outputs}
+def watched(graph: Graph, model: IntModel) -> list[Watched]:
+    """Return every value that is an edge rounded to integers, in the order of execution."""
+    readers: dict[str, list[Node]] = {}
+    for node in model.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
     found = []
-    for name in makers:
-        if name not in read or (place := _tap(name, model.output)) is None:
-            continue
-        tap, path = place
-        low, high = _limits(name, makers, model)
-        channels = model.values[name].channels
-        parts = {"": slice(0, channels)}
-        if tap.endswith("qkv"):
-            third = channels // 3
-            parts = {f" {p}": slice(i * third, (i + 1) * third) for i, p in enumerate("QKV")}
-        found += [Watched(name + p, name, tap, path, c, low, high) for p, c in parts.items()]
+    for node in model.nodes:
+        for name in node.outputs:
+            edge = OUTPUT if name == model.output else model.edges.get(name)
+            unread = name not in readers and name != model.output
+            if edge is None or unread or OPS[node.op].accumulates:
+                continue
+            kind = OUTPUT if edge == OUTPUT else _kind(graph, edge)
+            path = OPERAND if _feeds_products(name, readers) else STREAM
+            low, high = _limits(name, node, model)
+            found += [
+                Watched(name + part, name, edge, kind, path, columns, low, high)
+                for part, columns in _parts(name, readers, model).items()
+            ]
     return found
 
 
-def _tap(name: str, output: str) -> tuple[str, str] | None:
-    if name == output:
-        return OUTPUT, STREAM
-    stem, _, rest = name.partition(".")
-    if rest in GELU_INPUTS:
-        return (stem if stem.startswith("head") else f"{stem}.ffn1"), STREAM
-    if rest not in TAPS or not stem.startswith(("embed", "layer", "head")):
-        return None
-    tap, path = TAPS[rest]
-    return f"{stem}.{tap}", path
+def _kind(graph: Graph, edge: str) -> str:
+    """Return the kind of node that makes an edge; of a linear, that which its values are for."""
+    kind = graph[edge].kind
+    kinds = {reader.kind for reader in graph.readers(edge)}
+    return next((f"for {k}" for k in ("attention", "act") if k in kinds), kind)
 
 
-def _limits(name: str, makers: dict[str, Node], model: IntModel) -> tuple[int | None, int | None]:
-    node, dtype = makers[name], model.values[name].dtype
+def _feeds_products(name: str, readers: dict[str, list[Node]]) -> bool:
+    """Say whether matrix products alone read a value, or picked rows of it."""
+    return name in readers and all(
+        node.op == "matmul"
+        or (node.op == "take_rows" and _feeds_products(node.outputs[0], readers))
+        for node in readers[name]
+    )
+
+
+def _parts(name: str, readers: dict[str, list[Node]], model: IntModel) -> dict[str, slice]:
+    """Return the parts of a value's channels: queries, keys and values where attention reads it."""
+    channels = model.values[name].channels
+    if not any(OPS[node.op].heads and node.inputs[0] == name for node in readers.get(name, [])):
+        return {"": slice(0, channels)}
+    third = channels // 3
+    return {f" {part}": slice(i * third, (i + 1) * third) for i, part in enumerate("QKV")}
+
+
+def _limits(name: str, node: Node, model: IntModel) -> tuple[int | None, int | None]:
+    dtype = model.values[name].dtype
     if {"lo", "hi"} <= node.attrs.keys():
         return node.attrs["lo"], node.attrs["hi"]
     clamp = OPS[node.op].clamp

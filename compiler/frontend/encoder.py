@@ -86,7 +86,7 @@ def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pool
         "hidden": g.hidden,
         "heads": g.heads,
         "layers": len(graph.of_kind("attention")),
-        "ffn": graph["layer0.act"].channels,
+        "ffn": graph.of_kind("act")[0].channels,
         "activation": g.activation,
         "pooling": pooling,
         "output_channels": channels,

@@ -130,7 +130,7 @@ def _finish(checkpoint: Checkpoint, rules: Rules, features: str, meta: dict, cal
         "output_scale": value.scale,
         "warnings": [*meta["warnings"], *rules.warnings],
     }
-    return IntModel(rules.nodes, rules.tensors, rules.values, output, meta, files)
+    return IntModel(rules.nodes, rules.tensors, rules.values, output, meta, files, rules.edges)
 
 
 def _observe(rules: Rules, features: str, batches: list[dict]):

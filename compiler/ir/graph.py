@@ -196,6 +196,11 @@ class Graph:
             raise ValueError(f"{edge} is read by the weights {', '.join(found)}: join them")
         return next(iter(found.values()), None)
 
+    def parts(self, edge: str) -> int:
+        """Return how many tensors an edge's channels are, of one size: q, k and v are three."""
+        params = self[edge].params
+        return params.parts if isinstance(params, Linear) else 1
+
     def adds(self, edge: str) -> list[Node]:
         """Return the sums in which an edge is the residual."""
         return [n for n in self.readers(edge) if n.kind == "add" and n.inputs[1] == edge]

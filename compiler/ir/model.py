@@ -57,6 +57,8 @@ class IntModel:
     output   the value returned to the caller (int32)
     meta     JSON-able: family, head, recipe, labels, max_length, vocab_size, position rule, ...
     files    tokenizer and config files to carry along: file name -> bytes
+    edges    value -> edge of the float graph that it stands for, where a graph was lowered; the
+             file format has no place for it
     """
 
     nodes: list[Node]
@@ -65,6 +67,7 @@ class IntModel:
     output: str
     meta: dict
     files: dict[str, bytes] = field(default_factory=dict)
+    edges: dict[str, str] = field(default_factory=dict)
 
     def run(self, inputs: dict[str, np.ndarray], replace=None) -> dict[str, np.ndarray]:
         """Run the NumPy reference of every node; return all values by name.

@@ -66,7 +66,9 @@ def prepare(
         return prepare_ibert(checkpoint, answering, calibrate)
     graph, meta = read_encoder(checkpoint, head)
     q8bert = (nonlinear, weights) == ("float", "tensor")
-    ranges = Ranges(graph.ranged(), neutral(graph), whole=q8bert)
+    sizes = graph.ranged()
+    tensors = {edge: graph.parts(edge) for edge in sizes} if q8bert else None
+    ranges = Ranges(sizes, neutral(graph), tensors=tensors)
     if calibrate is not None:
         start(ranges, graph, checkpoint, meta, calibrate, weights)
     elif trained.get("recipe") == "native":

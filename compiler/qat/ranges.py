@@ -17,7 +17,8 @@ class Ranges(nn.Module):
     seen     tap -> sum of the same weights, which a peak is divided by: 1 from calibration on,
              below it where training starts without (Adam's correction)
     factors  weight stem -> [K], fixed
-    whole    one range for all channels of a tensor: the EMA of its max|x|, as in Q8BERT
+    tensors  tap -> how many tensors its channels are; each has one range, the EMA of its max|x|, as
+             in Q8BERT. None: every channel has its own
     """
 
     def __init__(
@@ -25,11 +26,11 @@ class Ranges(nn.Module):
         sizes: dict[str, int],
         factors: dict[str, np.ndarray],
         decay: float = DECAY,
-        whole: bool = False,
+        tensors: dict[str, int] | None = None,
     ):
         """Start with nothing seen."""
         super().__init__()
-        self.decay, self.whole = decay, whole
+        self.decay, self.tensors = decay, tensors
         for tap, size in sizes.items():
             self.register_buffer(key(PEAK + tap), torch.zeros(size))
             self.register_buffer(key("seen." + tap), torch.zeros(()))
@@ -47,10 +48,10 @@ class Ranges(nn.Module):
             self.factor(stem).copy_(torch.from_numpy(np.float32(f)))
 
     def shared(self, tap: str, peaks: torch.Tensor) -> torch.Tensor:
-        """Return peaks [..., C] with the largest of a tensor for all of it, where `whole`."""
-        if not self.whole:
+        """Return peaks [..., C]; the channels of a tensor that has one range get the largest."""
+        if self.tensors is None:
             return peaks
-        parts = peaks.unflatten(-1, (3 if tap.endswith(".qkv") else 1, -1))
+        parts = peaks.unflatten(-1, (self.tensors[tap], -1))
         return parts.amax(-1, keepdim=True).expand_as(parts).flatten(-2)
 
     def factor(self, stem: str) -> torch.Tensor:

@@ -17,11 +17,21 @@ class Emitter:
         self.values: dict[str, Value] = {}
         self.warnings: list[str] = []
         self.reach: dict[str, np.ndarray] = {}  # accumulator -> largest |value| [channels]
+        self.edges: dict[str, str] = {}  # value -> edge of the float graph that it stands for
 
     def share(self, other: "Emitter") -> None:
         """Add to the same model as another emitter from now on."""
         self.nodes, self.tensors, self.values = other.nodes, other.tensors, other.values
-        self.warnings, self.reach = other.warnings, other.reach
+        self.warnings, self.reach, self.edges = other.warnings, other.reach, other.edges
+
+    def stands_for(self, edge: str, *names: str) -> None:
+        """Record that values are an edge of the float graph, as integers."""
+        self.edges.update(dict.fromkeys(names, edge))
+
+    def same_edge(self, x: str, name: str) -> None:
+        """Record that a value is the edge that x is, at another scale."""
+        if x in self.edges:
+            self.edges[name] = self.edges[x]
 
     def value(self, name: str, dtype: str, channels: int, scale, origin: str, rows="token") -> str:
         """Declare a value; scale is one number or one per channel."""
@@ -60,6 +70,7 @@ class Emitter:
         source = self.values[x]
         ratio = self.channel_scale(x) / scale
         self.value(name, dtype, source.channels, scale, origin, source.rows)
+        self.same_edge(x, name)
         self.node(
             "requantize", (x, *self.dyadic(name, ratio)), name, lo=-limit, hi=limit, dtype=dtype
         )
@@ -72,6 +83,7 @@ class Emitter:
         lift = rescale.lift_bits(ratio, self.reach[x], dtype)
         mult, offset = rescale.tables(ratio, lift)
         self.value(name, dtype, source.channels, scale, origin, source.rows)
+        self.same_edge(x, name)
         tables = self.constant(name + ".mult", mult), self.constant(name + ".offset", offset)
         self.node("rescale", (x, *tables), name, lift=lift, lo=-limit, hi=limit, dtype=dtype)
         return name
@@ -81,6 +93,7 @@ class Emitter:
         source = self.values[x]
         mult, down = requantize16.tables(self.channel_scale(x) / scale)
         self.value(name, "int8", source.channels, scale, origin, source.rows)
+        self.same_edge(x, name)
         tables = self.constant(name + ".mult", mult), self.constant(name + ".down", down)
         self.node("requantize16", (x, *tables), name)
         return name

@@ -183,7 +183,7 @@ def test_operand_and_residual_of_one_tensor_are_told_apart(plain):
         snr(x["output"], out), abs=1e-3
     )
     assert row(found, "layer0.norm1.int16").output_db > 60
-    names = [watch.name for watch in watched(model)]
+    names = [watch.name for watch in watched(plain.graph, model)]
     assert names.index("layer0.qkv Q") < names.index("layer0.qkv V") < names.index("layer0.context")
     assert [each.name for each in found.rows if each.kind == "activation"] == names
 

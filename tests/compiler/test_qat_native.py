@@ -222,7 +222,8 @@ def test_ranges_are_an_ema():
 def test_the_range_of_a_tensor_is_the_ema_of_its_maximum(source):
     """As in Q8BERT; the largest EMA of its channels would be less. q, k and v are three tensors."""
     batches = [[[8.0, 1.0, -2.0, 2.0, 3.0, 0.0]], [[0.0, -16.0, 2.0, 6.0, 1.0, -5.0]]]
-    ranges = Ranges({"norm": 6, "layer0.qkv": 6}, {}, decay=0.5, whole=True)
+    sizes, tensors = {"norm": 6, "layer0.qkv": 6}, {"norm": 1, "layer0.qkv": 3}
+    ranges = Ranges(sizes, {}, decay=0.5, tensors=tensors)
     ranges.start({tap: np.zeros(6) for tap in ranges.taps}, {})
     for batch in batches:
         for tap in ranges.taps:

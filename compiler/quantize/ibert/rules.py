@@ -44,6 +44,8 @@ class Rules(Emitter):
         ratio = self.channel_scale(x) / self.channel_scale(name)
         lo, hi = limits
         self.node("requantize", (x, *self.dyadic(name, ratio)), name, lo=lo, hi=hi, dtype=dtype)
+        if origin != LEAKED and not (ratio == 1).all():  # else no other rounding of the edge
+            self.same_edge(x, name)
         return name
 
     def quant_act(self, x: str, name: str, key: str) -> str:
@@ -92,6 +94,7 @@ def embed(e: Rules, node: Node) -> None:
         constants += [integers, *e.dyadic(name, ratio)]
     out = e.value(node.name, "int32", node.channels, scale, origin)
     e.node("embed", (*node.inputs, *constants), out, lo=INT16[0], hi=INT16[1], types=1)
+    e.stands_for(node.name, out)
     e.held[node.name] = out
 
 
@@ -105,6 +108,7 @@ def norm(e: Rules, node: Node) -> None:
     out = e.value(node.name, "int8", node.channels, scale, origin)
     inputs = (e.held[node.inputs[0]], *names, prescale)
     e.node("i_layernorm_ibert", inputs, out, lo=INT8[0], hi=INT8[1])
+    e.stands_for(node.name, out)
     for key in more:
         out = e.quant_act(out, beside(node, "ffn_in"), key)
     e.held[node.name] = out
@@ -123,6 +127,7 @@ def linear(e: Rules, node: Node) -> None:
     bias_name = e.constant(name + ".bias", bias)
     origin = "bound: product of its operands' scales"
     acc = e.held[node.name] = name + ".acc"
+    e.stands_for(name, acc)
     if read_as == true:
         e.value(acc, "int32", node.channels, scale, origin)
         e.node("matmul", (x, weight, bias_name), acc)
@@ -143,6 +148,7 @@ def act(e: Rules, node: Node) -> None:
     names = e.tables(gelu, keys, i_gelu_ibert, np.float32(e.channel_scale(acc)), scale)
     e.value(gelu, "int8", node.channels, scale, origin)
     e.node("i_gelu_ibert", (acc, *names), gelu, lo=INT8[0], hi=INT8[1])
+    e.stands_for(node.name, gelu)
     e.held[node.name] = e.quant_act(gelu, node.name, last)
 
 
@@ -158,6 +164,7 @@ def add(e: Rules, node: Node) -> None:
     out = e.value(name, "int32", node.channels, scale, origin)
     ratio = e.dyadic(name, e.scale(identity) / np.float64(scale))
     e.node("residual_add", (moved, identity, *ratio), out, lo=SUM22[0], hi=SUM22[1])
+    e.stands_for(name, out)
     e.held[name] = out
 
 
@@ -177,6 +184,7 @@ def attend(e: Rules, node: Node) -> None:
     out = e.value(node.name, "int8", c, scale, origin)
     attrs = {"heads": heads, "head_dim": c // heads}
     e.node("attention_ibert", (qkv, node.inputs[1], *names), out, **attrs)
+    e.stands_for(node.name, out)
     e.held[node.name] = out
 
 

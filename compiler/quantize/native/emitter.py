@@ -66,6 +66,7 @@ class NativeEmitter(Emitter):
             self.values[x].rows,
         )
         self.node("matmul", (x, stem + ".weight", name + ".bias"), acc)
+        self.stands_for(name, acc)
         self.reach[acc] = self.largest * self.weight_sums[stem] + np.abs(bias)
         return acc
 
@@ -111,6 +112,7 @@ class NativeEmitter(Emitter):
         out8 = self.value(name + ".int8", "int8", channels, s8, self.calibrated, rows)
         out16 = self.value(name + ".int16", "int16", channels, s16, self.calibrated, rows)
         self.node("i_layernorm", (x, *names), (out8, out16))
+        self.stands_for(name, out8, out16)
         return out8, out16
 
     def gelu(self, acc: str, name: str, kind: str, top: float) -> str:
@@ -121,6 +123,7 @@ class NativeEmitter(Emitter):
         point = self.constant(name + ".point", i_gelu.point(bits))
         out = self.value(name, "int16", source.channels, 2.0**-bits, origin, source.rows)
         self.node("i_gelu", (x, point), out, form="tanh" if kind == TANH_GELU else "erf")
+        self.stands_for(name, out)
         return out
 
     def relu(self, acc: str, name: str) -> str:
@@ -128,6 +131,7 @@ class NativeEmitter(Emitter):
         source, origin = self.values[acc], "bound: its input's"
         out = self.value(name, "int32", source.channels, source.scale, origin, source.rows)
         self.node("relu", (acc,), out)
+        self.stands_for(name, out)
         self.reach[out] = self.reach[acc]
         return out
 
@@ -138,6 +142,7 @@ class NativeEmitter(Emitter):
         origin = "bound: |tanh| <= 1, Q15"
         out = self.value(name, "int32", source.channels, i_tanh.OUTPUT_SCALE, origin, source.rows)
         self.node("i_tanh", (x,), out)
+        self.stands_for(name, out)
         return out
 
     def activation8(self, acc: str, name: str, kind: str, s8: np.ndarray) -> str:

@@ -62,7 +62,7 @@ class Rules(NativeEmitter):
             "widths": WIDTHS,
             "warnings": self.warnings,
         }
-        return IntModel(self.nodes, self.tensors, self.values, output, meta)
+        return IntModel(self.nodes, self.tensors, self.values, output, meta, edges=self.edges)
 
     def run(self, nodes: Iterable[Node]) -> str:
         """Run the rules of nodes, then bring the last edge to the output; return its name."""
@@ -90,6 +90,7 @@ def embed(e: Rules, node: Node) -> None:
     constants += e.table("embed.position", t.position, INT16_MAX, scale)
     types = int(t.types is not None)
     e.node("embed", (*node.inputs, *constants), out, lo=-SUM_MAX, hi=SUM_MAX, types=types)
+    e.stands_for(node.name, out)
     e.wide[node.name] = out
 
 
@@ -130,6 +131,7 @@ def add(e: Rules, node: Node) -> None:
     y16 = e.rescale(e.wide[term], term, "int16", scale, e.calibrated, INT16_MAX)
     e.wide[node.name] = e.value(node.name, "int32", node.channels, scale, e.calibrated)
     e.node("add", (y16, x16), node.name)
+    e.stands_for(node.name, node.name)
 
 
 def attend(e: Rules, node: Node) -> None:
@@ -148,6 +150,7 @@ def attend(e: Rules, node: Node) -> None:
     out = e.value(node.name, "int8", c, s_context, e.calibrated)
     attrs = {"heads": heads, "head_dim": c // heads}
     e.node(op, (qkv, node.inputs[1], *names), out, **attrs)
+    e.stands_for(node.name, out)
     e.operands[node.name] = out
 
 
@@ -168,6 +171,7 @@ def mean(e: Rules, node: Node) -> None:
     scale = e.scale(x) / 2**POOL_FRACTION_BITS
     e.value(name, "int32", node.channels, scale, "bound: exact mean", "sequence")
     e.node("mean_pool", (x, index), name, fraction_bits=POOL_FRACTION_BITS)
+    e.stands_for(node.name, name)
     if reader:
         s8 = e.scales.operand(node.name)
         e.operands[node.name] = e.requantize(
