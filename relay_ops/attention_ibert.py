@@ -174,6 +174,6 @@ OP = IntOp(
     clears=True,
     work=work,
     fill={4: 1},  # shift
-    clamp=lambda attrs, limits: (-128, 127),
+    clamp=lambda attrs, limits: (LOW8, HIGH8),
     source="transformers ibert IntSoftmax + QuantAct(8)",
 )

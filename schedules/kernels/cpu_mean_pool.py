@@ -1,4 +1,4 @@
-"""Mean over the tokens of a sequence on CPUs: relay_ops.mean_pool."""
+"""Mean over the tokens of a sequence on CPUs: relay_ops.mean_pool, the quotient bit by bit."""
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -6,11 +6,55 @@ from tvm.script import tirx as T
 from intformer.ir.constants import BLOCK
 from intformer.schedules.isa import Isa
 
+# Stages of the kernel, as macros of TVMScript: loops here are loops of the kernel. Buffers hold one
+# number per lane.
+
+
+@T.macro
+def add_up(lanes, rows, total, first, count, column):
+    """Sum of `count` rows from `first` on."""
+    for lane in T.vectorized(lanes):
+        total[lane] = 0
+    for t in T.serial(count):
+        for lane in T.vectorized(lanes):
+            total[lane] = total[lane] + T.cast(rows[first + t, column + lane], "int32")
+
+
+@T.macro
+def divide(lanes, size, rest, quotient, length, bits, quotient_bits):
+    """floor(size 2^bits / length) and what is left."""
+    for k in T.serial(quotient_bits):
+        for lane in T.vectorized(lanes):
+            rest[lane] = (
+                rest[lane]
+                + rest[lane]
+                + (((size[lane] << T.int64(bits)) >> T.int64(quotient_bits - 1 - k)) & T.int64(1))
+            )
+        for lane in T.vectorized(lanes):
+            quotient[lane] = (
+                quotient[lane]
+                + quotient[lane]
+                + T.Select(rest[lane] >= length, T.int64(1), T.int64(0))
+            )
+        for lane in T.vectorized(lanes):
+            rest[lane] = T.Select(rest[lane] >= length, rest[lane] - length, rest[lane])
+
+
+@T.macro
+def round_half_even(lanes, rest, quotient, length):
+    """Round up above one half, and to even at one half; it is symmetric in the sign."""
+    for lane in T.vectorized(lanes):
+        quotient[lane] = quotient[lane] + T.Select(
+            rest[lane] + rest[lane] > length,
+            T.int64(1),
+            T.Select(rest[lane] + rest[lane] < length, T.int64(0), quotient[lane] & T.int64(1)),
+        )
+
 
 def build(attrs: dict, isa: Isa, decisions: dict | None = None) -> tirx.PrimFunc:
-    """PrimFunc (x int16 [b, 8, W], cu_seqlens, out int32 [s, 8, W]); the quotient bit by bit."""
+    """Return the kernel (x int16 [b, 8, W], cu_seqlens, out int32 [s, 8, W])."""
     width, lanes, bits = attrs["width"], isa.lanes, attrs["fraction_bits"]
-    # |sum| < 2^15 * max_length, shifted by `bits`; rounded half to even below
+    # |sum| < 2^15 * max_length, shifted by `bits`
     quotient_bits = 15 + int(attrs["max_length"]).bit_length() + bits
 
     @T.prim_func(s_tir=True)
@@ -33,50 +77,13 @@ def build(attrs: dict, isa: Isa, decisions: dict | None = None) -> tirx.PrimFunc
                     size = T.alloc_buffer((lanes,), "int64", scope="local")
                     rest = T.alloc_buffer((lanes,), "int64", scope="local")
                     quotient = T.alloc_buffer((lanes,), "int64", scope="local")
-                    for lane in T.vectorized(lanes):
-                        total[lane] = 0
-                    for t in T.serial(cu[s + 1] - cu[s]):
-                        for lane in T.vectorized(lanes):
-                            total[lane] = total[lane] + T.cast(
-                                rows[cu[s] + t, chunk * lanes + lane], "int32"
-                            )
+                    add_up(lanes, rows, total, cu[s], cu[s + 1] - cu[s], chunk * lanes)
                     for lane in T.vectorized(lanes):
                         size[lane] = T.cast(T.max(total[lane], 0 - total[lane]), "int64")
                         rest[lane] = T.int64(0)
                         quotient[lane] = T.int64(0)
-                    for k in T.serial(quotient_bits):
-                        for lane in T.vectorized(lanes):
-                            rest[lane] = (
-                                rest[lane]
-                                + rest[lane]
-                                + (
-                                    (
-                                        (size[lane] << T.int64(bits))
-                                        >> T.int64(quotient_bits - 1 - k)
-                                    )
-                                    & T.int64(1)
-                                )
-                            )
-                        for lane in T.vectorized(lanes):
-                            quotient[lane] = (
-                                quotient[lane]
-                                + quotient[lane]
-                                + T.Select(rest[lane] >= length, T.int64(1), T.int64(0))
-                            )
-                        for lane in T.vectorized(lanes):
-                            rest[lane] = T.Select(
-                                rest[lane] >= length, rest[lane] - length, rest[lane]
-                            )
-                    for lane in T.vectorized(lanes):  # half to even is symmetric in the sign
-                        quotient[lane] = quotient[lane] + T.Select(
-                            rest[lane] + rest[lane] > length,
-                            T.int64(1),
-                            T.Select(
-                                rest[lane] + rest[lane] < length,
-                                T.int64(0),
-                                quotient[lane] & T.int64(1),
-                            ),
-                        )
+                    divide(lanes, size, rest, quotient, length, bits, quotient_bits)
+                    round_half_even(lanes, rest, quotient, length)
                     for lane in T.vectorized(lanes):
                         pooled[s, chunk * lanes + lane] = T.cast(
                             T.Select(total[lane] < 0, T.int64(0) - quotient[lane], quotient[lane]),
