@@ -20,9 +20,17 @@ from intformer_testing import golden_models
 
 HERE = Path(__file__).parent
 LOWERED = "native/bert/sequence-classification"  # whose kernels are hashed, for every target
-DECIDED = (LOWERED, "native/bert/sentence-embedding", "ibert/hf_compat/sequence-classification")
+DECIDED = (
+    LOWERED,
+    "native/bert/sentence-embedding",
+    "native/mpnet/features",
+    "ibert/hf_compat/sequence-classification",
+)
 DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
-DECIDED_KINDS = ("add_layernorm", "attention", "attention_ibert", "dense", "embed", "mean_pool")
+DECIDED_KINDS = (
+    *("add_layernorm", "attention", "attention_bias", "attention_ibert"),
+    *("dense", "embed", "mean_pool"),
+)
 WIDTHS = (16, 32, 64)  # of an attention head
 CASES = golden_models.cases()
 
