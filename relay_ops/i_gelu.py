@@ -1,4 +1,4 @@
-"""Integer GELU of the native recipe, erf and tanh forms, in 16-bit lanes.
+"""Integer GELU (erf and tanh forms) of the native recipe, in 16-bit lanes.
 
 gelu(x) = relu(x) - g(|x|) with g(t) = t * Phi(-t), which holds for both forms because
 gelu(x) - gelu(-x) = x. Phi(-t) on [0, 3.5] is a polynomial of degree 6 in u = (t - 1.75) / 2, which
@@ -6,9 +6,11 @@ lies in [-0.875, 0.875]: every coefficient and every partial sum is below 1, so 
 them as Q15 and one rounded high product (mul_round) is a Horner step. From 3.5 on g stays
 at g(3.5). Minimax fit of g, then the integer coefficients were searched over all x at k = 12.
 
-x has k fraction bits, 9 to 13, chosen where the output's range is known: x beyond +-(2^15 - 1) is
-clamped, and the int8 output of the layer clamps the same values anyway.
+x has k fraction bits, 9 to 13, chosen where the output's range is known: x beyond
++-(2^15 - 1) is clamped, and the int8 output of the layer clamps the same values anyway.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,25 +20,52 @@ from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
 NAME = "i_gelu"
-FRACTION_BITS = (9, 13)  # k: x covers +-64 .. +-4; below 9 the steps of x exceed the error bound
 LIMIT = 2**15 - 1
-EDGE = 3.5
-# c6 .. c0 in Q15
-COEFFICIENTS = {
-    "erf": (-2063, 3890, 359, -7712, 9818, -5645, 1315),
-    "tanh": (-1904, 3719, 253, -7564, 9824, -5676, 1315),
+
+
+@dataclass(frozen=True)
+class Form:
+    """One function.
+
+    edge          t from which g stays as it is
+    unit          bits of what u is in units of: u = (t - edge / 2) / 2^unit
+    bits          least and most k: x covers +-2^(15 - k); with fewer, steps of x exceed the error
+    coefficients  in Q15, of the highest power first
+    """
+
+    edge: float
+    unit: int
+    bits: tuple[int, int]
+    coefficients: tuple[int, ...]
+
+
+FORMS = {
+    "erf": Form(3.5, 1, (9, 13), (-2063, 3890, 359, -7712, 9818, -5645, 1315)),
+    "tanh": Form(3.5, 1, (9, 13), (-1904, 3719, 253, -7564, 9824, -5676, 1315)),
+}
+FUNCTIONS = {  # activation -> (form, s): f(x) is that of s x, over s
+    "gelu": ("erf", 1.0),
+    "gelu_tanh": ("tanh", 1.0),
 }
 
 
-def fraction_bits(top: float) -> int:
-    """Return the largest k whose int16 covers +-top, within FRACTION_BITS."""
-    least, most = FRACTION_BITS
+def fraction_bits(top: float, form: str) -> int:
+    """Return the largest k of a form whose int16 covers +-top."""
+    least, most = FORMS[form].bits
     return next((k for k in range(most, least, -1) if top * 2**k <= LIMIT), least)
 
 
-def point(k: int) -> np.ndarray:
-    """Return the constant of `reference` for k fraction bits: 3.5, and 2^14 / 2^k; int16 [2]."""
-    return np.array([EDGE * 2**k, 2 ** (14 - k)], np.int16)
+def scale(top: float, function: str) -> tuple[int, float]:
+    """Return (k, real units per LSB of input and output) where the output reaches +-top."""
+    form, stretch = FUNCTIONS[function]
+    k = fraction_bits(top * stretch, form)
+    return k, 2.0**-k / stretch
+
+
+def point(k: int, form: str = "erf") -> np.ndarray:
+    """Return the constant of `reference` for k fraction bits: the edge, and t to u; int16 [2]."""
+    about = FORMS[form]
+    return np.array([about.edge * 2**k, 2 ** (15 - about.unit - k)], np.int16)
 
 
 def tail(t: np.ndarray, point: np.ndarray, form: str) -> np.ndarray:
@@ -44,7 +73,7 @@ def tail(t: np.ndarray, point: np.ndarray, form: str) -> np.ndarray:
     edge, scale = (int(p) for p in point)
     t = np.minimum(t.astype(np.int32), edge)
     u = (t - (edge >> 1)) * scale  # Q15
-    h, *rest = COEFFICIENTS[form]
+    h, *rest = FORMS[form].coefficients
     for c in rest:
         h = mul_round(h, u) + c
     return mul_round(t, h)
@@ -53,9 +82,9 @@ def tail(t: np.ndarray, point: np.ndarray, form: str) -> np.ndarray:
 def reference(x: np.ndarray, point: np.ndarray, *, form: str) -> np.ndarray:
     """x int16 [r, C], above -2^15, point int16 [2] -> int16 [r, C]; k fraction bits both.
 
-    form "erf" | "tanh"
+    form  a key of FORMS
     """
-    _check(point)
+    _check(point, form)
     if x.size and int(x.min()) < -LIMIT:
         raise RangeError(f"x reaches {x.min()}, below {-LIMIT}", where=NAME)
     return in_blocks(
@@ -66,17 +95,20 @@ def reference(x: np.ndarray, point: np.ndarray, *, form: str) -> np.ndarray:
     )
 
 
-def _check(point: np.ndarray) -> None:
-    if not any(np.array_equal(point, known) for known in _POINTS):
+def _check(point: np.ndarray, form: str) -> None:
+    if not any(np.array_equal(point, known) for known in _POINTS[form]):
         raise RangeError(f"point is {np.asarray(point).tolist()}, of no k", where=NAME)
 
 
-_POINTS = [point(k) for k in range(FRACTION_BITS[0], FRACTION_BITS[1] + 1)]
+_POINTS = {
+    name: [point(k, name) for k in range(form.bits[0], form.bits[1] + 1)]
+    for name, form in FORMS.items()
+}
 
 
 def bounds(x: Interval, point: np.ndarray, *, form: str) -> Interval:
     """Interval; the constants bound the int16 intermediates (tests run every t of every k)."""
-    _check(point)
+    _check(point, form)
     x.within(-LIMIT, LIMIT, NAME, "input", f"is beyond {LIMIT}")
     g = tail(np.arange(int(point[0]) + 1), point, form)
     low, high = np.maximum(x.low, 0) - int(g.max()), np.maximum(x.high, 0) - int(g.min())
@@ -102,7 +134,7 @@ def define(args: list, attrs: dict) -> list:
     u = te.compute(x.shape, lambda *i: (t[i] - (point[0] >> const(1))) * point[1], name="gelu_u")
 
     def out(*i):
-        h, *rest = (const(value) for value in COEFFICIENTS[attrs["form"]])
+        h, *rest = (const(value) for value in FORMS[attrs["form"]].coefficients)
         for c in rest:
             h = expr.mul_round(h, u[i]) + c
         return te.max(x[i], const(0)) - expr.mul_round(t[i], h)

@@ -82,23 +82,25 @@ class QuantLinear(Function):
 
 
 def gelu_tables(form: str) -> torch.Tensor:
-    """Return i-GELU of every int16 with every number of fraction bits, real, float32 [k * 2^16].
+    """Return i_gelu of every int16 with every number of fraction bits, real, float32 [k 2^16].
 
-    form  "erf" | "tanh"; place (k - 9) 2^16 + 2^15 + x; NaN at x = -2^15, which no integer is
+    form  a key of i_gelu.FORMS
+    Place (k - 9) 2^16 + 2^15 + x; NaN at x = -2^15, which no integer is.
     """
     x = np.arange(-HALF, HALF)
     x[0] = -i_gelu.LIMIT
     rows = []
-    for k in range(i_gelu.FRACTION_BITS[0], i_gelu.FRACTION_BITS[1] + 1):
-        y = i_gelu.reference(x.astype(np.int16)[:, None], i_gelu.point(k), form=form)
+    least, most = i_gelu.FORMS[form].bits
+    for k in range(least, most + 1):
+        y = i_gelu.reference(x.astype(np.int16)[:, None], i_gelu.point(k, form), form=form)
         rows.append(y[:, 0] * np.float32(2.0**-k))
         rows[-1][0] = np.nan
     return torch.from_numpy(np.concatenate(rows).astype(np.float32))
 
 
-def gelu_bits(top: torch.Tensor) -> torch.Tensor:
+def gelu_bits(top: torch.Tensor, form: str) -> torch.Tensor:
     """i_gelu.fraction_bits of a tensor, float32 scalar, without leaving its device."""
-    least, most = i_gelu.FRACTION_BITS
+    least, most = i_gelu.FORMS[form].bits
     return (i_gelu.LIMIT / top.clamp(min=TINY)).log2().floor().clamp(least, most)
 
 
@@ -110,14 +112,16 @@ class IntGelu(Function):
         """x float32, any shape; table of gelu_tables; bits of gelu_bits."""
         ctx.save_for_backward(x)
         ctx.kind = kind
-        place = (x * torch.exp2(bits)).round_().clamp_(-i_gelu.LIMIT, i_gelu.LIMIT)
+        form, stretch = i_gelu.FUNCTIONS[kind]
+        place = (x * (torch.exp2(bits) * stretch)).round_().clamp_(-i_gelu.LIMIT, i_gelu.LIMIT)
         place.nan_to_num_(-HALF)  # else it is no place, and the GPU ends the process
-        place += HALF + (bits - i_gelu.FRACTION_BITS[0]) * 2 * HALF
-        return table.index_select(0, place.to(torch.int32).view(-1)).view(x.shape)
+        place += HALF + (bits - i_gelu.FORMS[form].bits[0]) * 2 * HALF
+        y = table.index_select(0, place.to(torch.int32).view(-1)).view(x.shape)
+        return y if stretch == 1 else y / stretch
 
     @staticmethod
     def backward(ctx, grad):
-        """Gradient of the float GELU."""
+        """Gradient of the float function."""
         (x,) = ctx.saved_tensors
         form = "tanh" if ctx.kind == TANH_GELU else "none"
         grad = torch.ops.aten.gelu_backward(grad.contiguous(), x, approximate=form)

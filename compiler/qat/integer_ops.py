@@ -140,7 +140,7 @@ def gelu(x, point, *, form):
     edge, scale = point
     t = torch.minimum(x.abs(), edge)
     u = (t - (edge >> 1)) * scale
-    h, *rest = i_gelu.COEFFICIENTS[form]
+    h, *rest = i_gelu.FORMS[form].coefficients
     h = torch.full_like(u, h)
     for c in rest:
         h = mul_round(h, u).add_(c)

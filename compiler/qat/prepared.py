@@ -23,6 +23,7 @@ from intformer.qat.packing import Tokens, pack
 from intformer.qat.ranges import Ranges
 from intformer.qat.simulate import Simulation
 from intformer.qat.weights import LiveCheckpoint
+from intformer.relay_ops import i_gelu
 
 CARRIED = (  # what of the source directory a saved one keeps beside config and weights
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -215,7 +216,9 @@ class PreparedNative(Prepared):
         self.weights = weights
         self.ranges: Ranges = ranges
         self.dropout = dropout_of(checkpoint, graph)
-        for form in ("erf", "tanh"):
+        used = {node.attrs["function"] for node in graph.of_kind("act")} & i_gelu.FUNCTIONS.keys()
+        self.forms = sorted({i_gelu.FUNCTIONS[function][0] for function in used})
+        for form in self.forms:
             self.register_buffer(f"gelu_{form}", gelu_tables(form), persistent=False)
 
     def simulated(self, batch: dict, answers: dict):
@@ -224,7 +227,7 @@ class PreparedNative(Prepared):
         device = tokens.ids.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         half = half if half is torch.bfloat16 else None  # float16 overflows, see fake_quant
-        tables = {"erf": self.gelu_erf, "tanh": self.gelu_tanh}
+        tables = {form: getattr(self, f"gelu_{form}") for form in self.forms}
         with torch.autocast(device, enabled=False):
             live = LiveCheckpoint(self.checkpoint, self.model)
             graph, _ = read_encoder(live, self.meta["head"])

@@ -13,12 +13,13 @@ import torch
 from torch.nn import functional
 
 from intformer.ir.float_run import activate, biases
-from intformer.ir.graph import TANH_GELU, Graph, Node
+from intformer.ir.graph import Graph, Node
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
 from intformer.qat.ranges import Ranges
 from intformer.quantize.methods import SMALLEST
 from intformer.quantize.native.scales import INT8_MAX, split_scales
+from intformer.relay_ops import i_gelu
 
 TINY = 1e-20
 
@@ -44,7 +45,7 @@ class Simulation:
 
     graph    of live parameters (torch tensors)
     ranges   read, and updated where `training`
-    tables   kind of GELU -> fake_quant.gelu_tables
+    tables   form of i_gelu -> fake_quant.gelu_tables
     grain    "channel" or "tensor": what has one weight scale
     integers false: GELU, softmax and tanh stay float (as in Q8BERT)
     half     bfloat16: dtype of the matrix products under autocast to it; None: float32
@@ -136,8 +137,8 @@ class Simulation:
         else:
             f = self.ranges.factor(reader.stem)
             top = (peak / f).amax() * f.amax()
-        form = "tanh" if function == TANH_GELU else "erf"
-        bits = fake_quant.gelu_bits(top)
+        form, stretch = i_gelu.FUNCTIONS[function]
+        bits = fake_quant.gelu_bits(top * stretch, form)
         return fake_quant.IntGelu.apply(x, self.tables[form], bits, function)
 
     def add(self, node: Node, tokens: Tokens, term, stream):

@@ -84,9 +84,11 @@ def requantize_16(rng):
 
 
 def gelu(rng):
-    k, form = int(rng.integers(9, 14)), str(rng.choice(["erf", "tanh"]))
+    form = str(rng.choice(list(i_gelu.FORMS)))
+    least, most = i_gelu.FORMS[form].bits
+    k = int(rng.integers(least, most + 1))
     x = integers(rng, -32767, 32767, (9, 6), np.int16)
-    return (x, i_gelu.point(k)), {"form": form}
+    return (x, i_gelu.point(k, form)), {"form": form}
 
 
 def layernorm(rng):
@@ -106,6 +108,14 @@ def attend(rng):
     out = rng.uniform(0.005, 0.05, heads * size)
     tables = attention.tables(score, 1.0, rng.uniform(0.01, 0.03, heads * size), size, out)
     return (qkv, OFFSETS, *tables.values()), {"heads": heads, "head_dim": size}
+
+
+def attend_biased(rng):
+    arrays, attrs = attend(rng)
+    longest = int(np.diff(OFFSETS).max()) + int(rng.integers(0, 3))
+    most = int(log_uniform(rng, 1, 2**20, 1)[0])
+    bias = integers(rng, -most, most, (attrs["heads"], 2 * longest - 1), np.int32)
+    return (*arrays, bias), attrs
 
 
 def residual_add(rng):
@@ -161,6 +171,7 @@ CASES = {
     "take_rows": lambda rng: ((rows(rng), OFFSETS), {"rows": "sequence"}),
     "mean_pool": lambda rng: ((rows(rng), OFFSETS), {"fraction_bits": 12}),
     "attention": attend,
+    "attention_bias": attend_biased,
     "residual_add": residual_add,
     "add_bias": lambda rng: (
         (rows(rng, np.int32, 2**30), integers(rng, -(2**30) + 1, 2**30 - 1, 6, np.int32)),
@@ -199,10 +210,10 @@ def test_integers_equal(name, seed):
 def test_gelu_of_many_numbers():
     """Beyond 2^16 of them it goes by a table."""
     x = np.resize(np.arange(-32767, 32768, dtype=np.int16), (10, 7000))
-    for k in range(9, 14):
-        for form in ("erf", "tanh"):
-            wanted = i_gelu.reference(x, i_gelu.point(k), form=form)
-            (found,) = in_torch("i_gelu", (x, i_gelu.point(k)), {"form": form})
+    for form, about in i_gelu.FORMS.items():
+        for k in range(about.bits[0], about.bits[1] + 1):
+            wanted = i_gelu.reference(x, i_gelu.point(k, form), form=form)
+            (found,) = in_torch("i_gelu", (x, i_gelu.point(k, form)), {"form": form})
             np.testing.assert_array_equal(found.numpy(), wanted)
 
 

@@ -161,18 +161,20 @@ def test_attention_lemmas_sum_and_probabilities(rng):
     assert (nothing == 0).all()
 
 
-@pytest.mark.parametrize("k", range(9, 14))
-def test_gelu_interval_is_reached(k):
-    x, point = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1, dtype=np.int16)[:, None], i_gelu.point(k)
-    for form in ("erf", "tanh"):
+@pytest.mark.parametrize("form", i_gelu.FORMS)
+def test_gelu_interval_is_reached(form):
+    x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1, dtype=np.int16)[:, None]
+    least, most = i_gelu.FORMS[form].bits
+    for k in range(least, most + 1):
+        point = i_gelu.point(k, form)
         interval = OPS["i_gelu"].bounds(Interval.of(-i_gelu.LIMIT, i_gelu.LIMIT), point, form=form)
         y = OPS["i_gelu"].reference(x, point, form=form)
         assert inside(y, interval) and y.min() == interval.min
         assert interval.max - y.max() <= 8  # g at the edge
     with pytest.raises(RangeError, match="i_gelu"):
-        OPS["i_gelu"].bounds(Interval.of(0, i_gelu.LIMIT + 1), point, form="erf")
+        OPS["i_gelu"].bounds(Interval.of(0, i_gelu.LIMIT + 1), point, form=form)
     with pytest.raises(RangeError, match="of no k"):
-        OPS["i_gelu"].bounds(Interval.of(0, 1), point + 1, form="erf")
+        OPS["i_gelu"].bounds(Interval.of(0, 1), point + 1, form=form)
 
 
 def test_rescale_interval_is_reached(rng):

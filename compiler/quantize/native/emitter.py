@@ -3,7 +3,7 @@
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.ir.graph import TANH_GELU, WORD_STEM, Linear, Norm
+from intformer.ir.graph import WORD_STEM, Linear, Norm
 from intformer.quantize.emit import Emitter
 from intformer.quantize.methods import TINY, round_rows, row_peaks
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
@@ -116,13 +116,14 @@ class NativeEmitter(Emitter):
         return out8, out16
 
     def gelu(self, acc: str, name: str, kind: str, top: float) -> str:
-        """GELU of an accumulator, int16 with as many fraction bits as `top` leaves."""
-        bits, source = i_gelu.fraction_bits(top), self.values[acc]
+        """A function of i_gelu of an accumulator, int16, as fine as `top` leaves."""
+        (bits, scale), source = i_gelu.scale(top, kind), self.values[acc]
+        form, _ = i_gelu.FUNCTIONS[kind]
         origin = f"{self.calibrated}; {bits} fraction bits, which hold the output's range"
-        x = self.rescale(acc, name + ".in", "int16", 2.0**-bits, origin, i_gelu.LIMIT)
-        point = self.constant(name + ".point", i_gelu.point(bits))
-        out = self.value(name, "int16", source.channels, 2.0**-bits, origin, source.rows)
-        self.node("i_gelu", (x, point), out, form="tanh" if kind == TANH_GELU else "erf")
+        x = self.rescale(acc, name + ".in", "int16", scale, origin, i_gelu.LIMIT)
+        point = self.constant(name + ".point", i_gelu.point(bits, form))
+        out = self.value(name, "int16", source.channels, scale, origin, source.rows)
+        self.node("i_gelu", (x, point), out, form=form)
         self.stands_for(name, out)
         return out
 

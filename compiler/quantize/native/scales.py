@@ -126,5 +126,5 @@ class Scales:
             return i_layernorm.least_scale(maker.params.weight, maker.params.bias)
         if maker.kind != "act" or maker.attrs["function"] in ("relu", "tanh"):
             return 0.0
-        step = 2.0 ** -i_gelu.fraction_bits(INT8_MAX * float(scale.max()))
+        _, step = i_gelu.scale(INT8_MAX * float(scale.max()), maker.attrs["function"])
         return step / requantize16.MAX_RATIO * (1 + 1e-6)
