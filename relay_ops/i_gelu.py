@@ -1,4 +1,4 @@
-"""Integer GELU (erf and tanh forms) of the native recipe, in 16-bit lanes.
+"""Integer GELU (erf and tanh forms) and SiLU of the native recipe, in 16-bit lanes.
 
 gelu(x) = relu(x) - g(|x|) with g(t) = t * Phi(-t), which holds for both forms because
 gelu(x) - gelu(-x) = x. Phi(-t) on [0, 3.5] is a polynomial of degree 6 in u = (t - 1.75) / 2, which
@@ -6,7 +6,11 @@ lies in [-0.875, 0.875]: every coefficient and every partial sum is below 1, so 
 them as Q15 and one rounded high product (mul_round) is a Horner step. From 3.5 on g stays
 at g(3.5). Minimax fit of g, then the integer coefficients were searched over all x at k = 12.
 
-x has k fraction bits, 9 to 13, chosen where the output's range is known: x beyond
+silu(x) = x sigmoid(x) is the same with sigmoid(-t) for Phi(-t), on [0, 7.9375] and of degree 7: g
+beyond the edge falls from 2.8e-3 to 0, and stays at half of that. quick-GELU, x sigmoid(1.702 x),
+is silu(1.702 x) / 1.702: the integers of SiLU at other scales.
+
+x has k fraction bits, 9 to 13 (SiLU: 12), chosen where the output's range is known: x beyond
 +-(2^15 - 1) is clamped, and the int8 output of the layer clamps the same values anyway.
 """
 
@@ -42,10 +46,14 @@ class Form:
 FORMS = {
     "erf": Form(3.5, 1, (9, 13), (-2063, 3890, 359, -7712, 9818, -5645, 1315)),
     "tanh": Form(3.5, 1, (9, 13), (-1904, 3719, 253, -7564, 9824, -5676, 1315)),
+    "silu": Form(7.9375, 2, (9, 12), (589, -1731, -298, 4992, -6507, 4674, -2318, 604)),
 }
+QUICK = 1.702  # of quick-GELU
 FUNCTIONS = {  # activation -> (form, s): f(x) is that of s x, over s
     "gelu": ("erf", 1.0),
     "gelu_tanh": ("tanh", 1.0),
+    "silu": ("silu", 1.0),
+    "quick_gelu": ("silu", QUICK),
 }
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from intformer.ir.graph import TANH_GELU, Graph, Node
+from intformer.relay_ops.i_gelu import QUICK
 
 Hook = Callable[[str, object], object]
 
@@ -68,6 +69,10 @@ def activate(x, function: str):
         return functional.relu(x)
     if function == "tanh":
         return x.tanh()
+    if function == "silu":
+        return functional.silu(x)
+    if function == "quick_gelu":
+        return x * (QUICK * x).sigmoid()
     return functional.gelu(x, approximate="tanh" if function == TANH_GELU else "none")
 
 

@@ -34,6 +34,9 @@ ACTIVATIONS = {  # config value -> the function it names
     "gelu_new": TANH_GELU,
     "gelu_fast": TANH_GELU,
     "gelu_pytorch_tanh": TANH_GELU,
+    "silu": "silu",
+    "swish": "silu",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "tanh": "tanh",
 }

@@ -123,6 +123,9 @@ class IntGelu(Function):
     def backward(ctx, grad):
         """Gradient of the float function."""
         (x,) = ctx.saved_tensors
+        form, stretch = i_gelu.FUNCTIONS[ctx.kind]
+        if form == "silu":  # silu(s x) / s
+            return torch.ops.aten.silu_backward(grad, x * stretch), None, None, None
         form = "tanh" if ctx.kind == TANH_GELU else "none"
         grad = torch.ops.aten.gelu_backward(grad.contiguous(), x, approximate=form)
         return grad, None, None, None

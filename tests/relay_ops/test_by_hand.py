@@ -232,6 +232,16 @@ def test_gelu_on_paper(k):
 def test_gelu_takes_as_many_fraction_bits_as_fit():
     tops = [0.0, 3.99, 4.0, 8.0, 31.99, 32.0, 63.9, 1e9]
     assert [i_gelu.fraction_bits(top, "erf") for top in tops] == [13, 13, 12, 11, 10, 9, 9, 9]
+    assert [i_gelu.fraction_bits(top, "silu") for top in tops] == [12, 12, 12, 11, 10, 9, 9, 9]
+    assert i_gelu.scale(4.7, "quick_gelu") == (12, 2.0**-12 / 1.702)  # 4.7 * 1.702 = 7.9994
+
+
+def test_silu_on_paper():
+    """8 sigmoid(8) = 7.9973, held from 7.94 on; -8 sigmoid(-8) = -0.0027; sigmoid(0) = 1 / 2."""
+    one = 2**11
+    x = i16([8 * one], [-8 * one], [one], [-one], [0])
+    y = run("i_gelu", x, i_gelu.point(11, "silu"), form="silu").ravel() / one
+    np.testing.assert_allclose(y, [7.9973, -0.0027, 0.7311, -0.2689, 0], atol=1.6e-3)
 
 
 def test_gelu_refuses_the_one_number_without_a_negative_and_a_wrong_point():

@@ -20,6 +20,8 @@ RANGES = "intformer_ranges.safetensors"
 IBERT_STEPS = 1 / 64  # ranges of QuantAct are multiples of this
 EXTRAS = {  # case -> (family, head, what else the configuration says)
     "bert/gelu_new": ("bert", "features", {"activation": "gelu_new"}),
+    "bert/silu": ("bert", "features", {"activation": "silu"}),
+    "bert/quick_gelu": ("bert", "features", {"activation": "quick_gelu"}),
     "bert/relu": ("bert", "sequence-classification", {"activation": "relu"}),
     "bert/one type": ("bert", "features", {"type_vocab_size": 1}),
     "bert/narrow heads": ("bert", "features", {"heads": 8}),
