@@ -14,6 +14,7 @@ from intformer.ir.constants import LANES
 # ops of our own: the vectorizer gives them lanes, then the back end turns them into what the chip
 # has. LLVM does not find these instructions in a plain expression.
 MUL_HIGH, MUL_ROUND = "tirx.intformer_mul_high", "tirx.intformer_mul_round"
+ADD32, SHIFT32 = "tirx.intformer_add32", "tirx.intformer_shift32"
 # attribute of a kernel whose buffers must not be merged: merging moves them to the heap
 APART = "intformer.buffers_apart"
 # annotation of a buffer that lives on the stack, so that LLVM keeps it in registers where it can
@@ -47,19 +48,13 @@ def clamp(x, lo: int, hi: int):
 
 
 def wrapping_add(a, b):
-    """Return a + b of two int32 whose sum is known to fit.
-
-    Written in uint32 so that LLVM keeps the sum in 32 bits: a widened sum would turn the 32 x 32
-    bit product that follows (vpmuldq, one instruction) into a 64 x 64 bit one (vpmullq, three).
-    TVM's simplifier takes what was uint32 for non-negative: never clamp or compare the result in
-    the same expression.
-    """
-    return as_type(as_type(a, "uint32") + as_type(b, "uint32"), "int32")
+    """Return a + b of two int32 whose sum is known to fit: a TIR op of our own."""
+    return tirx.call_intrin(_dtype(a), ADD32, a, b)
 
 
 def lifted(x, bits: int):
-    """Return x * 2^bits of an int32 that has room for it; x itself for 0 bits."""
-    return as_type(as_type(x, "uint32") << like(bits, as_type(x, "uint32")), "int32") if bits else x
+    """Return x * 2^bits of an int32 with room for it, a TIR op of our own; x itself for 0 bits."""
+    return tirx.call_intrin(_dtype(x), SHIFT32, x, like(bits, x)) if bits else x
 
 
 def mul_high(a, b):
@@ -203,6 +198,18 @@ def rounded_product(call):
     return as_type((p + like(1 << 14, p)) >> like(15, p), "int16")
 
 
+def sum32(call):
+    """Return what ADD32 means in plain TIR."""
+    a, b = call.args
+    return a + b
+
+
+def shift32(call):
+    """Return what SHIFT32 means in plain TIR."""
+    x, bits = call.args
+    return x << bits
+
+
 def register_op(name: str) -> None:
     """Make a TIR op of a name: pure, and the vectorizer gives it lanes."""
     tvm.ir.register_op_attr(name, "TScriptPrinterName", name.removeprefix("tirx."))
@@ -210,5 +217,5 @@ def register_op(name: str) -> None:
     tvm.ir.register_op_attr(name, "TCallEffectKind", int(tirx.CallEffectKind.Pure.value))
 
 
-for _name in (MUL_HIGH, MUL_ROUND):
+for _name in (MUL_HIGH, MUL_ROUND, ADD32, SHIFT32):
     register_op(_name)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.ir.expr import TensorLoad
-from tvm.ir.prim.expr import LShift
 from tvm.script.ir_builder import tirx as T
 from tvm_ffi import structural_walk
 
@@ -131,24 +130,6 @@ class Kernel:
         raise KeyError(name)
 
 
-def _signed(expr: Expr) -> Expr | None:
-    """Return a + b or a << b of int32 for the same in uint32, which CPU kernels use; else None.
-
-    The result is known to fit, and TVM's simplifier takes what was unsigned for non-negative, which
-    is wrong once a clamp follows in the same expression.
-    """
-    inner = expr.value
-    if str(expr.ty.dtype) != "int32" or not isinstance(inner, tirx.Add | LShift):
-        return None
-    if not isinstance(inner.a, tirx.Cast) or str(inner.a.value.ty.dtype) != "int32":
-        return None
-    if isinstance(inner, LShift):
-        return inner.a.value << int(inner.b)
-    if not isinstance(inner.b, tirx.Cast) or str(inner.b.value.ty.dtype) != "int32":
-        return None
-    return inner.a.value + inner.b.value
-
-
 class Values:
     """Values of a plain kernel's buffers at given places, bound in the scope under construction.
 
@@ -188,8 +169,6 @@ class Values:
         if isinstance(expr, TensorLoad):
             return self.at(expr.source, [self.of(i, here) for i in expr.indices])
         if isinstance(expr, tirx.Cast):
-            if (signed := _signed(expr)) is not None:
-                return self.of(signed, here)
             return tirx.Cast(str(expr.ty.dtype), self.of(expr.value, here))
         if isinstance(expr, tirx.Select):
             parts = (expr.condition, expr.true_value, expr.false_value)

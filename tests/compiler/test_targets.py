@@ -69,7 +69,12 @@ class Toy(CpuBackend):
     zig_triple = "aarch64-linux-gnu.2.17"
 
     def lowering(self):
-        return {expr.MUL_HIGH: expr.high_product, expr.MUL_ROUND: expr.rounded_product}
+        return {
+            expr.MUL_HIGH: expr.high_product,
+            expr.MUL_ROUND: expr.rounded_product,
+            expr.ADD32: expr.sum32,
+            expr.SHIFT32: expr.shift32,
+        }
 
     def vector_shifts(self, features):
         return True

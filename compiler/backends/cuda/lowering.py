@@ -13,3 +13,5 @@ def high_product(call):
 
 register_intrin_lowering(expr.MUL_HIGH, "cuda", f=high_product)
 register_intrin_lowering(expr.MUL_ROUND, "cuda", f=expr.rounded_product)
+register_intrin_lowering(expr.ADD32, "cuda", f=expr.sum32)
+register_intrin_lowering(expr.SHIFT32, "cuda", f=expr.shift32)
