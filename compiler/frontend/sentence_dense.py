@@ -14,10 +14,12 @@ FUNCTIONS = {  # activation_function -> a value of ir.graph.ACTIVATIONS; None: n
     "torch.nn.modules.activation.Tanh": "tanh",
     "torch.nn.modules.activation.ReLU": "relu",
     "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.SiLU": "silu",
     "torch.nn.modules.linear.Identity": None,
     "torch.nn.Tanh": "tanh",
     "torch.nn.ReLU": "relu",
     "torch.nn.GELU": "gelu",
+    "torch.nn.SiLU": "silu",
     "torch.nn.Identity": None,
 }
 KEYS = (

@@ -62,7 +62,7 @@ def test_dense(folder, pooling, after):
     st6(folder, Dense(HIDDEN, 16), *after, pooling=pooling)
 
 
-@pytest.mark.parametrize("name", ["Identity", "ReLU", "GELU"])
+@pytest.mark.parametrize("name", ["Identity", "ReLU", "GELU", "SiLU"])
 @equal_to(SentenceTransformers)
 def test_dense_activations(folder, name):
     function = getattr(torch.nn, name)()
