@@ -13,6 +13,7 @@ from intformer.relay_ops import (
     i_layernorm_ibert,
     i_tanh,
     matmul,
+    max_pool,
     mean_pool,
     relu,
     requantize,
@@ -43,5 +44,6 @@ OPS: dict[str, IntOp] = {
     "relu": relu.OP,
     "take_rows": take_rows.OP,
     "mean_pool": mean_pool.OP,
+    "max_pool": max_pool.OP,
     "i_tanh": i_tanh.OP,
 }

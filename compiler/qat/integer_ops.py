@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from intformer.ir.float_run import biases
-from intformer.relay_ops import attention, i_gelu, i_layernorm, mean_pool, requantize16
+from intformer.relay_ops import attention, i_gelu, i_layernorm, max_pool, mean_pool, requantize16
 from intformer.relay_ops import i_tanh as tanh
 from intformer.relay_ops import matmul as product
 
@@ -117,6 +117,11 @@ def mean(x, cu_seqlens, *, fraction_bits):
     row = torch.arange(len(sizes), device=x.device).repeat_interleave(sizes)
     total = x.new_zeros(len(sizes), x.shape[1]).index_add_(0, row, x)
     return round_divide(total << fraction_bits, sizes[:, None])
+
+
+def maximum(x, cu_seqlens):
+    """relay_ops.max_pool."""
+    return torch.segment_reduce(x.double(), "max", offsets=cu_seqlens, axis=0).long()
 
 
 # -- recipe native ------------------------------------------------------------------------------
@@ -234,6 +239,7 @@ OPS = {
     "i_tanh": i_tanh,
     "take_rows": take_rows,
     mean_pool.NAME: mean,
+    max_pool.NAME: maximum,
     "rescale": rescale,
     "requantize16": requantize_16,
     "i_gelu": gelu,

@@ -10,9 +10,11 @@ from functools import partial
 from intformer.schedules.isa import Gpu, Isa
 from intformer.schedules.kernels import (
     cpu_attention,
+    cpu_max_pool,
     cpu_mean_pool,
     cuda_attention,
     cuda_attention_recipes,
+    cuda_max_pool,
     cuda_mean_pool,
 )
 from intformer.schedules.kernels.cpu_attention_recipes import IBERT, NATIVE
@@ -45,10 +47,12 @@ CPU: dict[str, Kernel] = {  # op -> kernel
     "attention_bias": Kernel(partial(cpu_attention.build_biased, NATIVE), cpu_attention.space),
     "attention_ibert": Kernel(partial(cpu_attention.build, IBERT), cpu_attention.space),
     "mean_pool": Kernel(cpu_mean_pool.build),
+    "max_pool": Kernel(cpu_max_pool.build),
 }
 CUDA: dict[str, Kernel] = {
     "attention": _on_gpu(cuda_attention_recipes.Native),
     "attention_bias": _on_gpu(cuda_attention_recipes.NativeBiased),
     "attention_ibert": _on_gpu(cuda_attention_recipes.Ibert),
     "mean_pool": Kernel(cuda_mean_pool.build),
+    "max_pool": Kernel(cuda_max_pool.build),
 }

@@ -170,6 +170,7 @@ CASES = {
     "i_layernorm": layernorm,
     "take_rows": lambda rng: ((rows(rng), OFFSETS), {"rows": "sequence"}),
     "mean_pool": lambda rng: ((rows(rng), OFFSETS), {"fraction_bits": 12}),
+    "max_pool": lambda rng: ((rows(rng, np.int32, 2**31 - 1), OFFSETS), {}),
     "attention": attend,
     "attention_bias": attend_biased,
     "residual_add": residual_add,

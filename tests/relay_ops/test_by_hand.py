@@ -209,6 +209,13 @@ def test_mean_pool():
     assert out.ravel().tolist() == [25600, 384, -1963]
 
 
+def test_max_pool():
+    for dtype in (np.int16, np.int32):
+        x = np.array([[100, -3], [1, 2], [2, 1], [-7, 0], [-9, -9], [-8, -1]], dtype)
+        out = run("max_pool", x, i32(0, 1, 3, 6))
+        assert out.dtype == dtype and out.tolist() == [[100, -3], [2, 2], [-7, 0]]
+
+
 def test_mean_pool_ties_go_to_even():
     # sum * 256 / 512 = sum / 2
     for total, mean in ((1, 0), (3, 2), (5, 2), (-1, 0), (-3, -2)):

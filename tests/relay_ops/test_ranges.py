@@ -258,6 +258,11 @@ def test_mean_pool_bounds():
             bounds(x, Interval.of(1, 512), fraction_bits=bits)
 
 
+def test_max_pool_bounds():
+    interval = OPS["max_pool"].bounds(Interval.of(-(2**31), 2**31 - 1), Interval.of(1, 512))
+    assert (interval.min, interval.max) == (-(2**31), 2**31 - 1)
+
+
 # -- whole models ----------------------------------------------------------------------------------
 
 

@@ -868,10 +868,37 @@ def test_mean_pool_counts_few_sequences(target):
             assert row.tolist() == [round(v * 256 / (stop - start)) for v in x[start:stop].sum(0)]
 
 
+@functools.cache
+def max_pooling(target, width, dtype):
+    g = Graph(512)
+    g.op("max_pool", [g.given("x", dtype, width), "cu_seqlens"], "y", dtype, width, "sequence")
+    return Program(g, target)
+
+
+@on_every_target
+@pytest.mark.parametrize("dtype", ["int16", "int32"])
+@pytest.mark.parametrize("width", [3, 60, 1030])
+def test_max_pool(target, width, dtype):
+    """Every place of the maximum; all negative; the limits of the type; many short sequences."""
+    program = max_pooling(target, width, dtype)
+    rng = np.random.default_rng(0)
+    for lengths in ((1,), (2, 3), (1,) * 8, (5,) * 9, MIXED):
+        cu = offsets(lengths)
+        for low, high in (LIMITS[dtype], (-9, -1), (LIMITS[dtype][0],) * 2):
+            x = integers(rng, low, high, (cu[-1], width), dtype)
+            program.check({"x": x, "cu_seqlens": cu})
+    cu = offsets((9,) * 9)
+    x = np.full((81, width), -5, dtype)
+    x[cu[:-1] + np.arange(9)] = 7
+    got = program.check({"x": x, "cu_seqlens": cu})["y"]
+    assert got.shape == (9, width) and (got == 7).all()
+
+
 def test_no_op_is_forgotten():
     """Every op has a test above: alone, or in a chain that the fusion makes."""
     alone = {*("requantize", "residual_add", "relu", "add_bias", "i_gelu", "i_tanh", "matmul")}
     alone |= {*("rescale", "requantize16", "add")}
     alone |= {*("i_gelu_ibert", "i_layernorm", "i_layernorm_ibert", "attention")}
     alone |= {*("attention_bias", "attention_ibert", "embed", "take_rows", "mean_pool")}
+    alone |= {"max_pool"}
     assert set(OPS) == alone
