@@ -264,6 +264,14 @@ class Builder:
         """The mean of every sequence's rows."""
         return self._add("mean", "head.mean", (x, SEQUENCES), self.channels(x))
 
+    def max(self, x: str) -> str:
+        """The largest of every sequence's rows, channel by channel."""
+        return self._add("max", "head.max", (x, SEQUENCES), self.channels(x))
+
+    def pooled(self, x: str, pooling: str) -> str:
+        """One row per sequence: "mean", "max" or "first"."""
+        return {"mean": self.mean, "max": self.max, "first": self.first}[pooling](x)
+
     def dense(self, x: str, key: str, function: str | None = None, norm: str | None = None) -> str:
         """One stage of a head: linear, activation, LayerNorm, the latter two where they are named.
 

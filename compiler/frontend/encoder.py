@@ -13,7 +13,7 @@ from intformer.relay_ops.attention import MAX_KEYS
 
 
 def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[Head, str]:
-    """Return (head, pooling); pooling is "mean" or "first" for sentence embeddings, else "".
+    """Return (head, pooling); pooling is that of sentence embeddings (Builder.pooled), else "".
 
     A sentence-transformers directory (modules.json) says its head unless asked otherwise.
     """
@@ -46,7 +46,7 @@ def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Graph
     g = Builder(checkpoint, family)
     x = family.encoder(g)
     if answering.embeds:
-        x = g.mean(x) if pooling == "mean" else g.first(x)
+        x = g.pooled(x, pooling)
         for module in sentence_transformers.dense(checkpoint, answering):
             x = g.module(x, module.linear(checkpoint), module.function)
     else:

@@ -26,7 +26,7 @@ TRANSFORMER_CONFIGS = (  # the first that says anything counts
 )
 INSIDE = "a model's files lie inside its directory"
 PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
-POOLINGS = {"mean": "mean", "cls": "first"}  # pooling_mode -> our name for it
+POOLINGS = {"mean": "mean", "max": "max", "cls": "first"}  # pooling_mode -> our name for it
 OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -97,7 +97,7 @@ class SentenceModel:
     """What a directory says about one head.
 
     head            SENTENCE_EMBEDDING or SEQUENCE_CLASSIFICATION of ir.heads
-    pooling         "mean" or "first" for embeddings, else ""
+    pooling         "mean", "max" or "first" for embeddings, else ""
     dense           Dense modules behind the pooling, in order
     normalize       whether embeddings are brought to Euclidean length 1
     truncate_dim    leading channels of an embedding that are kept; None: all
@@ -325,7 +325,7 @@ def _check_normalize(checkpoint, path: str) -> None:
 
 
 def _pooling(checkpoint, path: str) -> str:
-    """Return "mean" or "first", as the Pooling module's configuration says."""
+    """Return a value of POOLINGS, as the Pooling module's configuration says."""
     config = JsonObject.read(checkpoint, _settings_of(path))
     if not config.values:
         raise CheckpointError("no settings of Pooling", where=config.where)
@@ -333,7 +333,7 @@ def _pooling(checkpoint, path: str) -> str:
     config.refuse_others((*known, *OLD_POOLINGS))
     if config.values.get("include_prompt", True) is not True:  # null is false here
         raise config.refusal("include_prompt", "embeddings are pooled over the prompt, too")
-    hint = "one mode compiles, mean or cls"
+    hint = "one mode compiles: " + ", ".join(POOLINGS)
     old = {key: mode for key, mode in OLD_POOLINGS.items() if config.get(key, bool, False)}
     if config.values.get("pooling_mode") is None:
         if len(old) > 1:

@@ -150,6 +150,27 @@ def _mean(node: Node, inputs: dict, x):
     return torch.stack([x[a:b].mean(0) for a, b in pairwise(inputs["cu_seqlens"].tolist())])
 
 
+def _max(node: Node, inputs: dict, x):
+    import torch
+
+    return torch.stack([x[a:b].amax(0) for a, b in pairwise(inputs["cu_seqlens"].tolist())])
+
+
+def pooled(x, mask, pooling: str):
+    """Return one row per sequence of a padded batch, [batch, channels]; tensors of torch.
+
+    x        [batch, length, channels]
+    mask     int64 [batch, length]: 1 where a token is
+    pooling  "mean", "max" or "first"
+    """
+    if pooling == "first":
+        return x[:, 0]
+    mask = mask.unsqueeze(-1)
+    if pooling == "max":
+        return x.masked_fill(mask == 0, -np.inf).amax(1)
+    return (x * mask).sum(1) / mask.sum(1)
+
+
 RUN = {
     "input": _input,
     "embed": _embed,
@@ -160,4 +181,5 @@ RUN = {
     "attention": _attention,
     "take": _take,
     "mean": _mean,
+    "max": _max,
 }

@@ -14,6 +14,7 @@ add        term, stream                  the stream is the residual that goes pa
 attention  qkv, cu_seqlens   None, Bias  heads
 take       x, index                      rows: what a picked row stands for
 mean       x, cu_seqlens                 one row per sequence
+max        x, cu_seqlens                 one row per sequence
 
 Every kind may have the attribute `ranges`: keys of what the checkpoint recorded of the edge, in the
 order in which its integers are brought to these ranges.
@@ -40,7 +41,8 @@ ACTIVATIONS = {  # config value -> the function it names
     "relu": "relu",
     "tanh": "tanh",
 }
-KINDS = ("input", "embed", "norm", "linear", "act", "add", "attention", "take", "mean")
+KINDS = ("input", "embed", "norm", "linear", "act", "add", "attention", "take", "mean", "max")
+POOLING = ("mean", "max")  # kinds that make one row of a sequence's rows
 WORD_STEM = "embed.word"  # where the word table is stored, which a tied decoder multiplies with
 
 
@@ -233,7 +235,7 @@ class Graph:
         for node in self.nodes:
             if node.kind in ("norm", "act", "add", "attention"):
                 found[node.name] = node.channels
-            elif node.kind == "mean" and self.linear_reader(node.name):
+            elif node.kind in POOLING and self.linear_reader(node.name):
                 found[node.name] = node.channels
             elif node.kind == "linear":
                 readers = self.final_readers(node.name)
@@ -247,7 +249,7 @@ class Graph:
         found, reach = [], -1
         for at, node in enumerate(self.nodes[:-1]):
             # nothing made before this edge is read after it
-            if reach <= at and node.kind not in ("take", "mean"):
+            if reach <= at and node.kind not in ("take", *POOLING):
                 found.append(node.name)
             reach = max(reach, last.get(node.name, at))
         return found

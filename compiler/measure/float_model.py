@@ -8,7 +8,7 @@ import numpy as np
 from intformer.errors import CheckpointError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.ir.float_run import activate
+from intformer.ir.float_run import activate, pooled
 from intformer.ir.heads import head_of
 
 
@@ -87,9 +87,7 @@ class FloatModel:
                 hidden = out.last_hidden_state
                 if self.head.rows == "token":
                     return hidden.numpy()
-                mask = batch["attention_mask"].unsqueeze(-1)
-                mean = (hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-                x = hidden[:, :1] if self.pooling == "first" else mean
+                x = pooled(hidden, batch["attention_mask"], self.pooling)[:, None]
                 for linear, function in self.dense:
                     weight, bias = torch.from_numpy(linear.weight), torch.from_numpy(linear.bias)
                     x = torch.nn.functional.linear(x, weight, bias)

@@ -14,7 +14,7 @@ from transformers.models.ibert.quant_modules import QuantAct, QuantEmbedding
 
 from intformer.errors import IntformerError
 from intformer.frontend import calibration
-from intformer.ir.float_run import run
+from intformer.ir.float_run import pooled, run
 from intformer.ir.graph import Graph
 from intformer.ir.heads import head_of
 from intformer.measure.float_model import quiet
@@ -127,6 +127,4 @@ def rows(out, mask: torch.Tensor, meta: dict) -> torch.Tensor:
         return x
     if not head_of(meta).embeds:
         return x[mask.bool()]
-    if meta["pooling"] == "first":
-        return x[:, 0]
-    return (x * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+    return pooled(x, mask, meta["pooling"])

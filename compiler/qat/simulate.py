@@ -167,6 +167,10 @@ class Simulation:
         """Average the rows of each sequence."""
         return tokens.grid.unpack(x).sum(1) / tokens.cu_seqlens.diff()[:, None]
 
+    def max(self, node: Node, tokens: Tokens, x):
+        """Take the largest of each sequence's rows."""
+        return torch.segment_reduce(x, "max", offsets=tokens.cu_seqlens, axis=0)
+
 
 SIMULATE = {
     "embed": Simulation.embed,
@@ -177,6 +181,7 @@ SIMULATE = {
     "attention": Simulation.attention,
     "take": Simulation.take,
     "mean": Simulation.mean,
+    "max": Simulation.max,
 }
 
 

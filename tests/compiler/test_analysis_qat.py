@@ -219,6 +219,7 @@ def test_nothing_judged_on_is_trained_on(tmp_path, monkeypatch):
         ("electra", "token-classification", "AutoModelForTokenClassification", None),
         ("roberta", "features", "AutoModel", None),
         ("bert", "features", "AutoModel", "mean"),
+        ("bert", "features", "AutoModel", "max"),
         ("bert", "features", "AutoModel", "first"),
     ],
 )
@@ -231,7 +232,8 @@ def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto
         meta |= {"head": "sentence-embedding", "pooling": pooling}
         ends = np.cumsum([len(ids) for ids, _ in group])[:-1]
         parts = np.split(wanted, ends)
-        wanted = np.stack([part.mean(0) if pooling == "mean" else part[0] for part in parts])
+        reduce = {"mean": lambda x: x.mean(0), "max": lambda x: x.max(0), "first": lambda x: x[0]}
+        wanted = np.stack([reduce[pooling](part) for part in parts])
     model = getattr(transformers, auto).from_pretrained(tmp_path).eval()
     features = [dict(zip(packing.TOKENS, one, strict=True)) for one in group]
     takes = ("input_ids",) if family == "distilbert" else packing.TOKENS

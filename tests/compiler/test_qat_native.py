@@ -1,5 +1,6 @@
 """Recipe native: evaluation carries the library's integers, training their values."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from intformer.qat.packing import pack
 from intformer.qat.ranges import Ranges
 from intformer.qat.simulate import Dropout
 from intformer.relay_ops import i_gelu
-from intformer_testing import qat_batch, random_hf, small_tokenizer
+from intformer_testing import qat_batch, random_hf, sentence_dirs, small_tokenizer
 
 TRAIN_EVAL_DB = 25  # of random models' logits: every rounding counts in them
 MODELS = [
@@ -91,6 +92,28 @@ def test_training_has_the_values_of_evaluation(source, family, head, weights):
         simulated = qat_batch.rows(model.train()(**inputs), inputs["attention_mask"])
         integer = qat_batch.rows(model.eval()(**inputs), inputs["attention_mask"])
     assert qat_batch.snr_db(integer, simulated) > TRAIN_EVAL_DB
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_pooled_embeddings(source, tmp_path, pooling):
+    """Evaluation is the integers, training has their values, and a saved directory keeps both."""
+    folder = Path(shutil.copytree(source("bert", "features"), tmp_path / "model"))
+    sentence_dirs.old_modules(folder, "Transformer", "Pooling")
+    settings = {"word_embedding_dimension": 60, "pooling_mode": pooling}
+    sentence_dirs.write(folder / "1_Pooling/config.json", settings)
+    model = prepared(folder)
+    model.ranges.decay = 1.0
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        simulated = model.train()(**inputs).logits
+        rows = model.eval()(**inputs).logits
+    integer = model.int_model()
+    wanted = integer.run(qat_batch.packed(integer, inputs).inputs())[integer.output]
+    np.testing.assert_allclose(rows, wanted * integer.meta["output_scale"], rtol=1e-6)
+    assert qat_batch.snr_db(rows.numpy(), simulated.numpy()) > TRAIN_EVAL_DB
+    model.save_pretrained(tmp_path / "saved")
+    again = intformer.import_model(tmp_path / "saved")
+    assert again.nodes == integer.nodes and again.meta["pooling"] == pooling
 
 
 def test_training_follows_the_integers_tap_by_tap(source):

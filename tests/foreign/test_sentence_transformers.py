@@ -32,19 +32,19 @@ def st6(folder, *more, family="bert", pooling="mean", transformer=None, **about)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "albert"])
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 @equal_to(SentenceTransformers)
 def test_not_normalized(folder, family, pooling):
     st6(folder, family=family, pooling=pooling)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 @equal_to(SentenceTransformers)
 def test_normalized(folder, pooling):
     st6(folder, Normalize(), family="electra", pooling=pooling)
 
 
-@pytest.mark.parametrize("mode", ["max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+@pytest.mark.parametrize("mode", ["mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
 @refused("1_Pooling/config.json", "pooling_mode")
 def test_other_pooling(folder, mode):
     st6(folder, pooling=mode)
@@ -55,7 +55,7 @@ def test_several_poolings(folder):
     st6(folder, pooling=("cls", "max"))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 @pytest.mark.parametrize("after", [[], [Normalize()]], ids=["plain", "normalized"])
 @equal_to(SentenceTransformers)
 def test_dense(folder, pooling, after):
@@ -222,6 +222,7 @@ POOLING = {
     "pooling_mode_mean_sqrt_len_tokens": False,
 }
 CLS = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+MAX = {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
 
 
 def old(folder, *kinds, below="", **pooling):
@@ -237,7 +238,7 @@ def old(folder, *kinds, below="", **pooling):
 
 
 @pytest.mark.parametrize("kinds", [(), ("Normalize",)])
-@pytest.mark.parametrize("pooling", [{}, CLS])
+@pytest.mark.parametrize("pooling", [{}, CLS, MAX])
 @equal_to(SentenceTransformers)
 def test_old_form(folder, kinds, pooling):
     old(folder, *kinds, **pooling)
@@ -248,7 +249,7 @@ def test_transformer_in_a_folder_of_its_own(folder):
     old(folder, "Normalize", below="0_Transformer")
 
 
-@pytest.mark.parametrize("mode", ["max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens"])
+@pytest.mark.parametrize("mode", ["mean_sqrt_len_tokens", "weightedmean_tokens"])
 @refused("1_Pooling/config.json")
 def test_other_pooling_of_old_form(folder, mode):
     old(folder, pooling_mode_mean_tokens=False, **{f"pooling_mode_{mode}": True})

@@ -23,13 +23,14 @@ LOWERED = "native/bert/sequence-classification"  # whose kernels are hashed, for
 DECIDED = (
     LOWERED,
     "native/bert/sentence-embedding",
+    "native/bert/sentence-embedding by maximum",
     "native/mpnet/features",
     "ibert/hf_compat/sequence-classification",
 )
 DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
 DECIDED_KINDS = (
     *("add_layernorm", "attention", "attention_bias", "attention_ibert"),
-    *("dense", "embed", "mean_pool"),
+    *("dense", "embed", "mean_pool", "max_pool"),
 )
 WIDTHS = (16, 32, 64)  # of an attention head
 CASES = golden_models.cases()

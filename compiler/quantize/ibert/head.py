@@ -76,7 +76,7 @@ def lower_head(e: Rules, features: str, inputs: list[dict], shown: list[np.ndarr
 
 
 def pooled(e: Rules, graph: Graph, x: str) -> str:
-    """Return the output where it is the features themselves, or their mean."""
+    """Return the output where it is the features themselves, or their mean or maximum."""
     value = e.values[x]
     last = graph[graph.output]
     if last.kind == "mean":
@@ -85,6 +85,10 @@ def pooled(e: Rules, graph: Graph, x: str) -> str:
         e.value("output", "int32", value.channels, scale, "bound: exact mean", "sequence")
         e.node("mean_pool", (wide, last.inputs[1]), "output", fraction_bits=POOL_FRACTION_BITS)
         return "output"
+    if last.kind == "max":
+        wide = e.requantize_to(x, "head.wide", value.scale, value.origin, INT8, "int16")
+        x = e.value(last.name, "int16", value.channels, value.scale, value.origin, "sequence")
+        e.node("max_pool", (wide, last.inputs[1]), x)
     if last.kind == "take":
         rows = last.attrs["rows"]
         taken = e.value(last.name, value.dtype, value.channels, value.scale, value.origin, rows)

@@ -33,6 +33,7 @@ WIDTHS = {
     "attention numerators": "int16, row maximum 4095",
     "context accumulator": "int32",
     "mean pooling": f"int32, {POOL_FRACTION_BITS} fraction bits of the int16 scale",
+    "max pooling": "exact, at the width and scale of its input",
     "logits": "int32, one scale",
 }
 
@@ -179,6 +180,22 @@ def mean(e: Rules, node: Node) -> None:
         )
 
 
+def maximum(e: Rules, node: Node) -> None:
+    """Maximum of each sequence, exact at the scale of what it reads; an int8 operand of it."""
+    edge, index = node.inputs
+    x = e.streams[edge] if edge in e.streams else e.wide[edge]
+    v = e.values[x]
+    e.value(node.name, v.dtype, v.channels, v.scale, v.origin, "sequence")
+    e.node("max_pool", (x, index), node.name)
+    e.stands_for(node.name, node.name)
+    e.wide[node.name] = node.name
+    if e.graph.linear_reader(node.name):
+        s8 = e.scales.operand(node.name)
+        e.operands[node.name] = e.requantize(
+            node.name, node.name + ".int8", "int8", s8, e.calibrated, INT8_MAX
+        )
+
+
 def result(e: Rules, node: Node) -> str:
     """Return the int32 output that the last edge becomes."""
     if node.kind == "mean":
@@ -189,7 +206,7 @@ def result(e: Rules, node: Node) -> str:
         scale = max(top, TINY) / (limit - 1)
         origin = "bound: largest logit the weights allow"
         return e.requantize(acc, "output", "int32", scale, origin, limit)
-    x = e.wide[node.name] if node.kind == "act" else e.streams[node.name]
+    x = e.wide[node.name] if node.kind in ("act", "max") else e.streams[node.name]
     return e.requantize(x, "output", "int32", e.scale(x), e.values[x].origin, INT16_MAX)
 
 
@@ -202,4 +219,5 @@ RULES = {
     "attention": attend,
     "take": take,
     "mean": mean,
+    "max": maximum,
 }

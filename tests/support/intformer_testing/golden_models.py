@@ -43,6 +43,8 @@ def cases():
     found["native/bert/one scale per tensor"] = native("bert", "masked-lm", grain="tensor")
     for name, (family, head, more) in EXTRAS.items():
         found[f"native/{name}"] = native(family, head, **more)
+    found["native/bert/sentence-embedding by maximum"] = native("bert", "features", pool="max")
+    found["ibert/fixed/sentence-embedding by maximum"] = ibert("features", "fixed", pool="max")
     for head in random_hf.HEADS:
         for mode in ("hf_compat", "fixed"):
             found[f"ibert/{mode}/{head}"] = ibert(head, mode)
@@ -125,7 +127,8 @@ def save(model, folder, pool):
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    key = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pool]
+    modes = {"mean": "mean_tokens", "max": "max_tokens", "cls": "cls_token"}
+    key = f"pooling_mode_{modes[pool]}"
     about = {"word_embedding_dimension": HIDDEN, key: True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(about))
 
