@@ -293,7 +293,7 @@ def agreement(meta: dict, inputs: list[dict], wanted, got) -> tuple[float, str]:
         return float(np.mean((wanted * got).sum(1) / np.maximum(norms, 1e-30))), "mean cosine"
     if wanted.shape[1] == 1:
         return pearson(wanted[:, 0].astype(np.float64), got[:, 0]), "correlation of the scores"
-    what = "tokens" if head.fills_masks else "labels"
+    what = "tokens" if head.outputs == "words" else "labels"
     return float(np.mean(wanted.argmax(1) == got.argmax(1))), f"same {what}"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from intformer.ir import heads
 from intformer.runtime import Library
 from intformer.runtime.edge import Edge
 
@@ -52,7 +53,7 @@ def real_batches(
 ) -> list[dict]:
     """Return texts tokenized and packed, `size` at a time, as the head needs them."""
     edge = Edge.of(library)
-    if edge.head.embeds:
+    if edge.head.pairs == heads.NEVER:
         texts = [(part,) for text in texts for part in text]
     elif edge.head.answers_questions:
         texts = [text if len(text) == 2 else (text[0], text[0]) for text in texts]

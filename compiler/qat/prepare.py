@@ -56,7 +56,7 @@ def prepare(
     check_options(recipe, nonlinear, weights)
     answering, _ = pick_head(checkpoint, head)
     refuse_dense(checkpoint, answering, "training: its weights are not the encoder's")
-    if answering.fills_masks:
+    if answering.outputs == "words":
         raise CheckpointError(
             f"head {answering.name!r} is not trained quantized",
             where=str(checkpoint.path),

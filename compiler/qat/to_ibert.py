@@ -27,12 +27,12 @@ LEAST_GAMMA = 1e-3
 def check(checkpoint: Checkpoint, head: Head) -> str:
     """Return the model type; raise for a configuration that has no I-BERT module."""
     family = checkpoint.setting("model_type", str)
-    if family not in FAMILIES or head.fills_masks:
+    if family not in FAMILIES or head.outputs == "words":
         wrong = f"model type {family!r}" if family not in FAMILIES else f"head {head.name!r}"
         raise CheckpointError(
             f"{wrong} does not train with recipe ibert",
             where=str(checkpoint.path),
-            hint=f"model types: {', '.join(FAMILIES)}; heads: all but those that fill masks",
+            hint=f"model types: {', '.join(FAMILIES)}; heads: all but those that answer words",
         )
     checkpoint.refuse_unsupported()
     activation = checkpoint.setting("hidden_act", str, "gelu")

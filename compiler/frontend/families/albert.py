@@ -44,15 +44,15 @@ def classify(g: Builder, x: str) -> str:
     return g.dense(g.dense(g.first(x), f"{g.prefix}pooler", "tanh"), "classifier")
 
 
-def fill_masks(g: Builder, x: str) -> str:
-    """A word for every position asked for."""
-    x = g.dense(g.asked(x), "predictions.dense", g.activation, "predictions.LayerNorm")
+def words(g: Builder, x: str) -> str:
+    """A logit of every word of the vocabulary."""
+    x = g.dense(x, "predictions.dense", g.activation, "predictions.LayerNorm")
     return g.decoder(x, "predictions.decoder")
 
 
 ALBERT = Family(
     encoder,
-    post_ln.heads_of(classify, fill_masks),
+    post_ln.heads_of(classify, words),
     prefix="albert.",
     act="gelu_new",
     dropout=DropoutKeys(

@@ -18,15 +18,15 @@ def classify(g: Builder, x: str) -> str:
     return g.dense(g.dense(g.first(x), f"{g.prefix}pooler.dense", "tanh"), "classifier")
 
 
-def fill_masks(g: Builder, x: str) -> str:
-    """A word for every position asked for."""
+def words(g: Builder, x: str) -> str:
+    """A logit of every word of the vocabulary."""
     at = "cls.predictions.transform"
-    x = g.dense(g.asked(x), f"{at}.dense", g.activation, f"{at}.LayerNorm")
+    x = g.dense(x, f"{at}.dense", g.activation, f"{at}.LayerNorm")
     return g.decoder(x, "cls.predictions.decoder")
 
 
 BERT = Family(
     encoder,
-    post_ln.heads_of(classify, fill_masks),
+    post_ln.heads_of(classify, words),
     prefix="bert.",
 )

@@ -30,15 +30,15 @@ def classify(g: Builder, x: str) -> str:
     return g.dense(g.dense(g.first(x), "pre_classifier", "relu"), "classifier")
 
 
-def fill_masks(g: Builder, x: str) -> str:
-    """A word for every position asked for."""
-    x = g.dense(g.asked(x), "vocab_transform", g.activation, "vocab_layer_norm")
+def words(g: Builder, x: str) -> str:
+    """A logit of every word of the vocabulary."""
+    x = g.dense(x, "vocab_transform", g.activation, "vocab_layer_norm")
     return g.decoder(x, "vocab_projector")
 
 
 DISTILBERT = Family(
     encoder,
-    post_ln.heads_of(classify, fill_masks),
+    post_ln.heads_of(classify, words),
     prefix="distilbert.",
     config_keys={
         "hidden": "dim",

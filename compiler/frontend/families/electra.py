@@ -20,16 +20,16 @@ def classify(g: Builder, x: str) -> str:
     return g.dense(g.dense(g.first(x), "classifier.dense", "gelu"), "classifier.out_proj")
 
 
-def fill_masks(g: Builder, x: str) -> str:
-    """A word for every position asked for."""
+def words(g: Builder, x: str) -> str:
+    """A logit of every word of the vocabulary."""
     at = "generator_predictions"
-    x = g.dense(g.asked(x), f"{at}.dense", "gelu", f"{at}.LayerNorm")
+    x = g.dense(x, f"{at}.dense", "gelu", f"{at}.LayerNorm")
     return g.decoder(x, "generator_lm_head")
 
 
 ELECTRA = Family(
     encoder,
-    post_ln.heads_of(classify, fill_masks),
+    post_ln.heads_of(classify, words),
     prefix="electra.",
     dropout=DropoutKeys(stages=True),
 )

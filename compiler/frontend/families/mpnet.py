@@ -58,7 +58,7 @@ def bucket(distance: np.ndarray) -> np.ndarray:
 
 MPNET = Family(
     encoder,
-    post_ln.heads_of(roberta.classify, roberta.fill_masks),
+    post_ln.heads_of(roberta.classify, roberta.words),
     prefix="mpnet.",
     positions="padding",
     pad=PAD,

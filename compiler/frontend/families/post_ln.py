@@ -59,8 +59,11 @@ def answer(g: Builder, x: str) -> str:
     return g.dense(x, "qa_outputs")
 
 
-def heads_of(classify: HeadBuilder, fill_masks: HeadBuilder) -> dict[Head, HeadBuilder]:
+def heads_of(classify: HeadBuilder, words: HeadBuilder) -> dict[Head, HeadBuilder]:
     """Return the heads of a family: two have layers of its own, the others are one linear layer.
+
+    classify  logits of texts
+    words     logits of every word of the vocabulary, of each row it gets
 
     A sentence embedding needs none: its pooling is the directory's.
     """
@@ -69,5 +72,5 @@ def heads_of(classify: HeadBuilder, fill_masks: HeadBuilder) -> dict[Head, HeadB
         heads.SEQUENCE_CLASSIFICATION: classify,
         heads.TOKEN_CLASSIFICATION: classify_tokens,
         heads.QUESTION_ANSWERING: answer,
-        heads.MASKED_LM: fill_masks,
+        heads.MASKED_LM: lambda g, x: words(g, g.asked(x)),
     }

@@ -10,15 +10,15 @@ def classify(g: Builder, x: str) -> str:
     return g.dense(g.dense(g.first(x), "classifier.dense", "tanh"), "classifier.out_proj")
 
 
-def fill_masks(g: Builder, x: str) -> str:
-    """A word for every position asked for."""
-    x = g.dense(g.asked(x), "lm_head.dense", "gelu", "lm_head.layer_norm")
+def words(g: Builder, x: str) -> str:
+    """A logit of every word of the vocabulary."""
+    x = g.dense(x, "lm_head.dense", "gelu", "lm_head.layer_norm")
     return g.decoder(x, "lm_head.decoder")
 
 
 ROBERTA = Family(
     encoder,
-    post_ln.heads_of(classify, fill_masks),
+    post_ln.heads_of(classify, words),
     prefix="roberta.",
     positions="padding",
     pad=1,
