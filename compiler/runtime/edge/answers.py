@@ -18,7 +18,16 @@ TOP_K = 5  # candidates for each mask
 
 
 def decode(edge: "Edge", packed: Packed, output: np.ndarray, **options) -> list:
-    """Return the answers of Edge.decode."""
+    """Return the answers of Edge.decode, one per text, by head.
+
+    sentence-embedding       float32 [channels], of L2 norm 1 if metadata["normalize"]
+    features                 float32 [tokens, channels]
+    sequence-classification  {"label", "score", "scores": {label: score}}; scores are
+                             metadata["score_function"] of the logits, in float64
+    token-classification     [{"token", "label", "score", "start", "end"}], no special tokens
+    question-answering       {"answer", "score", "start", "end"}; max_answer: its tokens at most
+    masked-lm                per mask: the top_k [{"token", "id", "score"}], best first
+    """
     head = heads.head_of(edge.metadata)
     if head.quotes and not packed.encodings:
         raise IntformerError(

@@ -258,15 +258,7 @@ class Edge:
         """Return one answer per text (per sequence where `packed` comes from arrays).
 
         output   what Library.run returned for `packed`, int32 [rows, channels]
-        options  top_k (masked LM, default 5); max_answer (question answering, default 30 tokens)
-
-        sentence-embedding       float32 [channels], of L2 norm 1 if metadata["normalize"]
-        features                 float32 [tokens, channels]
-        sequence-classification  {"label", "score", "scores": {label: score}}; scores are
-                                 metadata["score_function"] of the logits, in float64
-        token-classification     [{"token", "label", "score", "start", "end"}], no special tokens
-        question-answering       {"answer", "score", "start", "end"}
-        masked-lm                per mask: [{"token", "id", "score"}], best first
+        options  of the head's answers; these and the answers are described at answers.decode
         """
         return answers.decode(self, packed, output, **options)
 
