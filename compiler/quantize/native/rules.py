@@ -189,6 +189,8 @@ def maximum(e: Rules, node: Node) -> None:
     e.node("max_pool", (x, index), node.name)
     e.stands_for(node.name, node.name)
     e.wide[node.name] = node.name
+    if x in e.reach:
+        e.reach[node.name] = e.reach[x]
     if e.graph.linear_reader(node.name):
         s8 = e.scales.operand(node.name)
         e.operands[node.name] = e.requantize(
@@ -200,7 +202,8 @@ def result(e: Rules, node: Node) -> str:
     """Return the int32 output that the last edge becomes."""
     if node.kind == "mean":
         return "output"
-    if node.kind == "linear":
+    source = e.graph[node.inputs[0]] if node.kind == "max" else node
+    if source.kind == "linear":
         acc, limit = e.wide[node.name], 2 ** (LOGIT_BITS - 1) - 1
         top = float((e.reach[acc] * e.channel_scale(acc)).max())
         scale = max(top, TINY) / (limit - 1)
