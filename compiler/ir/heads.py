@@ -27,6 +27,7 @@ class Head:
              tokens apart) or ALWAYS
     prompts  whether a prompt may be put before a text
     peft     the task_type of a LoRA adapter; "" where it has none
+    base     of a head without an ending: that of the class whose outputs it is made of
     """
 
     name: str
@@ -36,11 +37,12 @@ class Head:
     pairs: str = TYPES
     prompts: bool = False
     peft: str = ""
+    base: str = "Model"
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that computes the outputs, or the hidden state behind them."""
-        return "AutoModel" + self.ending.removeprefix("Model")
+        """The class of transformers that computes the outputs, or what they are made of."""
+        return "AutoModel" + (self.ending or self.base).removeprefix("Model")
 
     @property
     def embeds(self) -> bool:
@@ -93,6 +95,9 @@ QUESTION_ANSWERING = Head(
     peft="QUESTION_ANS",
 )
 MASKED_LM = Head("masked-lm", "ForMaskedLM", "position", "words")
+SPARSE_EMBEDDING = Head(
+    "sparse-embedding", "", "sequence", "words", pairs=NEVER, prompts=True, base="ForMaskedLM"
+)
 
 HEADS = {  # name -> head
     head.name: head
@@ -103,6 +108,7 @@ HEADS = {  # name -> head
         TOKEN_CLASSIFICATION,
         QUESTION_ANSWERING,
         MASKED_LM,
+        SPARSE_EMBEDDING,
     )
 }
 

@@ -93,8 +93,10 @@ class FloatModel:
                     x = torch.nn.functional.linear(x, weight, bias)
                     x = activate(x, function) if function else x
                 return x.numpy()
-            logits = out.logits.numpy()
-            return logits[:, None] if logits.ndim == 2 else logits
+            logits = out.logits
+            if logits.ndim == 3 and self.head.rows == "sequence":
+                logits = pooled(logits, batch["attention_mask"], "max")
+            return (logits[:, None] if logits.ndim == 2 else logits).numpy()
 
     def rows(self, ids, types, cu_seqlens, *, batch: int = 32, progress: Callable = iter):
         """Return one row per sequence or per token, float32, for packed tokens.

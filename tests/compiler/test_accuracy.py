@@ -86,6 +86,7 @@ def test_missing_and_binary_files_are_named(tmp_path):
         ("sequence-classification", 3, {"mnli"}),
         ("sequence-classification", 1, {"stsb"}),
         ("masked-lm", 0, set()),
+        ("sparse-embedding", 0, set()),
     ],
 )
 def test_tasks_that_a_head_answers(head, labels, fits):

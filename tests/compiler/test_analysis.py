@@ -217,11 +217,16 @@ def test_shares_add_up_and_the_parts_explain_the_whole(plain):
 
 @pytest.mark.parametrize(
     ("family", "head"),
-    [("albert", "masked-lm"), ("distilbert", "question-answering"), ("roberta", "features")],
+    [
+        ("albert", "masked-lm"),
+        ("distilbert", "question-answering"),
+        ("roberta", "features"),
+        ("bert", "sparse-embedding"),
+    ],
 )
 def test_every_kind_of_model(tmp_path, family, head):
     random_hf.save(tmp_path, family, head)
-    found = study.analyze(tmp_path, IDS, method="ema", qat_steps=0)
+    found = study.analyze(tmp_path, IDS, method="ema", head=head, qat_steps=0)
     assert [remedy.name for remedy in found.remedies if remedy.chosen] == [
         "ema, channels equalised"
     ]

@@ -31,6 +31,7 @@ CASES = [  # family, head, shape; one in the quick tests
             ("distilbert", "masked-lm", {"hidden": 128, "heads": 2, "activation": "relu"}),
             ("electra", "question-answering", {"hidden": 40, "heads": 4}),
             ("albert", "features", {"activation": "gelu_new"}),
+            ("bert", "sparse-embedding", {}),
         ]
     ),
 ]

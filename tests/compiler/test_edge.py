@@ -174,6 +174,7 @@ def test_truncation():
         ("question-answering", (["a"],), "needs a document"),
         ("question-answering", (["a " * 30], ["b"]), "cannot tokenize.*must leave room"),
         ("sentence-embedding", (["a"], ["b"]), "embed them one by one"),
+        ("sparse-embedding", (["a"], ["b"]), "embed them one by one"),
         ("masked-lm", (["the cat"],), r"no mask token in the text - write \[MASK\]"),
     ],
 )
@@ -345,6 +346,19 @@ def test_fillings():
     assert first[0][0]["score"] > 0.99
     assert [guess["token"] for guess in third[0]] == ["b", "c"]
     assert third[1][0]["score"] == pytest.approx(1 / len(VOCAB))
+
+
+def test_weights_of_words():
+    one = make("sparse-embedding")
+    packed = one.encode(["the cat", "a"])
+    rows = np.full((2, len(VOCAB)), -8, np.int32)
+    rows[0, [VOCAB["cat"], VOCAB["sat"], CLS]] = 6, 14, 0  # 0.5 each
+    first, second = one.decode(packed, rows)
+    assert second == []
+    assert [word["token"] for word in first] == ["sat", "cat"]
+    assert [word["id"] for word in first] == [VOCAB["sat"], VOCAB["cat"]]
+    assert [word["score"] for word in first] == pytest.approx(np.log([8, 4]))
+    assert one.decode(packed, rows, top_k=1) == [first[:1], []]
 
 
 @pytest.mark.parametrize(

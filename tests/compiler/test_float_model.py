@@ -4,7 +4,17 @@ import numpy as np
 import torch
 
 from intformer.measure.float_model import FloatModel
-from intformer_testing import make_ibert
+from intformer_testing import make_ibert, random_hf
+
+
+def test_the_largest_logits_of_each_text(tmp_path):
+    model = random_hf.save(tmp_path, "bert", "sparse-embedding")
+    ids = random_hf.sequences()
+    want = np.stack([rows.max(0) for rows in random_hf.padded_outputs(model, ids)])
+    ends = np.cumsum([0, *map(len, ids)])
+    meta = {"head": "sparse-embedding", "pad_token_id": 0}
+    got = FloatModel(tmp_path, meta).rows(np.concatenate(ids), None, ends, batch=4)
+    np.testing.assert_allclose(got, want, atol=2e-5)
 
 
 def test_an_ibert_checkpoint_runs_in_float(tmp_path):

@@ -15,7 +15,8 @@ from intformer.frontend.families import FAMILIES
 from intformer.ir.float_run import run
 from intformer_testing import random_hf
 
-EVERY = [(family, head) for family in random_hf.CLASSES for head in random_hf.HEADS]
+HEADS = [*random_hf.HEADS, *random_hf.MADE_OF]
+EVERY = [(family, head) for family in random_hf.CLASSES for head in HEADS]
 ODD = [  # (family, head, shape)
     ("bert", "sequence-classification", {"hidden": 312, "heads": 12, "labels": 213}),
     ("roberta", "token-classification", {"hidden": 312, "heads": 12, "labels": 1}),
@@ -47,6 +48,8 @@ def wanted(model, inputs, ids, types, head):
     rows = random_hf.padded_outputs(model, ids, types)
     if head == "masked-lm":
         return np.concatenate(rows)[inputs["positions"]]
+    if head == "sparse-embedding":
+        return np.stack([logits.max(0) for logits in rows])
     return np.concatenate(rows)
 
 
@@ -59,7 +62,8 @@ def typed(ids, meta):
 @pytest.mark.parametrize(("family", "head", "shape"), CASES)
 def test_float_equals_transformers_and_integers_stay_close(tmp_path, family, head, shape):
     hf = random_hf.save(tmp_path, family, head, **shape)
-    encoder, meta = read_encoder(Checkpoint(tmp_path))
+    named = head if head in random_hf.MADE_OF else None
+    encoder, meta = read_encoder(Checkpoint(tmp_path), named)
     assert (meta["family"], meta["head"]) == (family, head)
     ids = random_hf.sequences()
     types = typed(ids, meta)
@@ -70,7 +74,7 @@ def test_float_equals_transformers_and_integers_stay_close(tmp_path, family, hea
 
     text = random_hf.sequences((7, 12, 30, 3) * 24, seed=1)
     text = list(zip(text, typed(text, meta), strict=True))
-    model = import_model(tmp_path, calibrate=text, method="minmax")
+    model = import_model(tmp_path, head=named, calibrate=text, method="minmax")
     integers = model.run(inputs)[model.output]
     assert integers.dtype == np.int32
     assert integers.shape == want.shape == (len(want), model.meta["output_channels"])
@@ -89,12 +93,13 @@ def test_float_equals_transformers_and_integers_stay_close(tmp_path, family, hea
         ("bert", "sequence-classification"),
         ("roberta", "features"),
         ("albert", "masked-lm"),
+        ("bert", "sparse-embedding"),
         ("electra", "token-classification"),
     ],
 )
 def test_a_packed_batch_equals_one_by_one_bit_for_bit(tmp_path, family, head):
     random_hf.save(tmp_path, family, head)
-    model = import_model(tmp_path, calibrate=random_hf.sequences(seed=1), method="ema")
+    model = import_model(tmp_path, head=head, calibrate=random_hf.sequences(seed=1), method="ema")
     batch = [(s, np.zeros_like(s)) for s in random_hf.sequences((1, 2, 3, 5, 31, 32))]
     inputs = pack(batch, model.meta)
     together = model.run(inputs)[model.output]

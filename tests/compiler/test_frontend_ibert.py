@@ -212,6 +212,19 @@ def test_bare_model_embeds_sentences(checkpoint):
     assert np.allclose(mean.run(inputs)["output"] * mean.meta["output_scale"], want, atol=1e-4)
 
 
+def test_sparse_embeddings_are_the_largest_logits(checkpoint):
+    source, text = checkpoint(head="masked-lm"), [ids for ids, _ in sequences(lengths=[20] * 8)]
+    sparse = read(source, head="sparse-embedding", calibrate=text)
+    inputs = packed(sequences())
+    got = sparse.run(inputs)["output"] * sparse.meta["output_scale"]
+    inputs["positions"] = np.arange(len(inputs["input_ids"]), dtype=np.int32)
+    words = read(source, calibrate=text)
+    logits = words.run(inputs)["output"] * words.meta["output_scale"]
+    want = np.stack([part.max(0) for part in np.split(logits, inputs["cu_seqlens"][1:-1])])
+    assert sparse.meta["output_rows"] == "sequence"
+    assert np.sqrt(np.square(got - want).mean() / np.square(want).mean()) < 0.05
+
+
 def test_calibration_sets_the_masked_lm_scale(checkpoint):
     source, text = checkpoint(head="masked-lm"), [ids for ids, _ in sequences(lengths=[20] * 8)]
     bound, calibrated = read(source), read(source, calibrate=text)

@@ -19,8 +19,9 @@ ODD = [
     ("electra", "sequence-classification", {"activation": "gelu_pytorch_tanh"}),
     ("albert", "masked-lm", {"activation": "gelu_new", "layers": 5}),
 ]
-PORTABLE = [("bert", "sequence-classification", {}), ("albert", "masked-lm", {}), *ODD[:2]]
-CASES = [("cascadelake", *case) for case in EVERY + ODD]
+SPARSE = ("bert", "sparse-embedding", {})
+PORTABLE = [("bert", "sequence-classification", {}), SPARSE, ("albert", "masked-lm", {}), *ODD[:2]]
+CASES = [("cascadelake", *case) for case in [*EVERY, *ODD, SPARSE]]
 CASES += [(target, *case) for target in ("sapphirerapids", "x86-64") for case in PORTABLE]
 CASES += [("x86-auto", "albert", "masked-lm", {})]
 

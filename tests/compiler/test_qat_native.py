@@ -476,6 +476,8 @@ def test_what_cannot_be_prepared_says_so(source, tmp_path):
         prepare(source(), weights="row")
     with pytest.raises(CheckpointError, match="masked-lm"):
         prepare(source(head="masked-lm"))
+    with pytest.raises(CheckpointError, match="sparse-embedding"):
+        prepare(source(head="masked-lm"), head="sparse-embedding")
     with pytest.raises(CheckpointError, match="missing"):
         prepare(source(head="features"), head="sequence-classification")
     model = prepared(source())

@@ -73,4 +73,5 @@ def heads_of(classify: HeadBuilder, words: HeadBuilder) -> dict[Head, HeadBuilde
         heads.TOKEN_CLASSIFICATION: classify_tokens,
         heads.QUESTION_ANSWERING: answer,
         heads.MASKED_LM: lambda g, x: words(g, g.asked(x)),
+        heads.SPARSE_EMBEDDING: lambda g, x: g.max(words(g, x)),
     }

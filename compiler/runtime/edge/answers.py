@@ -27,6 +27,8 @@ def decode(edge: "Edge", packed: Packed, output: np.ndarray, **options) -> list:
     token-classification     [{"token", "label", "score", "start", "end"}], no special tokens
     question-answering       {"answer", "score", "start", "end"}; max_answer: its tokens at most
     masked-lm                per mask: the top_k [{"token", "id", "score"}], best first
+    sparse-embedding         [{"token", "id", "score"}] of all words above 0, heaviest first; top_k:
+                             so many at most
     """
     head = heads.head_of(edge.metadata)
     if head.quotes and not packed.encodings:
@@ -128,17 +130,25 @@ def words(
     answers: list[list[list[dict]]] = [[] for _ in packed.cu_seqlens[1:]]
     sequences = np.searchsorted(packed.cu_seqlens, packed.positions, side="right") - 1
     for row, sequence in enumerate(sequences):
-        answers[sequence].append(
-            [
-                {
-                    "token": edge.tokenizer.id_to_token(int(i)),
-                    "id": int(i),
-                    "score": float(scores[row, i]),
-                }
-                for i in order[row]
-            ]
-        )
+        answers[sequence].append([_word(edge, i, scores[row, i]) for i in order[row]])
     return answers
+
+
+def weights_of_words(
+    edge: "Edge", packed: Packed, rows: np.ndarray, top_k: int | None = None
+) -> list[list[dict]]:
+    """The words that a text stands for and their weights, log(1 + largest logit), above 0."""
+    weights = np.log1p(np.maximum(rows, 0))
+    answers = []
+    for row in weights:
+        order = np.argsort(-row, kind="stable")[: np.count_nonzero(row)]
+        answers.append([_word(edge, i, row[i]) for i in order[:top_k]])
+    return answers
+
+
+def _word(edge: "Edge", number: int, score: float) -> dict:
+    token = edge.tokenizer.id_to_token(int(number))
+    return {"token": token, "id": int(number), "score": float(score)}
 
 
 def answer_spans(
@@ -167,4 +177,5 @@ ANSWERS = {  # head -> its function
     heads.TOKEN_CLASSIFICATION: classes_of_tokens,
     heads.QUESTION_ANSWERING: spans,
     heads.MASKED_LM: words,
+    heads.SPARSE_EMBEDDING: weights_of_words,
 }

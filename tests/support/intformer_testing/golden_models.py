@@ -17,6 +17,7 @@ from intformer_testing import random_hf
 
 HIDDEN, WIDE, LAYERS = 32, 48, 2
 RANGES = "intformer_ranges.safetensors"
+ENDINGS = random_hf.HEADS | random_hf.MADE_OF
 IBERT_STEPS = 1 / 64  # ranges of QuantAct are multiples of this
 EXTRAS = {  # case -> (family, head, what else the configuration says)
     "bert/gelu_new": ("bert", "features", {"activation": "gelu_new"}),
@@ -36,7 +37,7 @@ def cases():
     """Return case -> function (directory) -> IntModel."""
     found = {}
     for family in random_hf.CLASSES:
-        for head in random_hf.HEADS:
+        for head in ENDINGS:
             found[f"native/{family}/{head}"] = native(family, head)
         found[f"native/{family}/sentence-embedding"] = native(family, "features", pool="mean")
     found["native/bert/sentence-embedding of the first"] = native("bert", "features", pool="cls")
@@ -45,7 +46,7 @@ def cases():
         found[f"native/{name}"] = native(family, head, **more)
     found["native/bert/sentence-embedding by maximum"] = native("bert", "features", pool="max")
     found["ibert/fixed/sentence-embedding by maximum"] = ibert("features", "fixed", pool="max")
-    for head in random_hf.HEADS:
+    for head in ENDINGS:
         for mode in ("hf_compat", "fixed"):
             found[f"ibert/{mode}/{head}"] = ibert(head, mode)
     found["ibert/hf_compat/sentence-embedding"] = ibert("features", "hf_compat", pool="mean")
@@ -58,13 +59,13 @@ def native(family, head, pool=None, grain="channel", **shape):
     def make(folder) -> IntModel:
         shape.setdefault("labels", 2 if head == "question-answering" else 3)
         about = {"hidden": HIDDEN, "ffn": WIDE, "layers": LAYERS, **shape}
-        kind = getattr(transformers, random_hf.CLASSES[family] + random_hf.HEADS[head])
+        kind = getattr(transformers, random_hf.CLASSES[family] + ENDINGS[head])
         model = kind(random_hf.config(family, **about))
         rng = fill(model)
         save(model, folder, pool)
         save_file(ranges(model.config, family, head, pool, rng), folder / RANGES)
         add_to_config(folder, intformer={"recipe": "native", "weights": grain})
-        return import_model(folder)
+        return import_model(folder, head=None if pool else head)
 
     return make
 
@@ -73,7 +74,7 @@ def ibert(head, mode, pool=None):
     """A directory as fine-tuning with quant_mode leaves it."""
 
     def make(folder) -> IntModel:
-        kind = getattr(transformers, "IBert" + random_hf.HEADS[head])
+        kind = getattr(transformers, "IBert" + ENDINGS[head])
         config = transformers.IBertConfig(
             vocab_size=61,
             hidden_size=HIDDEN,
@@ -95,7 +96,7 @@ def ibert(head, mode, pool=None):
                 peak = float(rng.integers(2 * 64, 6 * 64) * IBERT_STEPS * unit)
                 buffer.fill_(-peak if name.endswith("min") else peak)
         save(model, folder, pool)
-        return import_model(folder, mode=mode)
+        return import_model(folder, head=None if pool else head, mode=mode)
 
     return make
 
@@ -158,7 +159,7 @@ def ranges(config, family, head, pool, rng):
     for i in range(0, layers, layers // shared):
         for name, size in {"qkv": HIDDEN, "out": HIDDEN, "ffn1": HIDDEN, "ffn2": wide}.items():
             factors[f"layer{i}.{name}"] = size
-    if pool is None and head == "masked-lm":
+    if pool is None and ENDINGS[head] == "ForMaskedLM":
         peaks |= {"head0.act": narrow, "head0.norm": narrow}
         factors |= {"head0": HIDDEN, "embed.word": narrow}
         if family in ("bert", "roberta", "xlm-roberta", "distilbert"):

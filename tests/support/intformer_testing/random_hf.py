@@ -23,6 +23,7 @@ HEADS = {  # head -> class ending
     "question-answering": "ForQuestionAnswering",
     "masked-lm": "ForMaskedLM",
 }
+MADE_OF = {"sparse-embedding": "ForMaskedLM"}  # heads that no class of transformers has
 LENGTHS = (5, 1, 17, 2, 3, 11)
 
 
@@ -58,7 +59,9 @@ def save(directory, family, head, seed=0, **shape):
     if head == "question-answering":
         shape = {"labels": 2, **shape}
     torch.manual_seed(seed)
-    model = getattr(transformers, CLASSES[family] + HEADS[head])(config(family, **shape)).eval()
+    model = getattr(transformers, CLASSES[family] + (HEADS | MADE_OF)[head])(
+        config(family, **shape)
+    ).eval()
     randomise(model)
     model.save_pretrained(directory)
     return model
