@@ -11,7 +11,12 @@ from pathlib import PurePosixPath
 from intformer.errors import CheckpointError
 from intformer.frontend.json_object import JsonObject
 from intformer.frontend.sentence_dense import Dense
-from intformer.ir.heads import SENTENCE_EMBEDDING, SEQUENCE_CLASSIFICATION, Head
+from intformer.ir.heads import (
+    SENTENCE_EMBEDDING,
+    SEQUENCE_CLASSIFICATION,
+    SPARSE_EMBEDDING,
+    Head,
+)
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
@@ -57,7 +62,7 @@ class _Kind:
     """A class of sentence-transformers that compiles.
 
     head      of the library
-    modules   the modules it starts with
+    modules   the modules it starts with, each by the names of its classes
     then      modules that may follow, in any number
     task      transformer_task of its Transformer
     outputs   (method_output_name, module_output_name) of its Transformer
@@ -65,7 +70,7 @@ class _Kind:
     """
 
     head: Head
-    modules: tuple[str, ...]
+    modules: tuple[tuple[str, ...], ...]
     then: tuple[str, ...]
     task: str
     outputs: tuple[str, str]
@@ -75,7 +80,7 @@ class _Kind:
 KINDS = {
     "SentenceTransformer": _Kind(
         head=SENTENCE_EMBEDDING,
-        modules=("Transformer", "Pooling"),
+        modules=(("Transformer",), ("Pooling",)),
         then=("Dense", "Normalize", "Dropout"),  # Dropout does nothing outside of training
         task="feature-extraction",
         outputs=("last_hidden_state", "token_embeddings"),
@@ -83,12 +88,25 @@ KINDS = {
     ),
     "CrossEncoder": _Kind(
         head=SEQUENCE_CLASSIFICATION,
-        modules=("Transformer",),
+        modules=(("Transformer",),),
         then=(),
         task="sequence-classification",
         outputs=("logits", "scores"),
         prompts=(),
     ),
+    "SparseEncoder": _Kind(
+        head=SPARSE_EMBEDDING,
+        modules=(("Transformer", "MLMTransformer"), ("SpladePooling",)),
+        then=(),
+        task="fill-mask",
+        outputs=("logits", "token_embeddings"),
+        prompts=("query", "document"),
+    ),
+}
+
+EMBEDDERS = {  # head -> how a directory is pooled that is not of sentence-transformers
+    SENTENCE_EMBEDDING: "mean",
+    SPARSE_EMBEDDING: "max",
 }
 
 
@@ -96,7 +114,7 @@ KINDS = {
 class SentenceModel:
     """What a directory says about one head.
 
-    head            SENTENCE_EMBEDDING or SEQUENCE_CLASSIFICATION of ir.heads
+    head            of one of KINDS
     pooling         "mean", "max" or "first" for embeddings, else ""
     dense           Dense modules behind the pooling, in order
     normalize       whether embeddings are brought to Euclidean length 1
@@ -124,7 +142,8 @@ def transformer_path(checkpoint) -> str:
     """
     modules = checkpoint.read_json(MODULES, list)
     first = modules[0] if modules else None
-    if not isinstance(first, dict) or not str(first.get("type")).endswith(".Transformer"):
+    named = str(first.get("type")) if isinstance(first, dict) else ""
+    if not named.endswith((".Transformer", ".MLMTransformer")):
         return ""
     module = JsonObject(first, f"{checkpoint.path / MODULES}, module 0")
     path = module.get("path", str, "")
@@ -160,32 +179,35 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
         config = JsonObject.read(checkpoint, CONFIG)
         name = config.values.get("model_type", "SentenceTransformer")  # null is another type
         kind = KINDS.get(name) if isinstance(name, str) else None
-        if kind is None and head in (None, SENTENCE_EMBEDDING):
+        if kind is None and head in (None, *EMBEDDERS):
             raise config.refusal(
-                "model_type", f"{' and '.join(KINDS)} compile; head= takes the encoder without it"
+                "model_type", f"{', '.join(KINDS)} compile; head= takes the encoder without it"
             )
     if kind is None or head not in (None, kind.head):
-        return _plain() if head is SENTENCE_EMBEDDING else None
+        return _plain(head) if head in EMBEDDERS else None
     modules = _modules(checkpoint, saved, kind)
     _check_transformer(settings, kind)
     prompts, default = _prompts(config, kind)
     embeds = kind.head.embeds
+    if kind.head is SPARSE_EMBEDDING:
+        _check_splade(checkpoint, modules[1][1])
+        _check_max_active_dims(config)
     return SentenceModel(
         head=kind.head,
-        pooling=_pooling(checkpoint, modules[1][1]) if embeds else "",
+        pooling=_pooling(checkpoint, modules[1][1]) if embeds else EMBEDDERS.get(kind.head, ""),
         dense=tuple(Dense.read(checkpoint, path) for name, path in modules if name == "Dense"),
         normalize=any(module == "Normalize" for module, _ in modules),
         truncate_dim=_truncate_dim(config) if embeds else None,
         prompts=prompts,
         default_prompt=default,
-        activation=None if embeds else config.get("activation_fn", str),
+        activation=config.get("activation_fn", str) if kind.head.classifies_texts else None,
     )
 
 
-def _plain() -> SentenceModel:
-    """Return what SentenceTransformer makes of a directory that is not its own."""
-    prompts = dict.fromkeys(KINDS["SentenceTransformer"].prompts, "")
-    return SentenceModel(SENTENCE_EMBEDDING, "mean", prompts=prompts)
+def _plain(head: Head) -> SentenceModel:
+    """Return what SentenceTransformer or SparseEncoder makes of a directory that is not its own."""
+    kind = next(kind for kind in KINDS.values() if kind.head is head)
+    return SentenceModel(head, EMBEDDERS[head], prompts=dict.fromkeys(kind.prompts, ""))
 
 
 def meta(checkpoint, head: Head) -> dict:
@@ -289,7 +311,7 @@ def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
         _check_inside(checkpoint, module, path)
         name = full.rpartition(".")[2]
         place = len(modules)
-        expected = kind.modules[place : place + 1] or kind.then
+        expected = kind.modules[place] if place < len(kind.modules) else kind.then
         if not full.startswith(PACKAGE) or name not in expected:
             raise module.refusal(
                 "type",
@@ -303,9 +325,9 @@ def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
         modules.append((name, path))
     if len(modules) < len(kind.modules):
         raise CheckpointError(
-            f"no {kind.modules[len(modules)]} module",
+            f"no {kind.modules[len(modules)][0]} module",
             where=where,
-            hint="expected " + ", ".join(kind.modules),
+            hint="expected " + ", ".join(names[0] for names in kind.modules),
         )
     return modules
 
@@ -349,6 +371,23 @@ def _pooling(checkpoint, path: str) -> str:
     if not isinstance(mode, str) or mode not in POOLINGS:
         raise config.refusal(key, hint)
     return POOLINGS[mode]
+
+
+def _check_splade(checkpoint, path: str) -> None:
+    """Refuse a SpladePooling that is not log(1 + relu(x)) of the largest logits."""
+    config = JsonObject.read(checkpoint, _settings_of(path))
+    known = ("pooling_strategy", "activation_function")
+    config.refuse_others((*known, "embedding_dimension", "word_embedding_dimension", "chunk_size"))
+    for key, only in zip(known, ("max", "relu"), strict=True):
+        if config.values.get(key, only) != only:
+            raise config.refusal(key, f"{only!r} compiles")
+
+
+def _check_max_active_dims(config: JsonObject) -> None:
+    if config.values.get("max_active_dims") is not None:
+        raise config.refusal(
+            "max_active_dims", "take it out and pass top_k= where texts are embedded"
+        )
 
 
 def _prompts(config: JsonObject, kind: _Kind) -> tuple[dict[str, str], str | None]:

@@ -420,6 +420,25 @@ def test_heads_asked_for_are_those_of_the_plain_directory(ranker, tmp_path):
     same_embeddings(tmp_path, head="sentence-embedding", prompt_name="query")
 
 
+# ---- weights of words ----
+
+
+def test_words_are_those_of_sparse_encoder(tmp_path):
+    plain(tmp_path, "masked-lm")
+    st.SparseEncoder(str(tmp_path), device="cpu").save(str(tmp_path))
+    theirs = st.SparseEncoder(str(tmp_path), device="cpu")
+    exact = Exact(tmp_path)
+    assert (exact.metadata["head"], exact.metadata["pooling"]) == ("sparse-embedding", "max")
+    for options in ({}, {"prompt": "how do you "}):
+        wanted = theirs.decode(theirs.encode(TEXTS, **options))
+        for ours, words in zip(exact.answers(TEXTS, **options), wanted, strict=True):
+            found = {word["token"]: word["score"] for word in ours}
+            assert found == pytest.approx(dict(words), abs=2e-5)
+            assert list(found.values()) == sorted(found.values(), reverse=True)
+    few = exact.answers(TEXTS, top_k=3)
+    assert few == [words[:3] for words in exact.answers(TEXTS)]
+
+
 # ---- refused by name ----
 
 
@@ -430,10 +449,10 @@ def refusal(folder, head=None):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["SparseEncoder", "MultiVectorEncoder", "Other"])
+@pytest.mark.parametrize("kind", ["MultiVectorEncoder", "Other"])
 def test_models_that_do_not_compile(folder, kind):
     change(folder / "config_sentence_transformers.json", model_type=kind)
-    for head in (None, "sentence-embedding"):
+    for head in (None, "sentence-embedding", "sparse-embedding"):
         text = refusal(folder, head)
         assert "config_sentence_transformers.json" in text and f"'model_type' = '{kind}'" in text
     assert read_encoder(Checkpoint(folder), "features")[1]["head"] == "features"

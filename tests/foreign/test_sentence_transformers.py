@@ -195,17 +195,6 @@ def test_similarity_function(folder, name):
     st6(folder, similarity_fn_name=name)
 
 
-@refused(CONFIG, "SparseEncoder")
-def test_sparse_encoder(folder):
-    from sentence_transformers import SparseEncoder
-    from sentence_transformers.sparse_encoder.modules import SpladePooling
-
-    save(folder / "base", "bert", "masked-lm")
-    first = Transformer(str(folder / "base"), transformer_task="fill-mask")
-    model = SparseEncoder(modules=[first, SpladePooling()], device="cpu")
-    model.save(str(folder), create_model_card=False)
-
-
 @refused(CONFIG, "MultiVectorEncoder")
 def test_multi_vector_encoder(folder):
     st6(folder)

@@ -132,7 +132,7 @@ def limited():
 def groups_of(library) -> list[list[tuple[str, ...]]]:
     """Texts to compare on; every group has one number of columns."""
     head = library.head
-    if head == "sentence-embedding":
+    if head in ("sentence-embedding", "sparse-embedding"):
         return [SINGLES]
     if head == "question-answering":  # longer documents become windows
         return [[(question[:20], document[:40]) for question, document in PAIRS[:6]]]
@@ -158,8 +158,19 @@ def compare(ours: Exact | Quantized, theirs, groups: list, bounds: Bounds) -> No
                 aligned(by_text(packed, head, edge.real(integers)), wanted, bounds.cosine)
         wanted = theirs.answers(rows)
         if wanted is not None:
-            check = embeddings if head == "sentence-embedding" else scores
-            check(edge.decode(packed, integers), wanted, bounds)
+            answers = edge.decode(packed, integers)
+            if head == "sparse-embedding":
+                answers = [weights(words, len(wanted[0])) for words in answers]
+            check = scores if head == "sequence-classification" else embeddings
+            check(answers, wanted, bounds)
+
+
+def weights(words: list[dict], vocabulary: int) -> np.ndarray:
+    """Return the weight of every word, float32 [vocabulary]; those that are not listed have 0."""
+    found = np.zeros(vocabulary, np.float32)
+    for word in words:
+        found[word["id"]] = word["score"]
+    return found
 
 
 def tokens(packed: Packed) -> list[tuple[list[int], list[int]]]:

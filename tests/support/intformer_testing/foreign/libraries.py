@@ -118,6 +118,28 @@ class SentenceTransformers:
         return list(self.model.encode(columns(rows)[0]))
 
 
+class SparseEncoders:
+    """SparseEncoder.encode; its answers are the weights of all words, not as a sparse tensor."""
+
+    def __init__(self, folder: Path, made=None):
+        """Load a directory."""
+        from sentence_transformers import SparseEncoder
+
+        self.model = SparseEncoder(str(folder), device="cpu")
+        self.prompt = default_prompt(self.model)
+        self.head = "sparse-embedding"
+
+    def tokens(self, rows):
+        return without_padding(self.model.preprocess(columns(rows)[0], prompt=self.prompt))
+
+    def outputs(self, rows):
+        return None
+
+    def answers(self, rows):
+        found = self.model.encode(columns(rows)[0], convert_to_sparse_tensor=False)
+        return [row.numpy() for row in found]
+
+
 class CrossEncoders:
     """CrossEncoder.predict, of pairs; its answers are the scores of every label, in order."""
 
