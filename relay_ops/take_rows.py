@@ -1,4 +1,4 @@
-"""Rows by index: first token of each sequence, or the tokens at requested positions."""
+"""Rows by index: first or last token of each sequence, or the tokens at requested positions."""
 
 import numpy as np
 
@@ -9,16 +9,18 @@ from intformer.relay_ops.op import IntOp
 NAME = "take_rows"
 
 
-def reference(x: np.ndarray, index: np.ndarray, *, rows: str) -> np.ndarray:
+def reference(x: np.ndarray, index: np.ndarray, *, rows: str, last: bool = False) -> np.ndarray:
     """x [n, C] -> [r, C], same dtype.
 
-    index  int32; rows "sequence": cu_seqlens [batch + 1], its last entry dropped;
-           rows "position": positions [r]
+    index  int32; rows "sequence": cu_seqlens [batch + 1], of which each sequence's first token is
+           taken, or its last one; rows "position": positions [r]
     """
+    if last:
+        return x[index[1:] - 1]
     return x[index[:-1] if rows == "sequence" else index]
 
 
-def bounds(x: Interval, index: Interval, *, rows: str) -> Interval:
+def bounds(x: Interval, index: Interval, *, rows: str, last: bool = False) -> Interval:
     """A row of x is in x's interval."""
     return x
 
@@ -33,10 +35,13 @@ def define(args: list, attrs: dict) -> list:
     read = expr.load(x, attrs)
     count = index.shape[0] - (1 if attrs["rows"] == "sequence" else 0)
 
+    def at(row):
+        return index[row + 1] - 1 if attrs.get("last") else index[row]
+
     def out(i, r, c):
         row = i * BLOCK + r
         value = tirx.if_then_else(
-            row < count, read(index[row] // BLOCK, index[row] % BLOCK, c), tirx.const(0, "int32")
+            row < count, read(at(row) // BLOCK, at(row) % BLOCK, c), tirx.const(0, "int32")
         )
         return expr.store(value, attrs)
 
@@ -49,5 +54,5 @@ OP = IntOp(
     bounds,
     define,
     clears=True,
-    source="first-token pooling; masked positions",
+    source="pooling by first or last token; masked positions",
 )

@@ -255,6 +255,11 @@ class Builder:
         attrs = {"rows": "sequence"}
         return self._add("take", "head.rows", (x, SEQUENCES), self.channels(x), attrs=attrs)
 
+    def last(self, x: str) -> str:
+        """The last row of every sequence."""
+        attrs = {"rows": "sequence", "last": True}
+        return self._add("take", "head.rows", (x, SEQUENCES), self.channels(x), attrs=attrs)
+
     def asked(self, x: str) -> str:
         """The rows that the caller asks for."""
         attrs = {"rows": "position"}
@@ -269,8 +274,8 @@ class Builder:
         return self._add("max", "head.max", (x, SEQUENCES), self.channels(x))
 
     def pooled(self, x: str, pooling: str) -> str:
-        """One row per sequence: "mean", "max" or "first"."""
-        return {"mean": self.mean, "max": self.max, "first": self.first}[pooling](x)
+        """One row per sequence: "mean", "max", "first" or "last"."""
+        return getattr(self, pooling)(x)
 
     def dense(self, x: str, key: str, function: str | None = None, norm: str | None = None) -> str:
         """One stage of a head: linear, activation, LayerNorm, the latter two where they are named.

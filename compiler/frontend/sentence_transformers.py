@@ -31,7 +31,12 @@ TRANSFORMER_CONFIGS = (  # the first that says anything counts
 )
 INSIDE = "a model's files lie inside its directory"
 PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
-POOLINGS = {"mean": "mean", "max": "max", "cls": "first"}  # pooling_mode -> our name for it
+POOLINGS = {
+    "mean": "mean",
+    "max": "max",
+    "cls": "first",
+    "lasttoken": "last",
+}  # pooling_mode -> our name for it
 OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -115,7 +120,7 @@ class SentenceModel:
     """What a directory says about one head.
 
     head            of one of KINDS
-    pooling         "mean", "max" or "first" for embeddings, else ""
+    pooling         a value of POOLINGS for embeddings, "max" for weights of words, else ""
     dense           Dense modules behind the pooling, in order
     normalize       whether embeddings are brought to Euclidean length 1
     truncate_dim    leading channels of an embedding that are kept; None: all

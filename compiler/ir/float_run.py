@@ -141,6 +141,8 @@ def biases(table, length: int):
 
 def _take(node: Node, inputs: dict, x):
     index = inputs[node.inputs[1]].tolist()
+    if node.attrs.get("last"):
+        return x[[end - 1 for end in index[1:]]]
     return x[index[:-1] if node.attrs["rows"] == "sequence" else index]
 
 
@@ -161,10 +163,12 @@ def pooled(x, mask, pooling: str):
 
     x        [batch, length, channels]
     mask     int64 [batch, length]: 1 where a token is
-    pooling  "mean", "max" or "first"
+    pooling  "mean", "max", "first" or "last"; padding is on the right
     """
     if pooling == "first":
         return x[:, 0]
+    if pooling == "last":
+        return x[range(len(x)), mask.sum(1) - 1]
     mask = mask.unsqueeze(-1)
     if pooling == "max":
         return x.masked_fill(mask == 0, -np.inf).amax(1)

@@ -12,7 +12,7 @@ linear     x                 Linear      tied: the weight is the word table
 act        x                             function: a value of ACTIVATIONS
 add        term, stream                  the stream is the residual that goes past the term
 attention  qkv, cu_seqlens   None, Bias  heads
-take       x, index                      rows: what a picked row stands for
+take       x, index                      rows: what a picked row stands for; last: of a sequence
 mean       x, cu_seqlens                 one row per sequence
 max        x, cu_seqlens                 one row per sequence
 

@@ -56,7 +56,9 @@ def _movable(nodes: list[Node], values: dict, output: str) -> tuple[Node, list[N
         if not OPS[producer.op].by_row or output in producer.outputs:
             continue
         reading = [node for name in producer.outputs for node in readers.get(name, ())]
-        same = {(node.op, node.inputs[1:], node.attrs.get("rows")) for node in reading}
+        same = {
+            (node.op, node.inputs[1:], *map(node.attrs.get, ("rows", "last"))) for node in reading
+        }
         if len(same) == 1 and reading[0].op == TAKE:
             return producer, reading
     return None

@@ -106,8 +106,10 @@ def i_tanh(x):
     return x.sign() * ((h * v + (1 << (shift - 1))) >> shift)
 
 
-def take_rows(x, index, *, rows):
+def take_rows(x, index, *, rows, last=False):
     """relay_ops.take_rows."""
+    if last:
+        return x[index[1:] - 1]
     return x[index[:-1] if rows == "sequence" else index]
 
 

@@ -160,7 +160,9 @@ class Simulation:
         return torch.cat([s_q, s_k, s_v])
 
     def take(self, node: Node, tokens: Tokens, x):
-        """Pick the first row of each sequence."""
+        """Pick the first or the last row of each sequence."""
+        if node.attrs.get("last"):
+            return x.index_select(0, tokens.cu_seqlens[1:] - 1)
         return x.index_select(0, tokens.cu_seqlens[:-1])
 
     def mean(self, node: Node, tokens: Tokens, x):

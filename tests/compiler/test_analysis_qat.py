@@ -221,6 +221,7 @@ def test_nothing_judged_on_is_trained_on(tmp_path, monkeypatch):
         ("bert", "features", "AutoModel", "mean"),
         ("bert", "features", "AutoModel", "max"),
         ("bert", "features", "AutoModel", "first"),
+        ("bert", "features", "AutoModel", "last"),
     ],
 )
 def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto, pooling):
@@ -232,7 +233,12 @@ def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto
         meta |= {"head": "sentence-embedding", "pooling": pooling}
         ends = np.cumsum([len(ids) for ids, _ in group])[:-1]
         parts = np.split(wanted, ends)
-        reduce = {"mean": lambda x: x.mean(0), "max": lambda x: x.max(0), "first": lambda x: x[0]}
+        reduce = {
+            "mean": lambda x: x.mean(0),
+            "max": lambda x: x.max(0),
+            "first": lambda x: x[0],
+            "last": lambda x: x[-1],
+        }
         wanted = np.stack([reduce[pooling](part) for part in parts])
     model = getattr(transformers, auto).from_pretrained(tmp_path).eval()
     features = [dict(zip(packing.TOKENS, one, strict=True)) for one in group]

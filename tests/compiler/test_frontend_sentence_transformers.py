@@ -85,7 +85,7 @@ def same_scores(folder, columns=PAIRS):
 # ---- embeddings ----
 
 
-@pytest.mark.parametrize("mode", ["mean", "max", "cls"])
+@pytest.mark.parametrize("mode", ["mean", "max", "cls", "lasttoken"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_saved_embedder(encoder, tmp_path, mode, normalize):
     save_embedder(encoder, tmp_path, mode, *[st_modules.Normalize()] * normalize)
@@ -104,6 +104,7 @@ def test_a_saved_embedder(encoder, tmp_path, mode, normalize):
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}, False),
         ({"pooling_mode": ["cls"]}, False),
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, False),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, False),
         ({"pooling_mode": "mean", "pooling_mode_cls_token": True}, False),
         ({}, False),
     ],
@@ -460,7 +461,7 @@ def test_models_that_do_not_compile(folder, kind):
 
 @pytest.mark.parametrize(
     "mode",
-    ["mean_sqrt_len_tokens", "weightedmean", "lasttoken", ["mean", "max"], ["mean", "cls"]],
+    ["mean_sqrt_len_tokens", "weightedmean", ["mean", "max"], ["mean", "cls"]],
     ids=str,
 )
 def test_poolings_that_do_not_compile(encoder, tmp_path, mode):
@@ -472,8 +473,7 @@ def test_poolings_that_do_not_compile(encoder, tmp_path, mode):
 @pytest.mark.parametrize(
     "key",
     [
-        "pooling_mode_mean_sqrt_len_tokens",
-        *("pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken"),
+        *("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"),
     ],
 )
 def test_old_poolings_that_do_not_compile(folder, key):

@@ -94,7 +94,7 @@ def test_training_has_the_values_of_evaluation(source, family, head, weights):
     assert qat_batch.snr_db(integer, simulated) > TRAIN_EVAL_DB
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "lasttoken"])
 def test_pooled_embeddings(source, tmp_path, pooling):
     """Evaluation is the integers, training has their values, and a saved directory keeps both."""
     folder = Path(shutil.copytree(source("bert", "features"), tmp_path / "model"))
@@ -113,7 +113,7 @@ def test_pooled_embeddings(source, tmp_path, pooling):
     assert qat_batch.snr_db(rows.numpy(), simulated.numpy()) > TRAIN_EVAL_DB
     model.save_pretrained(tmp_path / "saved")
     again = intformer.import_model(tmp_path / "saved")
-    assert again.nodes == integer.nodes and again.meta["pooling"] == pooling
+    assert again.nodes == integer.nodes and again.meta["pooling"] == integer.meta["pooling"]
 
 
 def test_training_follows_the_integers_tap_by_tap(source):

@@ -168,7 +168,10 @@ CASES = {
     "i_tanh": lambda rng: ((rows(rng, np.int32, 2**18),), {}),
     "i_gelu": gelu,
     "i_layernorm": layernorm,
-    "take_rows": lambda rng: ((rows(rng), OFFSETS), {"rows": "sequence"}),
+    "take_rows": lambda rng: (
+        (rows(rng), OFFSETS),
+        {"rows": "sequence", "last": bool(rng.integers(2))},
+    ),
     "mean_pool": lambda rng: ((rows(rng), OFFSETS), {"fraction_bits": 12}),
     "max_pool": lambda rng: ((rows(rng, np.int32, 2**31 - 1), OFFSETS), {}),
     "attention": attend,

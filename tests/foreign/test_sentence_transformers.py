@@ -32,19 +32,19 @@ def st6(folder, *more, family="bert", pooling="mean", transformer=None, **about)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert", "albert"])
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "lasttoken"])
 @equal_to(SentenceTransformers)
 def test_not_normalized(folder, family, pooling):
     st6(folder, family=family, pooling=pooling)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "lasttoken"])
 @equal_to(SentenceTransformers)
 def test_normalized(folder, pooling):
     st6(folder, Normalize(), family="electra", pooling=pooling)
 
 
-@pytest.mark.parametrize("mode", ["mean_sqrt_len_tokens", "weightedmean", "lasttoken"])
+@pytest.mark.parametrize("mode", ["mean_sqrt_len_tokens", "weightedmean"])
 @refused("1_Pooling/config.json", "pooling_mode")
 def test_other_pooling(folder, mode):
     st6(folder, pooling=mode)
@@ -55,7 +55,7 @@ def test_several_poolings(folder):
     st6(folder, pooling=("cls", "max"))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "lasttoken"])
 @pytest.mark.parametrize("after", [[], [Normalize()]], ids=["plain", "normalized"])
 @equal_to(SentenceTransformers)
 def test_dense(folder, pooling, after):

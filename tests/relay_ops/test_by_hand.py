@@ -199,6 +199,8 @@ def test_add():
 def test_take_rows():
     x = i8([1], [2], [3], [4])
     assert run("take_rows", x, i32(0, 1, 4), rows="sequence").ravel().tolist() == [1, 2]
+    last = run("take_rows", x, i32(0, 1, 4), rows="sequence", last=True)
+    assert last.ravel().tolist() == [1, 4]
     assert run("take_rows", x, i32(3, 0, 3), rows="position").ravel().tolist() == [4, 1, 4]
 
 

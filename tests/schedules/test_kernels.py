@@ -816,6 +816,8 @@ def test_take_rows(target):
         g.given(dtype, dtype, 26)
         for rows, index in (("sequence", "cu_seqlens"), ("position", "positions")):
             g.op("take_rows", [dtype, index], f"{rows}_{dtype}", dtype, 26, rows)
+        ends = [dtype, "cu_seqlens"]
+        g.op("take_rows", ends, f"last_{dtype}", dtype, 26, "sequence", last=True)
     g.operand("int8")
     g.operand("sequence_int8")
     program = Program(g, target)

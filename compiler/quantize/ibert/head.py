@@ -92,7 +92,7 @@ def pooled(e: Rules, graph: Graph, x: str) -> str:
     if last.kind == "take":
         rows = last.attrs["rows"]
         taken = e.value(last.name, value.dtype, value.channels, value.scale, value.origin, rows)
-        e.node("take_rows", (x, last.inputs[1]), taken, rows=rows)
+        e.node("take_rows", (x, last.inputs[1]), taken, **last.attrs)
         x = taken
     return e.requantize_to(x, "output", value.scale, value.origin, INT8, "int32")
 

@@ -161,7 +161,7 @@ def take(e: Rules, node: Node) -> None:
     held = e.operands if e.graph.linear_reader(node.name) else e.streams
     v, rows = e.values[held[edge]], node.attrs["rows"]
     held[node.name] = e.value(node.name, v.dtype, v.channels, v.scale, v.origin, rows)
-    e.node("take_rows", (held[edge], index), node.name, rows=rows)
+    e.node("take_rows", (held[edge], index), node.name, **node.attrs)
 
 
 def mean(e: Rules, node: Node) -> None:

@@ -44,6 +44,7 @@ def cases():
     found["native/bert/one scale per tensor"] = native("bert", "masked-lm", grain="tensor")
     for name, (family, head, more) in EXTRAS.items():
         found[f"native/{name}"] = native(family, head, **more)
+    found["native/bert/sentence-embedding of the last"] = native("bert", "features", pool="last")
     found["native/bert/sentence-embedding by maximum"] = native("bert", "features", pool="max")
     found["ibert/fixed/sentence-embedding by maximum"] = ibert("features", "fixed", pool="max")
     for head in ENDINGS:
@@ -128,7 +129,7 @@ def save(model, folder, pool):
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    modes = {"mean": "mean_tokens", "max": "max_tokens", "cls": "cls_token"}
+    modes = {"mean": "mean_tokens", "max": "max_tokens", "cls": "cls_token", "last": "lasttoken"}
     key = f"pooling_mode_{modes[pool]}"
     about = {"word_embedding_dimension": HIDDEN, key: True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(about))
