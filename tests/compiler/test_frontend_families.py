@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
+from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.calibration import pack
@@ -126,7 +127,16 @@ def test_sentence_embedding_is_the_mean_of_the_features(tmp_path):
     assert snr_db(want, out * model.meta["output_scale"]) > 20
 
 
-@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "max_tokens"])
+POOLED = {
+    "mean_tokens": lambda rows: rows.mean(0),
+    "max_tokens": lambda rows: rows.max(0),
+    "cls_token": lambda rows: rows[0],
+    "lasttoken": lambda rows: rows[-1],
+    "weightedmean_tokens": None,  # refused
+}
+
+
+@pytest.mark.parametrize("mode", POOLED)
 def test_sentence_transformers_directories_say_how_they_pool(tmp_path, mode):
     hf = random_hf.save(tmp_path, "bert", "features")
     kinds = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
@@ -134,15 +144,15 @@ def test_sentence_transformers_directories_say_how_they_pool(tmp_path, mode):
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
-    if mode == "max_tokens":
-        with pytest.raises(Exception, match="pooling_mode_max_tokens"):
+    if POOLED[mode] is None:
+        with pytest.raises(CheckpointError, match=f"pooling_mode_{mode}"):
             read_encoder(Checkpoint(tmp_path))
         return
     encoder, meta = read_encoder(Checkpoint(tmp_path))
     ids = random_hf.sequences()
     got = run(encoder, pack([(s, np.zeros_like(s)) for s in ids], meta))
     rows = random_hf.padded_outputs(hf, ids)
-    want = np.stack([r.mean(0) if mode == "mean_tokens" else r[0] for r in rows])
+    want = np.stack([POOLED[mode](one) for one in rows])
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
