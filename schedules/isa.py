@@ -1,7 +1,8 @@
-"""The chips the kernels are written for: x86 instruction sets, one dot product each, and GPUs."""
+"""The chips the kernels are written for: CPU instruction sets, one dot product each, and GPUs."""
 
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 
@@ -15,6 +16,7 @@ class Isa:
     steps          dot products of one turn of a matmul's innermost loop
     score_tiles    key vectors per tile of the attention scores, the default first
     context_tiles  accumulators of one tile of the attention context
+    operand        type of the first operand of `dot`; where it is int8 the zero point is 0
     """
 
     lanes: int
@@ -23,9 +25,10 @@ class Isa:
     steps: int
     score_tiles: tuple[int, ...]
     context_tiles: int
+    operand: str = "uint8"
 
     def dot(self, acc, a, b):
-        """Return acc + the sums of four products: int32 x L, uint8 x 4 L, int8 x 4 L."""
+        """Return acc + the sums of four products: int32 x L, `operand` x 4 L, int8 x 4 L."""
         raise AssertionError("a chip defines it")
 
     def dot16(self, acc, a, b):
@@ -82,8 +85,58 @@ class Madd(Isa):
         kind = f"x{self.lanes}"
         number = T.llvm_lookup_intrinsic_id(self.intrinsic)
         pairs = T.call_llvm_pure_intrin(number, a, b, dtype=f"int32{kind}")
-        total = T.cast(acc, f"uint32{kind}") + T.cast(pairs, f"uint32{kind}")
-        return T.cast(total, f"int32{kind}")
+        return wrapping_sum(acc, pairs)
+
+
+@dataclass(frozen=True)
+class Neon(Isa):
+    """ARM vectors of 128 bits: products widened to twice their bits, then added in pairs."""
+
+    operand: str = "int8"
+
+    def dot(self, acc, a, b):
+        """Two smull, two saddlp, one addp: the sum of two products may need 17 bits."""
+        low, high = (
+            _neon("saddlp", "int32x4", _neon("smull", "int16x8", *halves))
+            for halves in zip(_halves(a), _halves(b), strict=True)
+        )
+        return wrapping_sum(acc, _neon("addp", "int32x4", low, high))
+
+    def dot16(self, acc, a, b):
+        """Two smull, one addp."""
+        low, high = (
+            _neon("smull", "int32x4", *halves)
+            for halves in zip(_halves(a), _halves(b), strict=True)
+        )
+        return wrapping_sum(acc, _neon("addp", "int32x4", low, high))
+
+
+@dataclass(frozen=True)
+class NeonDot(Neon):
+    """The same with the dot product instruction: sdot, four products a lane at once."""
+
+    def dot(self, acc, a, b):
+        """One sdot."""
+        return _neon("sdot", "int32x4", acc, a, b)
+
+
+def _neon(name: str, dtype: str, *args):
+    """Call an instruction; LLVM finds its form by the types."""
+    number = T.llvm_lookup_intrinsic_id(f"llvm.aarch64.neon.{name}")
+    return T.call_llvm_pure_intrin(number, *args, dtype=dtype)
+
+
+def _halves(x) -> tuple:
+    """Return the lower and the upper lanes of a vector."""
+    element, _, lanes = str(x.ty.dtype).partition("x")
+    half = f"{element}x{int(lanes) // 2}"
+    return tuple(tirx.call_intrin(half, f"tirx.vector{part}", x) for part in ("low", "high"))
+
+
+def wrapping_sum(a, b):
+    """Return the sum of two int32 vectors, which wraps as the dot product instructions do."""
+    unsigned = str(a.ty.dtype).replace("int", "uint")
+    return T.cast(T.cast(a, unsigned) + T.cast(b, unsigned), str(a.ty.dtype))
 
 
 @dataclass(frozen=True)
@@ -124,3 +177,10 @@ AVX2 = Madd(
     intrinsic="llvm.x86.avx2.pmadd.wd",
 )
 SSE2 = Madd(lanes=4, registers=16, matmul_tile=(2, 4), steps=1, score_tiles=(1,), context_tiles=8)
+# 32 registers: a tile of 16, 4 vectors of weights, 4 rows
+NEON = Neon(
+    lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
+)
+NEON_DOT = NeonDot(
+    lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
+)

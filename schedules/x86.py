@@ -30,11 +30,11 @@ def register_dot(isa) -> str:
     """Register the chip's dot product as a tensor intrinsic (once) and return its name."""
     name = f"intformer.dot_{type(isa).__name__}_{isa.lanes}"
     lanes, depth = isa.lanes, DEPTH
-    u8 = f"uint8x{lanes * depth}"
+    operand, vector = isa.operand, f"{isa.operand}x{lanes * depth}"
 
     @T.prim_func(s_tir=True)
     def description(
-        a: T.Buffer((depth,), "uint8", offset_factor=1),
+        a: T.Buffer((depth,), operand, offset_factor=1),
         w: T.Buffer((lanes, depth), "int8", offset_factor=1),
         c: T.Buffer((lanes,), "int32", offset_factor=1),
     ):
@@ -48,7 +48,7 @@ def register_dot(isa) -> str:
 
     @T.prim_func(s_tir=True)
     def implementation(
-        a: T.Buffer((depth,), "uint8", offset_factor=1),
+        a: T.Buffer((depth,), operand, offset_factor=1),
         w: T.Buffer((lanes, depth), "int8", offset_factor=1),
         c: T.Buffer((lanes,), "int32", offset_factor=1),
     ):
@@ -58,8 +58,8 @@ def register_dot(isa) -> str:
             c[T.ramp(T.int32(0), 1, lanes)] = isa.dot(
                 c.vload([0], dtype=f"int32x{lanes}"),
                 T.reinterpret(
-                    T.broadcast(T.reinterpret(a.vload([0], "uint8x4"), dtype="int32"), lanes),
-                    dtype=u8,
+                    T.broadcast(T.reinterpret(a.vload([0], f"{operand}x4"), dtype="int32"), lanes),
+                    dtype=vector,
                 ),
                 w.vload([0, 0], dtype=f"int8x{lanes * depth}"),
             )

@@ -44,17 +44,11 @@ CFLAGS = [
     *("-ffunction-sections", "-fno-strict-aliasing", "-D__NO_INLINE__", "-Wall", "-Wextra"),
 ]
 LDFLAGS = [
-    *(
-        "-shared",
-        "-nostartfiles",
-        "-Wl,-z,separate-code",
-        "-Wl,-Bsymbolic",
-        "-Wl,--gc-sections",
-        "-Wl,--strip-debug",
-        "-Wl,--as-needed",
-    ),
+    *("-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,--as-needed"),
     *("-Wl,-z,defs", "-Wl,-z,nodelete", "-Wl,-z,noexecstack", "-Wl,-z,relro", "-Wl,-z,now"),
 ]
+CC_LDFLAGS = ["-nostartfiles", "-Wl,-z,separate-code", "-Wl,--strip-debug"]
+ZIG_LDFLAGS = ["-Wl,-T,zig.ld"]  # zig takes --strip-debug for -s: symbols name what verify reads
 BUILD_KEYS = {  # of metadata.json that are not the model's; `warnings` joins those of both
     *("name", "intformer", "abi_version", "target", "variants", "inputs", "output", "output_rows"),
     *("output_channels", "limits", "glibc", "kernels", "steps", "tuning", "warnings"),
@@ -397,7 +391,8 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
         soname = ["-Xlinker", "-soname", "-Xlinker", file_name]
         script = ["-Wl,--version-script=exports.map", *soname, "-o", file_name]
         made = ["plan.o", *fixed, *kernels, "blob.o"]
-        _call([*cc, *LDFLAGS, *script, *made, *LIBRARIES], folder, "linking")
+        flags = [*LDFLAGS, *(ZIG_LDFLAGS if "ziglang" in cc else CC_LDFLAGS)]
+        _call([*cc, *flags, *script, *made, *LIBRARIES], folder, "linking")
         return build_id
 
     sections = _sections(job, about)

@@ -2,9 +2,9 @@
 
 One task is one head of one sequence, or several one after the other. K and V of a head are packed
 for the chip's dot products; then come eight query rows at a time: scores (int32), numerators
-(int16), context. K is the unsigned operand (k + 128): that adds 128 * sum(q) to every score of a
-row, which the subtraction of the row maximum takes away again. Numerators and V are int16 for the
-second product.
+(int16), context. Where the chip's first operand is unsigned, that is K (k + 128): it adds
+128 * sum(q) to every score of a row, which the subtraction of the row maximum takes away again.
+Numerators and V are int16 for the second product.
 
 The chip enters through `isa` alone (schedules/isa.py: lanes, dot, dot16, score_tiles,
 context_tiles), the arithmetic of a softmax through a `Recipe` (cpu_attention_recipes.py).
@@ -99,6 +99,10 @@ class Sizes:
     def spread(self, word, dtype: str):
         """Return the bytes of an int32, repeated over a vector, as lanes of `dtype`."""
         return self.cast(T.broadcast(word, self.lanes), dtype)
+
+    def key(self, word):
+        """Return four int8 of K as the first operand of the chip's dot product."""
+        return word ^ FLIP if self.isa.operand == "uint8" else word
 
     def cast(self, vector, dtype: str):
         """Return the bytes of an int32 vector as lanes of `dtype`."""
@@ -204,11 +208,11 @@ def clear_rest(size, y, first, end):
 
 @T.macro
 def pack(size, x, kp, vp, start, length, last, h):
-    """K as [keys / L, dim / 4, L, 4], unsigned, and V as [keys / 2, dim / L, L, 2]."""
+    """K as [keys / L, dim / 4, L, 4] and V as [keys / 2, dim / L, L, 2]."""
     for j in T.serial(length):
         for k in T.serial(size.steps):
-            kp[(j // size.lanes * size.steps + k) * size.lanes + j % size.lanes] = (
-                word(x, start + j, size.width + h * size.dim + k * DEPTH) ^ FLIP
+            kp[(j // size.lanes * size.steps + k) * size.lanes + j % size.lanes] = size.key(
+                word(x, start + j, size.width + h * size.dim + k * DEPTH)
             )
     for j in T.serial((length + 1) // 2):
         for s in T.serial(size.spans):
@@ -229,7 +233,9 @@ def score(size, x, kp, scores, bias, start, last, h, block, groups):
                 for u in T.unroll(size.tiles):
                     acc[size.at(i * size.tiles + u)] = size.isa.dot(
                         acc[size.at(i * size.tiles + u)],
-                        size.cast(kp[size.at((g * size.tiles + u) * size.steps + k)], "uint8"),
+                        size.cast(
+                            kp[size.at((g * size.tiles + u) * size.steps + k)], size.isa.operand
+                        ),
                         size.spread(
                             word(
                                 x, T.min(start + block * BLOCK + i, last), h * size.dim + k * DEPTH

@@ -12,8 +12,8 @@ import pytest
 
 import intformer
 from intformer import runtime
+from intformer.backends.cpu.code_bytes import EXECUTABLE
 from intformer.backends.targets import TARGETS, chips, host_target
-from intformer.backends.x86 import machine_code
 from intformer.backends.x86.backend import BACKEND
 from intformer.errors import LibraryError
 from intformer.frontend import import_model
@@ -266,7 +266,7 @@ def test_weights_are_there_once(auto, model, tmp_path):
     names = {n for n in auto.sections() if not n.startswith("tir/")}
     assert names == {n for n in alone.sections() if not n.startswith("tir/")}
     weights = sum(tensor.nbytes for tensor in model.tensors.values())
-    kernels = sum(len(auto.section(f"tir/{name}.json.xz")) for name in auto.variants) + code_bytes(
+    kernels = sum(len(auto.section(f"tir/{name}.json.xz")) for name in auto.variants) + code_size(
         auto.path
     )
     assert auto.path.stat().st_size < 1.2 * alone.path.stat().st_size + kernels
@@ -276,8 +276,8 @@ def test_weights_are_there_once(auto, model, tmp_path):
             assert auto.section(name) == alone.section(name)
 
 
-def code_bytes(path):
-    return sum(s.size for s in Elf(path).sections if s.flags & machine_code.EXECUTABLE)
+def code_size(path):
+    return sum(s.size for s in Elf(path).sections if s.flags & EXECUTABLE)
 
 
 def test_code_of_one_variant_in_another_is_caught(auto, tmp_path):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from intformer.backends.cpu import code_bytes
 from intformer.backends.targets import TARGETS
 from intformer.backends.x86 import machine_code
 from intformer.link.elf import Elf
@@ -47,7 +48,7 @@ class Code:
         self.sections = []
         formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
         for section in elf.sections:
-            if section.flags & machine_code.EXECUTABLE:
+            if section.flags & code_bytes.EXECUTABLE:
                 code = elf.data[section.offset : section.offset + section.size]
                 self.sections.append(
                     [

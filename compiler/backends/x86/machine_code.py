@@ -5,26 +5,13 @@ code is all there is) and every mnemonic looked up in mnemonics.py. Functions im
 count as float too.
 """
 
-import bisect
-import math
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from intformer.backends.cpu.code_bytes import Functions, Kind, Region, judged, opened, regions
 from intformer.backends.cpu.machine_code import MachineCode
 from intformer.backends.x86.mnemonics import fault
-from intformer.errors import LibraryError
-from intformer.link.elf import Elf, Section
-from intformer.proof.finding import Finding
-from intformer.runtime.image import EXECUTE, PAGE, Image
 
 X86_64 = 62  # e_machine
-OBJECT = 1  # e_type: ET_REL
-EXECUTABLE = 4  # sh_flags: SHF_EXECINSTR
-DYNSYM, SYMTAB, VERNEED, VERSYM = 11, 2, 0x6FFFFFFE, 0x6FFFFFFF  # sh_type
-FUNCTION = 2  # symbol type
-SYMBOL = "<IBBHQQ"  # Elf64_Sym: name, info, other, section index, value, size
 
 
 def check(path: Path) -> MachineCode:
@@ -38,91 +25,14 @@ def check(path: Path) -> MachineCode:
     """
     import iced_x86
 
-    elf = Elf(Path(path))
-    (arch,) = struct.unpack_from("<H", elf.data, 18)
-    if arch != X86_64:
-        raise LibraryError(f"code for ELF machine {arch}; x86-64 is {X86_64}", where=str(path))
+    elf = opened(path, X86_64, "x86-64")
     kinds = Kinds()
-    formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
-    found = MachineCode()
-    functions = Functions(elf)
+    found, functions = regions(elf, path), Functions(elf)
     decoded: dict[int, tuple] = {}  # address -> what its instruction is
-    for region in regions(elf, path):
+    for region in found:
         decoded |= decode(region, functions.addresses, kinds)
-        found.findings += region.findings
-    next_function = -1  # address where another one starts
-    for address in sorted(decoded):
-        instruction, (name, reason, features) = decoded[address]
-        found.mnemonics[name] += 1
-        if address >= next_function:
-            name_here, next_function = functions.around(address)
-            used: set[str] = set()
-            found.functions.append((name_here, used))
-        used |= features
-        if reason:
-            text = f"{reason}: {formatter.format(instruction)}"
-            found.findings.append(Finding(functions.at(address), text))
-    found.instructions = found.mnemonics.total()
-    found.findings += [
-        Finding("imports", f"float function: {name} from {library}")
-        for name, library in imports(elf)
-        if library.startswith("libm.")
-    ]
-    if not found.instructions:
-        raise LibraryError("no code in it", where=str(path))
-    return found
-
-
-@dataclass
-class Region:
-    """Executable bytes, and the addresses in data that point into them."""
-
-    address: int
-    code: bytes
-    entries: list[int] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-
-def regions(elf: Elf, path: Path) -> list[Region]:
-    """Return the executable bytes of a library by its segments, of an object by its sections."""
-    (kind,) = struct.unpack_from("<H", elf.data, 16)
-    if kind == OBJECT:
-        bases = section_bases(elf)
-        return [
-            Region(bases[i], elf.data[s.offset : s.offset + s.size])
-            for i, s in enumerate(elf.sections)
-            if s.flags & EXECUTABLE
-        ]
-    image = Image(memoryview(elf.data), str(path))
-    found = []
-    for segment in image.loads:
-        if not segment.flags & EXECUTE:
-            continue
-        start, stop = segment.offset, segment.offset + segment.filesz
-        region = Region(segment.vaddr, elf.data[start:stop])
-        # the system maps whole pages
-        first, last = start // PAGE * PAGE, -(-stop // PAGE) * PAGE
-        if any(elf.data[first:start]) or any(elf.data[stop:last]):
-            what = "the pages of executable code hold other bytes, which could run as well"
-            region.findings.append(Finding(f"segment at {segment.vaddr:#x}", what))
-        region.entries = [r.addend for r in image.relocations if not r.symbol]
-        region.entries += [s.value for s in image.symbols if s.section]
-        found.append(region)
-    return found
-
-
-def section_bases(elf: Elf) -> dict[int, int]:
-    """Return an address of its own for each executable section of an object; empty for a library.
-
-    In an object all sections begin at 0.
-    """
-    (kind,) = struct.unpack_from("<H", elf.data, 16)
-    bases, following = {}, PAGE
-    for i, section in enumerate(elf.sections if kind == OBJECT else ()):
-        if section.flags & EXECUTABLE:
-            bases[i] = following
-            following += -(-section.size // PAGE) * PAGE + PAGE
-    return bases
+    formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
+    return judged(path, elf, found, functions, decoded, formatter.format)
 
 
 class Kinds:
@@ -134,9 +44,9 @@ class Kinds:
 
         self.names = _names(iced_x86.Mnemonic)
         self.features = _names(iced_x86.CpuidFeature)
-        self.known: dict[int, tuple[str, str | None, set[str]]] = {}
+        self.known: dict[int, Kind] = {}
 
-    def of(self, instruction) -> tuple[str, str | None, set[str]]:
+    def of(self, instruction) -> Kind:
         """Return (mnemonic, fault or None, features)."""
         if instruction.code not in self.known:
             name = self.names[instruction.mnemonic].lower()
@@ -179,68 +89,3 @@ def decode(region: Region, hints: list[int], kinds: Kinds) -> dict[int, tuple]:
                 ):
                     starts.append(instruction.memory_displacement)
     return found
-
-
-class Functions:
-    """Names an address by the function it lies in, where symbols were kept."""
-
-    def __init__(self, elf: Elf):
-        """Collect the function symbols of both symbol tables, sorted by address."""
-        found, bases = {}, section_bases(elf)
-        for section in elf.sections:
-            if section.type in (DYNSYM, SYMTAB):
-                for name, info, _, index, value, _ in entries(elf, section, SYMBOL):
-                    if info & 15 == FUNCTION and index:
-                        found[value + bases.get(index, 0)] = text(elf, section, name)
-        self.addresses = sorted(found)
-        self.names = [found[address] for address in self.addresses]
-
-    def around(self, address: int) -> tuple[str, float]:
-        """Return the name of the function, "" before the first, and where the next one starts."""
-        i = bisect.bisect_right(self.addresses, address)
-        following = self.addresses[i] if i < len(self.addresses) else math.inf
-        return self.names[i - 1] if i else "", following
-
-    def at(self, address: int) -> str:
-        """Return "function+0x12", or the bare address before the first symbol."""
-        i = bisect.bisect_right(self.addresses, address) - 1
-        if i < 0:
-            return hex(address)
-        return f"{self.names[i]}+{address - self.addresses[i]:#x}"
-
-
-def entries(elf: Elf, section: Section, layout: str) -> Iterator[tuple]:
-    """Unpack the fixed-size entries of a section."""
-    return struct.iter_unpack(layout, elf.data[section.offset : section.offset + section.size])
-
-
-def text(elf: Elf, section: Section, offset: int) -> str:
-    """Return a string from the string table that a section is linked to."""
-    start = elf.sections[section.link].offset + offset
-    return elf.data[start : elf.data.index(b"\0", start)].decode()
-
-
-def imports(elf: Elf) -> list[tuple[str, str]]:
-    """Return (symbol, library) of every versioned symbol taken from another library."""
-    by_type = {section.type: section for section in elf.sections}
-    if not {DYNSYM, VERNEED, VERSYM} <= by_type.keys():
-        return []
-    needed, symbols = by_type[VERNEED], by_type[DYNSYM]
-    library = {}  # version index -> file name
-    entry = needed.offset
-    for _ in range(needed.info):
-        _, count, file, first, following = struct.unpack_from("<HHIII", elf.data, entry)
-        version = entry + first
-        for _ in range(count):
-            _, _, other, _, step = struct.unpack_from("<IHHII", elf.data, version)
-            library[other] = text(elf, needed, file)
-            version += step
-        entry += following
-    versions = [version & 0x7FFF for (version,) in entries(elf, by_type[VERSYM], "<H")]
-    return [
-        (text(elf, symbols, name), library[version])
-        for (name, _, _, index, _, _), version in zip(
-            entries(elf, symbols, SYMBOL), versions, strict=True
-        )
-        if index == 0 and version in library
-    ]

@@ -1,4 +1,5 @@
-/* What this machine lets us use: CPUs by affinity and cgroup quota, instruction sets by CPUID. */
+/* What this machine lets us use: CPUs by affinity and cgroup quota, instruction sets by CPUID or by
+ * the auxiliary vector. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +11,8 @@
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "plan.h"
@@ -137,10 +140,16 @@ int if_request_tiles(void) {
   return syscall(SYS_arch_prctl, request, tile_data) ? errno : 0;
 }
 #else
+#if defined(__aarch64__)
+static bool has(const plan_feature *feature) {
+  return getauxval(feature->leaf) >> feature->bit & 1;
+}
+#else
 static bool has(const plan_feature *feature) {
   (void)feature;
   return false;
 }
+#endif
 
 int if_request_tiles(void) { return ENOSYS; }
 #endif

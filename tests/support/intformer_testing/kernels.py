@@ -20,6 +20,7 @@ from tvm.runtime import tensor
 from intformer import pipeline
 from intformer.backends.cpu import codegen
 from intformer.backends.targets import TARGETS
+from intformer.ir.constants import ZERO_POINT
 from intformer.ir.model import IntModel, Node, Value
 from intformer.passes import packing
 from intformer.passes.layout import plan_layout
@@ -145,10 +146,10 @@ def given_values():
         yield
 
 
-def planned(model: IntModel, weight: str = "weight"):
+def planned(model: IntModel, weight: str = "weight", zero_point: int = ZERO_POINT):
     """Return plan_layout of a model with given values."""
     with given_values():
-        return plan_layout(model, weight)
+        return plan_layout(model, weight, zero_point)
 
 
 def lowered(graph: Graph, target: str, into: dict | None = None, **options):
@@ -160,7 +161,8 @@ def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     model = graph.model()
     spec = TARGETS[target]
     nodes = model.nodes + graph.readers
-    layout = planned(replace(model, nodes=nodes), spec.backend.weight_packing)
+    family = spec.backend
+    layout = planned(replace(model, nodes=nodes), family.weight_packing, family.zero_point)
     with given_values():
         program = pipeline.arranged(model, spec.backend, layout)
         if into is not None:

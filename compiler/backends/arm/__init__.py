@@ -1,0 +1,1 @@
+"""64-bit ARM CPUs: NEON, with and without the dot product instruction."""

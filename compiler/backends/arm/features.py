@@ -1,0 +1,25 @@
+"""CPU features a library may be compiled for, by LLVM's names, and how the kernel shows them.
+
+Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst and arch/arm64/include/uapi/asm/hwcap.h.
+"""
+
+from pathlib import Path
+
+AT_HWCAP = 16  # words of the auxiliary vector: linux/auxvec.h
+
+# name -> the numbers of plan_feature in link/c/plan.h: the word, 0, 0, its bit, 0
+CPU_FEATURES: dict[str, tuple[int, int, int, int, int]] = {
+    "dotprod": (AT_HWCAP, 0, 0, 20, 0),
+}
+
+_LINUX = {"asimd": "neon", "asimddp": "dotprod"}  # Linux's spelling in /proc/cpuinfo
+
+
+def host_features() -> set[str]:
+    """Return the LLVM names of this machine's features, as far as /proc/cpuinfo tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("Features")), [])
+    return {_LINUX.get(flag, flag) for flag in flags}
