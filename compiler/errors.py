@@ -6,6 +6,7 @@ EXTRAS = {  # module -> extra that brings it
     name: "compiler"
     for name in (
         *("tvm", "tvm_ffi", "torch", "transformers", "safetensors", "rich", "iced_x86"),
+        *("capstone", "ziglang"),
         *("xgboost", "psutil", "cloudpickle", "tornado"),
     )
 } | {"accelerate": "qat", "matplotlib": "qat"}

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "compiler"
 FREE = ("backends", "link")
 WORDS = re.compile(
     r"x86|amd64|aarch64|arm64|armv\d|neon|sve|i8mm|risc_?v|rvv"
-    r"|iced|cpuid|sse\d?|avx\w*|amx\w*|v?nni|vnni|xmm|ymm|zmm"
+    r"|iced|capstone|cpuid|sse\d?|avx\w*|amx\w*|v?nni|vnni|xmm|ymm|zmm"
     r"|gpu|cuda|nvcc|nvrtc|nvptx|ptx|ptxas|sass|cubin|sm_?\d+|tensor_?cores?|nvidia",
     re.IGNORECASE,
 )
@@ -32,7 +32,7 @@ EXCEPTIONS = {
     # PyTorch's names for where a model is trained, which is not the target
     "qat.training": {"cuda", "gpu"},
     # which extra of the package brings a module
-    "errors": {"iced", "x86"},
+    "errors": {"iced", "x86", "capstone"},
     # environment variables of CUDA and of its compiler, which `backends` asks for
     "knobs": {"cuda", "nvcc"},
 }

@@ -19,6 +19,8 @@ def check_results(library: Library, model: IntModel, batches: list[dict], kind: 
     """Run every variant and the reference on the same batches; name the first difference."""
     refusals = library.refusals()
     runs = [variant for variant, why in refusals.items() if not why]
+    if not runs:
+        return not_run("results", refusals)
     before, values, wrong = library.variant, 0, {}
     try:
         for batch in batches:
@@ -38,8 +40,6 @@ def check_results(library: Library, model: IntModel, batches: list[dict], kind: 
         finding if len(refusals) == 1 else finding._replace(where=f"{finding.where}, {variant}")
         for variant, finding in wrong.items()
     ]
-    if not runs:
-        return not_run("results", refusals)
     tokens = sum(len(batch["input_ids"]) for batch in batches)
     sequences = sum(len(batch["cu_seqlens"]) - 1 for batch in batches)
     detail = f"{kind}: {sequences} sequences, {tokens} tokens, {values} numbers equal"
@@ -54,7 +54,7 @@ def check_defaults(library: Library, model: IntModel, seed: int) -> Check:
 
     The reference gets what they should be: type 0, and positions counted from the first.
     """
-    if library.variant is None:
+    if library.foreign or library.variant is None:
         return not_run("defaults", library.refusals())
     meta, before = model.meta, library.threads
     lengths = [n for n in (*LENGTHS, 4 * BLOCK) if n <= meta["max_length"]]

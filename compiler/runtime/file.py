@@ -11,7 +11,7 @@ import numpy as np
 
 from intformer.errors import LibraryError
 from intformer.runtime import footer
-from intformer.runtime.image import Image
+from intformer.runtime.image import Image, own_machine
 
 NOTE = b"intformer"  # owner of the note that says where plan_table is (link/build.py)
 TABLE = struct.Struct("<II3Q")  # head of plan_table: size, zero, api, blob, bytes of the blob
@@ -156,6 +156,15 @@ class LibraryFile:
         if about["zero_point"]:
             data = (data.astype(np.int32) - about["zero_point"]).astype(np.int8)
         return data
+
+    @property
+    def foreign(self) -> str:
+        """Why no process of this machine can load it: it is for another kind of CPU; else ""."""
+        own = own_machine()
+        if own in (None, self.image.machine):
+            return ""
+        target = self.metadata["target"]
+        return f"library is for {target}, ELF machine {self.image.machine}; this process runs {own}"
 
     @property
     def on_device(self) -> bool:

@@ -22,6 +22,16 @@ RELATIVE = {62: 8, 183: 1027, 243: 3}  # e_machine -> relocation type "base + ad
 MOST = 1 << 22  # entries of any table: more is a damaged file
 
 
+def own_machine() -> int | None:
+    """Return the e_machine of this process's program; None where the system does not show it."""
+    try:
+        with open("/proc/self/exe", "rb") as file:
+            head = file.read(20)
+    except OSError:
+        return None
+    return int.from_bytes(head[18:20], "little") if head[:6] == b"\x7fELF\x02\x01" else None
+
+
 class Segment(NamedTuple):
     """A program header, with the field names of ELF-64."""
 

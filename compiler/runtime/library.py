@@ -98,6 +98,12 @@ class Library(LibraryFile):
 
     @cached_property
     def _api(self) -> _Api:
+        if self.foreign:
+            raise LibraryError(
+                self.foreign,
+                where=str(self.path),
+                hint="copy it to such a machine, or compile with --target host",
+            )
         api = _open(self.path, self.footer)
         if threads := knobs.threads():
             _set_threads(api, threads)
@@ -138,6 +144,8 @@ class Library(LibraryFile):
 
     def refusals(self) -> dict[str, str]:
         """Return why each variant does not run here, "" where it does; tries them in turn."""
+        if self.foreign:
+            return dict.fromkeys(self.variants, self.foreign)
         before, why = self.variant, {}
         for name in self.variants:
             try:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import pytest
 
 from intformer.backends import targets
+from intformer.backends.arm import features
 from intformer.backends.backend import TargetSpec
 from intformer.backends.cpu import codegen
 from intformer.backends.cpu.backend import CpuBackend
@@ -29,12 +30,13 @@ def test_targets_know_their_names():
         assert bool(spec.variants) != bool(spec.rules and spec.tvm)
 
 
-@pytest.mark.parametrize("machine", ["aarch64", "riscv64", "s390x"])
+@pytest.mark.parametrize("machine", ["ppc64le", "riscv64", "s390x"])
 def test_another_machine_runs_none_of_them(monkeypatch, machine):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert targets.host() is None
     for name in CPU_TARGETS:
-        assert TARGETS[name].missing_here() == ["a CPU of kind x86_64"]
+        kind = TARGETS[name].backend.machines[0]
+        assert TARGETS[name].missing_here() == [f"a CPU of kind {kind}"]
     with pytest.raises(CompileError, match=f"no target is for this machine, {machine}") as caught:
         targets.get("host")
     assert "\n" not in str(caught.value)
@@ -53,9 +55,22 @@ def test_the_c_compiler_of_another_machine_is_not_taken(monkeypatch):
 
 def test_code_of_an_unknown_machine():
     assert targets.of_machine(62, "x.so") is TARGETS["avx2"].backend
+    assert targets.of_machine(183, "x.so") is TARGETS["aarch64"].backend
     with pytest.raises(LibraryError, match=r"x\.so") as caught:
-        targets.of_machine(183, "x.so")
-    assert "ELF machine 183" in str(caught.value) and "\n" not in str(caught.value)
+        targets.of_machine(243, "x.so")
+    assert "ELF machine 243" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "target"),
+    [("fp asimd asimddp", "aarch64-dotprod"), ("fp asimd", "aarch64")],
+)
+def test_an_arm_machine_runs_its_own(monkeypatch, tmp_path, flags, target):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {flags}\n")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(features, "CPUINFO", tmp_path / "cpuinfo")
+    assert targets.host_target() == target
+    assert TARGETS["x86-64"].missing_here() == ["a CPU of kind x86_64"]
 
 
 class Toy(CpuBackend):

@@ -5,6 +5,7 @@ Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst and arch/arm64/include/ua
 
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
 AT_HWCAP = 16  # words of the auxiliary vector: linux/auxvec.h
 
 # name -> the numbers of plan_feature in link/c/plan.h: the word, 0, 0, its bit, 0
@@ -18,7 +19,7 @@ _LINUX = {"asimd": "neon", "asimddp": "dotprod"}  # Linux's spelling in /proc/cp
 def host_features() -> set[str]:
     """Return the LLVM names of this machine's features, as far as /proc/cpuinfo tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPUINFO.read_text().splitlines()
     except OSError:
         return set()
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("Features")), [])

@@ -12,6 +12,15 @@
 
 enum { FOOTER = 64, PART = 1 << 16, LANES = 4, OLDEST_ABI = 4 };
 
+/* e_machine of the libraries that this program can load; 0: not known, dlopen() decides. */
+#if defined(__x86_64__)
+enum { MACHINE = 62 };
+#elif defined(__aarch64__)
+enum { MACHINE = 183 };
+#else
+enum { MACHINE = 0 };
+#endif
+
 static uint32_t word(const unsigned char *b) {
   return b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
 }
@@ -90,11 +99,13 @@ static bool checksum(crc_table table, FILE *file, long size, uint32_t *result) {
   return size == 0;
 }
 
-/* Returns NULL when the file is whole, else what is wrong with it. */
-static const char *check_file(FILE *file, unsigned char footer[FOOTER]) {
+/* Returns NULL when the file is whole, else what is wrong with it.
+ * machine  its e_machine */
+static const char *check_file(FILE *file, unsigned char footer[FOOTER], unsigned *machine) {
   static const char cut[] = "not an intformer library, or cut short (no footer)";
   crc_table table;
   uint32_t found;
+  unsigned char head[20];
   long size;
   fill_table(table);
   if (fseek(file, 0, SEEK_END) || (size = ftell(file)) < FOOTER) return cut;
@@ -103,6 +114,9 @@ static const char *check_file(FILE *file, unsigned char footer[FOOTER]) {
   if (crc32(table, 0, footer, FOOTER - 4) != word(footer + 60) ||
       little_endian(footer + 8, 8) != (uint64_t)size)
     return "library is damaged: its length is not the one in its footer";
+  rewind(file);
+  if (fread(head, 1, sizeof head, file) != sizeof head) return cut;
+  *machine = (unsigned)little_endian(head + 18, 2);
   rewind(file);
   if (!checksum(table, file, size - FOOTER, &found)) return "library cannot be read to its end";
   return found == word(footer + 16) ? NULL : "library is altered: wrong checksum";
@@ -163,10 +177,16 @@ const intformer_api *intformer_open(const char *path, char *err, size_t err_len)
     snprintf(err, err_len, "cannot open library - %s", path);
     return NULL;
   }
-  const char *fault = check_file(file, footer);
+  unsigned machine;
+  const char *fault = check_file(file, footer, &machine);
   fclose(file);
   if (fault) {
     snprintf(err, err_len, "%s - %s - copy it again, or compile the model again", fault, path);
+    return NULL;
+  }
+  if (MACHINE != 0 && machine != MACHINE) {
+    snprintf(err, err_len, "library has code for ELF machine %u, this program runs %u - %s", machine,
+             (unsigned)MACHINE, path);
     return NULL;
   }
   unsigned abi = (unsigned)little_endian(footer + 56, 4);

@@ -1,0 +1,166 @@
+"""Libraries for ARM from this machine: linked, read, refused here, and run by an emulator.
+
+Tolerance 0: every value that a library shows equals the NumPy reference.
+"""
+
+import subprocess
+
+import pytest
+
+import intformer
+from intformer import pipeline
+from intformer.backends.arm import machine_code
+from intformer.backends.arm.mnemonics import fault
+from intformer.backends.targets import TARGETS
+from intformer.errors import LibraryError
+from intformer.link import build as linker
+from intformer.link.elf import Elf
+from intformer.proof.verify import verify
+from intformer_testing import emulated, golden_models
+from intformer_testing.c_program import run_c
+
+CPUS = {"aarch64-dotprod": "neoverse-n1", "aarch64": "cortex-a57"}  # the second has no sdot
+CASES = golden_models.cases()
+FAST = (
+    "native/bert/sequence-classification",
+    "native/mpnet/features",
+    "native/bert/sentence-embedding",
+    "ibert/hf_compat/token-classification",
+)
+needs_zig = pytest.mark.skipif(
+    not linker.importlib.util.find_spec("ziglang"), reason="this machine lacks the ziglang package"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a function (case, target) -> (path of a library, its model)."""
+    known = {}
+
+    def make(case, target):
+        if (case, target) not in known:
+            folder = tmp_path_factory.mktemp("arm")
+            model = pipeline.pruned(CASES[case](folder))
+            path = pipeline.compile(model, folder / "model.so", target=target).path
+            known[case, target] = path, model
+        return known[case, target]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return emulated.program(tmp_path_factory.mktemp("program"), "aarch64")
+
+
+@pytest.mark.parametrize("target", [emulated.needs(name) for name in CPUS])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES],
+)
+def test_models_equal_the_reference(made, program, case, target):
+    path, model = made(case, target)
+    library = emulated.Emulated(path, program, CPUS[target])
+    finding, compared = emulated.difference(library, model)
+    assert finding is None
+    assert compared > 10_000
+
+
+@pytest.mark.parametrize("target", [emulated.needs("aarch64-dotprod")])
+def test_a_cpu_without_the_feature_refuses(made, program, target):
+    path, model = made(FAST[0], target)
+    library = emulated.Emulated(path, program, CPUS["aarch64"])
+    with pytest.raises(AssertionError, match=r"this CPU \(or the system\) lacks dotprod"):
+        emulated.difference(library, model)
+
+
+@needs_zig
+@pytest.mark.parametrize("target", CPUS)
+def test_read_but_not_run_here(made, tmp_path, target):
+    path, _ = made(FAST[0], target)
+    report = verify(path)
+    assert [c.name for c in report.checks if not c.ran] == ["results", "defaults"]
+    assert all(c.ok for c in report.checks if c.ran)
+    assert not report.ok
+    assert verify(path, run=False).ok
+    with pytest.raises(LibraryError, match=f"library is for {target}, ELF machine 183"):
+        intformer.load(path)
+    assert Elf(path).glibc_floor() <= (2, 17)
+    assert not [name for name in Elf(path).symbols() if "hf" in name]  # conversions of float16
+    source = f"""
+        int main(void) {{
+          char err[300];
+          if (!intformer_open("{path}", err, sizeof err)) puts(err);
+          return 0;
+        }}
+    """
+    said = run_c(tmp_path, source, linker.SOURCES / "intformer_open.c")
+    assert said.startswith("library has code for ELF machine 183, this program runs 62")
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Return a function that makes an AArch64 library of C source."""
+
+    def make(source):
+        file, path = tmp_path / "code.c", tmp_path / "code.so"
+        file.write_text(source)
+        command = [*linker.compiler(TARGETS["aarch64"].backend), "-O2", "-shared", "-fPIC"]
+        command += ["-Wl,-T", f"-Wl,{linker.SOURCES / 'zig.ld'}"]
+        env = linker.compiler_files_in(tmp_path)
+        subprocess.run([*command, file, "-o", path, "-lm"], check=True, env=env)
+        return path
+
+    return make
+
+
+@needs_zig
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("float f(float a, float b) { return a + b; }", "float arithmetic: fadd"),
+        ("double f(double *a) { return a[0] * a[1] + a[2]; }", "float arithmetic: fm"),
+        ("float f(int a) { return a; }", "float conversion: scvtf"),
+        ("int f(double a) { return a; }", "float conversion: fcvtzs"),
+        ("int f(float a) { return a < 3; }", "float comparison: fcmp"),
+        (
+            '__asm__(".text\\n.word 0xffffffff"); int f(int a) { return a; }',
+            "unknown instruction: 0xffffffff",
+        ),
+        ("double sin(double); double f(double a) { return sin(a); }", "float function: sin"),
+    ],
+)
+def test_float_code_is_refused(built, source, fault):
+    found = [finding.what for finding in machine_code.check(built(source)).findings]
+    assert any(what.startswith(fault) for what in found), found
+
+
+@needs_zig
+def test_integer_code_is_allowed(built):
+    source = "int f(int *a, int n) { int s = 0; while (n--) s += a[n] / (n + 1); return s; }"
+    code = machine_code.check(built(source))
+    assert not code.findings and not code.features
+    assert code.mnemonics["sdiv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sdot", None),
+        ("fneg", None),
+        ("fmla", "float arithmetic"),
+        ("frintn", "float arithmetic"),
+        ("ucvtf", "float conversion"),
+        ("fccmp", "float comparison"),
+        ("smmla", "unknown instruction"),
+        ("bfmmla", "float arithmetic"),
+    ],
+)
+def test_words_of_instructions(name, reason):
+    assert fault(name) == reason
+
+
+@needs_zig
+def test_code_for_another_machine(built):
+    with pytest.raises(LibraryError, match="code for ELF machine 183; x86-64 is 62"):
+        TARGETS["x86-64"].backend.read_code(built("int f(int a) { return a; }"))
