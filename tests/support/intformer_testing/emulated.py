@@ -4,22 +4,35 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from intformer.backends.backend import TargetSpec
+from intformer.backends.cpu import codegen
 from intformer.backends.targets import TARGETS
 from intformer.link import build as linker
+from intformer.link.elf import Elf
 from intformer.proof.finding import Finding
 from intformer.proof.inputs import random_batches
 from intformer.proof.results import first_difference
 from intformer.runtime import LibraryFile
 
 SOURCE = Path(__file__).parent / "run_library.c"
+KERNELS = Path(__file__).parent / "run_kernel.c"
+PREFIX = "__tvm_ffi_"  # of kernels in object files
 HERE = {  # elf machine -> emulator, folder with the C library of that machine
     183: ("qemu-aarch64", Path("/usr/aarch64-linux-gnu")),
 }
+
+
+def possible(spec: TargetSpec) -> bool:
+    """Tell whether a target is of another machine that can be emulated."""
+    family = spec.backend
+    return family.code is family and family.elf_machine in HERE and not family.runs_here()
 
 
 def missing(target: str) -> list[str]:
@@ -38,12 +51,17 @@ def needs(target: str):
 
 
 def program(folder: Path, target: str) -> Path:
-    """Compile the C program for a target."""
-    made = folder / "run_library"
+    """Compile the program that runs libraries of a target."""
+    return linked(folder, target, [SOURCE, linker.SOURCES / "intformer_open.c"])
+
+
+def linked(folder: Path, target: str, sources: list[Path]) -> Path:
+    """Compile a program for a target, in a folder; return its path."""
+    made = folder / sources[0].stem
     command = [*linker.compiler(TARGETS[target].backend), "-O1", "-Wall", "-Werror", "-o", made]
-    sources = [SOURCE, linker.SOURCES / "intformer_open.c", f"-I{linker.SOURCES}"]
+    more = [*sources, f"-I{linker.SOURCES}", "-lpthread", "-ldl"]
     env = linker.compiler_files_in(folder)
-    subprocess.run([*command, *sources, "-lpthread", "-ldl"], check=True, env=env)
+    subprocess.run([*command, *more], check=True, env=env, capture_output=True)
     return made
 
 
@@ -78,6 +96,64 @@ class Emulated(LibraryFile):
         for name, data in shown if observer else ():
             observer(0, name, data)
         return result
+
+
+def kernels_c(symbols: list[str]) -> str:
+    """Return C source of the table that run_kernel.c searches."""
+    kinds = "(void *, const tvm_any *, int32_t, tvm_any *)"
+    return "\n".join(
+        [
+            '#include "plan.h"',
+            *(f"extern int32_t {symbol}{kinds};" for symbol in symbols),
+            "const struct { const char *name; kernel_fn kernel; } kernels[] = {",
+            *(f'  {{"{symbol.removeprefix(PREFIX)}", {symbol}}},' for symbol in symbols),
+            "  {0, 0}};\n",
+        ]
+    )
+
+
+class Kernels:
+    """Kernels of a module by name: what tvm.compile() gives for this machine.
+
+    Those of a process of its own: arrays go in and come back through files.
+    """
+
+    def __init__(self, module, target: str, cpu: str = "max"):
+        self.spec, self.cpu = TARGETS[target], cpu
+        self.folder = Path(tempfile.mkdtemp(prefix="kernels"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.built = codegen.built(module, self.spec)
+        self.built.write_to_file(str(self.folder / "kernels.o"), "o")
+        symbols = Elf(self.folder / "kernels.o").symbols()
+        names = [symbol for symbol in symbols if symbol.startswith(PREFIX)]
+        sources = [KERNELS, self.folder / "kernels.c", self.folder / "kernels.o"]
+        sources[1].write_text(kernels_c(names))
+        self.program = linked(self.folder, target, sources)
+
+    def write_to_file(self, path: str, form: str) -> None:
+        """Write the object file."""
+        self.built.write_to_file(path, form)
+
+    def __getitem__(self, name: str):
+        """Return a kernel as a function of arrays of TVM, which it changes."""
+        return lambda *arrays: self._call(name, arrays)
+
+    def _call(self, name: str, arrays) -> None:
+        parts = [np.int64(len(arrays)).tobytes()]
+        held = [a.numpy() for a in arrays]
+        for a in held:
+            head = [0 if a.dtype.kind == "i" else 1, a.dtype.itemsize * 8, a.ndim, *a.shape]
+            parts += [np.array(head, np.int64).tobytes(), np.ascontiguousarray(a).tobytes()]
+        file = self.folder / "arguments"
+        file.write_bytes(b"".join(parts))
+        emulator, root = HERE[self.spec.backend.elf_machine]
+        command = [emulator, "-cpu", self.cpu, "-L", root, self.program, name, file]
+        done = subprocess.run(command, capture_output=True, timeout=300)
+        assert done.returncode == 0, (done.returncode, done.stderr)
+        at = 0
+        for array, a in zip(arrays, held, strict=True):
+            array.copyfrom(np.frombuffer(done.stdout, a.dtype, a.size, at).reshape(a.shape))
+            at += a.nbytes
 
 
 def values(text: bytes):

@@ -37,7 +37,7 @@ from intformer.relay_ops import (
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.op import IntOp
 from intformer.schedules.kernels import CPU, CUDA, Kernel
-from intformer_testing import gpu
+from intformer_testing import emulated, gpu
 
 
 def _missing(target) -> list[str]:
@@ -47,6 +47,8 @@ def _missing(target) -> list[str]:
     """
     if target.backend.launched:
         return [] if shutil.which("g++") else ["g++"]
+    if emulated.possible(target):
+        return emulated.missing(target.name)
     lacks = target.missing_here()
     request, tile_data = 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
     if not lacks and "amx-tile" in target.features:
@@ -67,10 +69,13 @@ def _on_every(targets):
         [
             pytest.param(
                 target.name,
-                marks=pytest.mark.skipif(
-                    bool(MISSING[target.name]),
-                    reason=f"this machine lacks {', '.join(MISSING[target.name])}",
-                ),
+                marks=[
+                    pytest.mark.skipif(
+                        bool(MISSING[target.name]),
+                        reason=f"this machine lacks {', '.join(MISSING[target.name])}",
+                    ),
+                    *([pytest.mark.slow] if emulated.possible(target) else []),
+                ],
             )
             for target in targets
         ],
@@ -172,6 +177,13 @@ def lowered(graph: Graph, target: str, into: dict | None = None, **options):
     return done.scheduled, done.plan, layout
 
 
+def built(module: IRModule, target: str):
+    """Return kernels of a CPU to call: compiled for this machine, or run by an emulator."""
+    if emulated.possible(TARGETS[target]):
+        return emulated.Kernels(module, target)
+    return codegen.built(module, TARGETS[target])
+
+
 class Program:
     """A compiled graph.
 
@@ -191,7 +203,7 @@ class Program:
                 self.built = gpu.Kernels(chosen, Path(folder))
         else:
             chosen = IRModule({name: module[name] for name in self.launches})
-            self.built = codegen.built(chosen, TARGETS[target])
+            self.built = built(chosen, target)
 
     def object_file(self, folder: Path) -> Path:
         """Write the machine code."""
