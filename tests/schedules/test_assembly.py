@@ -8,7 +8,6 @@ import pytest
 
 from intformer.backends.cpu import code_bytes
 from intformer.backends.targets import TARGETS
-from intformer.backends.x86 import machine_code
 from intformer.link.elf import Elf
 from intformer.passes.fuse import CHAINS
 from intformer.relay_ops import attention, attention_ibert, i_gelu
@@ -42,20 +41,23 @@ class Instruction(NamedTuple):
 class Code:
     """The machine code of one program's kernels."""
 
-    def __init__(self, path):
-        self.found = machine_code.check(path)
-        elf = Elf(path)
-        self.sections = []
+    def __init__(self, path, family):
+        self.found = family.read_code(path)
+        self.sections = self._sections(Elf(path)) if family.name == "x86" else []
+
+    def _sections(self, elf):
+        sections = []
         formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
         for section in elf.sections:
             if section.flags & code_bytes.EXECUTABLE:
                 code = elf.data[section.offset : section.offset + section.size]
-                self.sections.append(
+                sections.append(
                     [
                         Instruction(i.ip, *self._read(formatter, i))
                         for i in iced_x86.Decoder(64, code, ip=section.addr)
                     ]
                 )
+        return sections
 
     @staticmethod
     def _read(formatter, i):
@@ -124,7 +126,8 @@ def code(tmp_path_factory):
             else:
                 graph = Chain(tuple(name.split("-")), WIDTH, COLUMNS).graph
             folder = tmp_path_factory.mktemp("code")
-            known[target, name] = Code(Program(graph, target).object_file(folder))
+            path = Program(graph, target).object_file(folder)
+            known[target, name] = Code(path, TARGETS[target].backend)
         return known[target, name]
 
     return make

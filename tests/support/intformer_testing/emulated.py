@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import weakref
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +125,15 @@ class Kernels:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.built = codegen.built(module, self.spec)
         self.built.write_to_file(str(self.folder / "kernels.o"), "o")
+
+    @cached_property
+    def program(self) -> Path:
+        """The program that calls them, linked when it is first asked for."""
         symbols = Elf(self.folder / "kernels.o").symbols()
         names = [symbol for symbol in symbols if symbol.startswith(PREFIX)]
         sources = [KERNELS, self.folder / "kernels.c", self.folder / "kernels.o"]
         sources[1].write_text(kernels_c(names))
-        self.program = linked(self.folder, target, sources)
+        return linked(self.folder, self.spec.name, sources)
 
     def write_to_file(self, path: str, form: str) -> None:
         """Write the object file."""
