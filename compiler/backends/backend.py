@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from intformer.ir.plan import Launch, Plan, Variant
     from intformer.proof.finding import Finding
     from intformer.runtime import LibraryFile
-    from intformer.schedules.kernels import Kernel
+    from intformer.schedules.kernels.table import Kernel
 
 Versions = list[tuple[int | None, dict[str, int]]]  # up to how many row blocks; None: the rest
 

@@ -126,8 +126,13 @@ def serve(
         server.proc.join()
     finally:
         server.terminate()
-    raise IntformerError(
-        "the server ended", where=f"--tracker {tracker}", hint="its last line says why"
+    raise _ended(*address)
+
+
+def _ended(host: str, port: int) -> IntformerError:
+    """Return the error of a server that stopped by itself."""
+    return IntformerError(
+        "the server ended", where=f"--tracker {host}:{port}", hint="its last line says why"
     )
 
 
@@ -147,6 +152,8 @@ def _start(tracker: tuple[str, int], key: str, host: str, port: int):
             server_init_callback=_prepare_server,
         )
     except (OSError, ValueError, OverflowError) as error:
+        if last_line(error) == "Subprocess terminated":  # before it could tell its port
+            raise _ended(*tracker) from None
         raise IntformerError(
             f"cannot listen: {last_line(error)}",
             where=f"--host {host} --port {port}",

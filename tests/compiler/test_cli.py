@@ -302,7 +302,7 @@ def truncate(path):
         (set_config(model_type="gpt2"), "model_type"),
         (set_config(is_decoder=True), "is_decoder"),
         (set_config(position_embedding_type="relative_key"), "position_embedding_type"),
-        (set_config(hidden_act="swish"), "hidden_act"),
+        (set_config(hidden_act="mish"), "hidden_act"),
         (truncate, "model.safetensors"),
         (set_weight(nan), "key.weight"),
         (set_weight(remove), "key.weight"),

@@ -103,7 +103,7 @@ def test_gamma_and_beta_are_old_names(folder):
         ({"position_embedding_type": "relative_key_query"}, "position_embedding_type"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"auto_map": {"AutoModel": "own.Model"}}, "auto_map"),
-        ({"hidden_act": "silu"}, "hidden_act"),
+        ({"hidden_act": "mish"}, "hidden_act"),
         ({"hidden_act": "tanh"}, "hidden_act"),
         ({"model_type": "t5"}, "model_type"),
         ({"model_type": None, "architectures": None}, "model_type"),

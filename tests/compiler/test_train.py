@@ -411,7 +411,7 @@ ELECTRA = {"model_type": "electra", "architectures": ["ElectraModel"]}
     [
         ("ibert", ELECTRA, "'electra' does not train with recipe ibert"),
         ("ibert", {"hidden_act": "relu"}, "'hidden_act' = 'relu' does not train with recipe ibert"),
-        ("native", {"hidden_act": "silu"}, "'hidden_act' = 'silu' is not supported"),
+        ("native", {"hidden_act": "mish"}, "'hidden_act' = 'mish' is not supported"),
         ("native", {"model_type": "roformer"}, "'model_type' = 'roformer' is not supported"),
         ("native", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
         ("ibert", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),

@@ -4,7 +4,7 @@ import pytest
 
 from intformer.backends.targets import FAMILIES
 from intformer.relay_ops import OPS
-from intformer.schedules.kernels import CPU, CUDA
+from intformer.schedules.kernels.table import CPU, CUDA
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -54,9 +54,9 @@ class CpuBackend(Backend):
 
     def written_kernel(self, op):
         """Return the kernel for CPUs, which asks the instruction set for its dot products."""
-        from intformer.schedules import kernels
+        from intformer.schedules.kernels import table
 
-        return kernels.CPU.get(op)
+        return table.CPU.get(op)
 
     def functions(self, kernel, versions, scheduled):
         """Return one function, which chooses its version by the rows it is called for."""

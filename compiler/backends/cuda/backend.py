@@ -33,9 +33,9 @@ class Cuda(Backend):
 
     def written_kernel(self, op):
         """Return the kernel for GPUs."""
-        from intformer.schedules import kernels
+        from intformer.schedules.kernels import table
 
-        return kernels.CUDA.get(op)
+        return table.CUDA.get(op)
 
     def versions(self, func, isa):
         """Return the tiles that keep every multiprocessor busy."""

@@ -36,7 +36,7 @@ from intformer.relay_ops import (
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.op import IntOp
-from intformer.schedules.kernels import CPU, CUDA, Kernel
+from intformer.schedules.kernels.table import CPU, CUDA, Kernel
 from intformer_testing import emulated, gpu
 
 
