@@ -212,7 +212,7 @@ class _Job:
         self.tuning[chip.name] = choose.report(done.forms)
         self.notes += logs.notes
         scheduled = chip.backend.named_for(chip.name, done.scheduled)
-        self.dump(f"3-tir{mark}.py", done.plain.script)
+        self.dump(f"3-tir{mark}.py", lambda: done.plain().script())
         self.dump(f"4-scheduled{mark}.py", scheduled.script)
         check_integers(scheduled, chip)
         self.plan = self.plan or done.plan

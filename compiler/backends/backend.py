@@ -129,8 +129,11 @@ class Backend(ABC):
     def written_kernel(self, op: str) -> "Kernel | None":
         """Return an op's kernel, where it is written by hand."""
 
-    def versions(self, func: "tirx.PrimFunc", isa: object) -> Versions:
-        """Return the written-down rule for an unscheduled kernel, ascending in row blocks."""
+    def versions(self, plain: Callable[[], "tirx.PrimFunc"], isa: object) -> Versions:
+        """Return the written-down rule for a kernel, ascending in row blocks.
+
+        plain  makes the kernel before scheduling
+        """
         return [(None, {})]
 
     @abstractmethod

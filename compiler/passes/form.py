@@ -10,7 +10,7 @@ Two groups of ops with equal forms share one kernel, in whatever layer or model 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from tvm import te, tirx
 
@@ -102,6 +102,10 @@ class Form:
             return kernel.space(first["attrs"], isa)
         return spec.space()(self.plain(spec), isa)
 
+    def rule(self, spec: TargetSpec) -> Versions:
+        """Return the versions of the written-down rule, ascending in row blocks."""
+        return spec.backend.versions(lambda: self.plain(spec), spec.isa())
+
     def scheduled(
         self, spec: TargetSpec, versions: Versions, names: list[str] | None = None
     ) -> list[tirx.PrimFunc]:
@@ -118,18 +122,4 @@ class Form:
         """Return decisions -> kernel, where the kernel is written by hand."""
         first = self.data["calls"][0]
         kernel = spec.backend.written_kernel(first["op"])
-        if kernel is None:
-            return None
-
-        def build(decisions: Decisions) -> tirx.PrimFunc:
-            key = spec.name, *sorted(decisions.items())
-            if key not in self._built:
-                self._built[key] = kernel.build(first["attrs"], spec.isa(), decisions)
-            return self._built[key]
-
-        return build
-
-    @cached_property
-    def _built(self) -> dict[tuple, tirx.PrimFunc]:
-        """Kernels by target and decisions: TVMScript takes half a second to read one."""
-        return {}
+        return partial(kernel.build, first["attrs"], spec.isa()) if kernel else None

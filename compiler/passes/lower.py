@@ -47,15 +47,27 @@ class _Group:
 class Lowered:
     """A program as kernels.
 
-    plain, scheduled  the kernels before and after scheduling
-    plan              what calls them
-    forms             kernel -> what decided it
+    spec       the chip they are for
+    scheduled  the kernels
+    plan       what calls them
+    forms      kernel -> what decided it
+    names      kernel -> names of its tensors, where it is first called
     """
 
-    plain: tvm.IRModule
+    spec: TargetSpec
     scheduled: tvm.IRModule
     plan: Plan
     forms: dict[str, Form]
+    names: dict[str, list[str]]
+
+    def plain(self) -> tvm.IRModule:
+        """Return the kernels before scheduling, for people: nothing compiles them."""
+        return tvm.IRModule(
+            {
+                kernel: form.plain(self.spec, self.names[kernel]).with_attr("global_symbol", kernel)
+                for kernel, form in self.forms.items()
+            }
+        )
 
 
 def lower(
@@ -71,9 +83,9 @@ def lower(
     choose  which versions of a kernel there are; by default those of the written-down rule
     """
     launches: dict[str, list[Launch]] = {}
-    plain: dict[str, tirx.PrimFunc] = {}
     scheduled: dict[str, tirx.PrimFunc] = {}
     known: dict[Form, str] = {}
+    names: dict[str, list[str]] = {}
     steps = []
     for group in _groups(module):
         arguments = group.arguments()
@@ -83,12 +95,11 @@ def lower(
         if form not in known:
             kernel = f"{form.name}_{sum(f.name == form.name for f in known)}"
             known[form] = kernel
-            names = [*arguments, *group.results]
-            plain[kernel] = form.plain(spec, names).with_attr("global_symbol", kernel)
+            names[kernel] = [*arguments, *group.results]
             versions = choose(form)
             if versions == [(None, {})]:
-                versions = spec.backend.versions(plain[kernel], spec.isa())
-            made = form.scheduled(spec, versions, names)
+                versions = form.rule(spec)
+            made = form.scheduled(spec, versions, names[kernel])
             functions, launched = spec.backend.functions(kernel, versions, made)
             scheduled |= functions
             if launched:
@@ -96,7 +107,7 @@ def lower(
         steps.append(Step(known[form], (*arguments, *group.results), tuple(group.results)))
     plan = _plan(steps, model, layout, constants, launches)
     forms = {kernel: form for form, kernel in known.items()}
-    return Lowered(tvm.IRModule(plain), tvm.IRModule(scheduled), plan, forms)
+    return Lowered(spec, tvm.IRModule(scheduled), plan, forms, names)
 
 
 def _plan(

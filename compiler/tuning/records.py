@@ -121,7 +121,7 @@ class Choice:
 def written_down(form: Form, chip: TargetSpec) -> Versions:
     """Return the default rule for a kernel, every decision of it."""
     first = {name: values[0] for name, values in form.space(chip).items()}
-    rule = chip.backend.versions(form.plain(chip), chip.isa())
+    rule = form.rule(chip)
     return [(limit, first | decisions) for limit, decisions in rule]
 
 

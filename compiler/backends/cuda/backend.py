@@ -37,11 +37,11 @@ class Cuda(Backend):
 
         return table.CUDA.get(op)
 
-    def versions(self, func, isa):
+    def versions(self, plain, isa):
         """Return the tiles that keep every multiprocessor busy."""
         from intformer.schedules import cuda
 
-        return cuda.versions(func, isa)
+        return cuda.versions(plain(), isa)
 
     def functions(self, kernel, versions, scheduled):
         """Return every version by itself: the library chooses what it launches."""
