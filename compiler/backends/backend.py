@@ -28,7 +28,7 @@ Versions = list[tuple[int | None, dict[str, int]]]  # up to how many row blocks;
 
 
 @dataclass(frozen=True)
-class TargetSpec:
+class TargetSpec(ABC):
     """One chip, or several in one library.
 
     name      as in `--target`
@@ -51,9 +51,9 @@ class TargetSpec:
     rules: str = ""
     variants: tuple[str, ...] = ()
 
+    @abstractmethod
     def isa(self) -> object:
         """Return what kernels need to know of the chip (schedules.isa; imports TVM)."""
-        raise NotImplementedError
 
     def schedule(self) -> Callable:
         """Return the schedule rule."""

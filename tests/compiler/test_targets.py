@@ -8,9 +8,8 @@ from types import MappingProxyType
 import pytest
 
 from intformer.backends import targets
-from intformer.backends.arm import features
 from intformer.backends.backend import TargetSpec
-from intformer.backends.cpu import codegen
+from intformer.backends.cpu import codegen, host
 from intformer.backends.cpu.backend import CpuBackend
 from intformer.backends.targets import TARGETS
 from intformer.errors import CompileError, LibraryError
@@ -68,7 +67,7 @@ def test_code_of_an_unknown_machine():
 def test_an_arm_machine_runs_its_own(monkeypatch, tmp_path, flags, target):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {flags}\n")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    monkeypatch.setattr(features, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
     assert targets.host_target() == target
     assert TARGETS["x86-64"].missing_here() == ["a CPU of kind x86_64"]
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intformer.backends.arm import features
-from intformer.backends.backend import TargetSpec
-from intformer.backends.cpu.backend import CpuBackend
+from intformer.backends.cpu.backend import CpuBackend, CpuTarget
 from intformer.backends.cpu.machine_code import MachineCode
 
 
@@ -55,21 +54,10 @@ BACKEND = Arm()
 
 
 @dataclass(frozen=True)
-class ArmTarget(TargetSpec):
-    """One chip of the family.
-
-    chip  name of its instruction set in schedules.isa
-    """
+class ArmTarget(CpuTarget):
+    """One chip of the family."""
 
     backend: Arm = BACKEND
-    rules: str = "x86"
-    chip: str = ""
-
-    def isa(self) -> object:
-        """Return its instruction set."""
-        from intformer.schedules import isa
-
-        return getattr(isa, self.chip)
 
 
 TARGETS = (  # the fastest first

@@ -3,9 +3,8 @@
 Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst and arch/arm64/include/uapi/asm/hwcap.h.
 """
 
-from pathlib import Path
+from intformer.backends.cpu.host import cpuinfo
 
-CPUINFO = Path("/proc/cpuinfo")
 AT_HWCAP = 16  # words of the auxiliary vector: linux/auxvec.h
 
 # name -> the numbers of plan_feature in link/c/plan.h: the word, 0, 0, its bit, 0
@@ -18,9 +17,4 @@ _LINUX = {"asimd": "neon", "asimddp": "dotprod"}  # Linux's spelling in /proc/cp
 
 def host_features() -> set[str]:
     """Return the LLVM names of this machine's features, as far as /proc/cpuinfo tells."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
-        return set()
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("Features")), [])
-    return {_LINUX.get(flag, flag) for flag in flags}
+    return {_LINUX.get(flag, flag) for flag in cpuinfo().get("Features", "").split()}

@@ -3,9 +3,10 @@
 import platform
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from intformer.backends.backend import Backend
+from intformer.backends.backend import Backend, TargetSpec
 from intformer.backends.cpu.machine_code import MachineCode
 from intformer.errors import CompileError
 from intformer.ir.plan import Plan, Variant, symbol
@@ -164,3 +165,20 @@ class CpuBackend(Backend):
 
     def prepare_thread(self) -> None:
         """Ask the system for what kernels of the family may use, before they run in Python."""
+
+
+@dataclass(frozen=True)
+class CpuTarget(TargetSpec):
+    """One chip of a family.
+
+    chip  name of its instruction set in schedules.isa
+    """
+
+    rules: str = "x86"
+    chip: str = ""
+
+    def isa(self) -> object:
+        """Return its instruction set."""
+        from intformer.schedules import isa
+
+        return getattr(isa, self.chip)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from intformer.backends.backend import TargetSpec
-from intformer.backends.cpu.backend import CpuBackend
+from intformer.backends.cpu.backend import CpuBackend, CpuTarget
 from intformer.backends.cpu.machine_code import MachineCode
 from intformer.backends.x86 import features
 
@@ -93,21 +92,10 @@ VNNI_FEATURES = (
 
 
 @dataclass(frozen=True)
-class X86Target(TargetSpec):
-    """One chip of the family.
-
-    chip  name of its instruction set in schedules.isa
-    """
+class X86Target(CpuTarget):
+    """One chip of the family."""
 
     backend: X86 = BACKEND
-    rules: str = "x86"
-    chip: str = ""
-
-    def isa(self) -> object:
-        """Return its instruction set."""
-        from intformer.schedules import isa
-
-        return getattr(isa, self.chip)
 
 
 TARGETS = (  # the fastest first

@@ -3,7 +3,7 @@
 Source: Intel SDM volume 2A, CPUID; AMD64 APM volume 3, appendix E (lzcnt, leaf 0x80000001).
 """
 
-from pathlib import Path
+from intformer.backends.cpu.host import cpuinfo
 
 _YMM, _ZMM = 0x06, 0xE6  # XCR0: SSE + AVX state; the same + opmask, upper halves, zmm16..31
 _AMX = 0x60000  # tile configuration and tile data, which Linux gives to those who ask (cpu.c)
@@ -55,9 +55,5 @@ _LINUX |= {"sse4_2": "sse4.2", "pni": "sse3", "amx_tile": "amx-tile", "amx_int8"
 
 def host_features() -> set[str]:
     """Return the LLVM names of this machine's features, as far as /proc/cpuinfo tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    flags = cpuinfo().get("flags", "").split()
     return {_LINUX.get(flag, flag.replace("_", "")) for flag in flags}

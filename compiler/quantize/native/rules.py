@@ -174,10 +174,13 @@ def mean(e: Rules, node: Node) -> None:
     e.node("mean_pool", (x, index), name, fraction_bits=POOL_FRACTION_BITS)
     e.stands_for(node.name, name)
     if reader:
-        s8 = e.scales.operand(node.name)
-        e.operands[node.name] = e.requantize(
-            name, name + ".int8", "int8", s8, e.calibrated, INT8_MAX
-        )
+        operand(e, node, name)
+
+
+def operand(e: Rules, node: Node, x: str) -> None:
+    """Bring the value of an edge to the int8 operand of the linear that reads it."""
+    s8 = e.scales.operand(node.name)
+    e.operands[node.name] = e.requantize(x, x + ".int8", "int8", s8, e.calibrated, INT8_MAX)
 
 
 def maximum(e: Rules, node: Node) -> None:
@@ -192,10 +195,7 @@ def maximum(e: Rules, node: Node) -> None:
     if x in e.reach:
         e.reach[node.name] = e.reach[x]
     if e.graph.linear_reader(node.name):
-        s8 = e.scales.operand(node.name)
-        e.operands[node.name] = e.requantize(
-            node.name, node.name + ".int8", "int8", s8, e.calibrated, INT8_MAX
-        )
+        operand(e, node, node.name)
 
 
 def result(e: Rules, node: Node) -> str:
