@@ -307,9 +307,19 @@ def write(size, recipe, y, ctx, factor, up, mult, shift, start, length, h, block
 
 
 @T.macro
-def attend(size, recipe, x, y, cu, offsets, params, mult, shift, bias, end):
-    """Every task of the kernel, and zeros behind its last row; bias: a buffer or None."""
-    clear_rest(size, y, cu[offsets - 1], end)
+def attend(size, recipe, qkv_, cu_, params_, mult_, shift_, bias, out_):
+    """All that a kernel does with its arguments; bias: a buffer or None."""
+    blocks = T.int32()
+    offsets = T.int32()
+    qkv = T.match_buffer(qkv_, (blocks, BLOCK, 3 * size.width), "int8")
+    cu = T.match_buffer(cu_, (offsets,), "int32")
+    params = T.match_buffer(params_, (recipe.parameters[1],), recipe.parameters[0])
+    mult = T.match_buffer(mult_, (size.width,), "int32")
+    shift = T.match_buffer(shift_, (size.width,), "int32")
+    out = T.match_buffer(out_, (blocks, BLOCK, size.width), size.out_type)
+    x = T.decl_buffer((blocks * BLOCK, 3 * size.width), "int8", data=qkv.data)
+    y = T.decl_buffer((blocks * BLOCK, size.width), size.out_type, data=out.data)
+    clear_rest(size, y, cu[offsets - 1], blocks * BLOCK)
     for task in T.parallel((offsets - 1) * (size.heads // size.together)):
         b: T.let = task // (size.heads // size.together)
         start: T.let = cu[b]
@@ -346,8 +356,6 @@ def build(
     decisions  of `space`; what is missing or no candidate takes its default
     """
     size = sizes_of(attrs, isa, decisions)
-    width = size.width
-    param_type, param_count = recipe.parameters
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -358,17 +366,7 @@ def build(
         shift_: T.handle,
         out_: T.handle,
     ):
-        blocks = T.int32()
-        offsets = T.int32()
-        qkv = T.match_buffer(qkv_, (blocks, BLOCK, 3 * width), "int8")
-        cu = T.match_buffer(cu_, (offsets,), "int32")
-        params = T.match_buffer(params_, (param_count,), param_type)
-        mult = T.match_buffer(mult_, (width,), "int32")
-        shift = T.match_buffer(shift_, (width,), "int32")
-        out = T.match_buffer(out_, (blocks, BLOCK, width), size.out_type)
-        x = T.decl_buffer((blocks * BLOCK, 3 * width), "int8", data=qkv.data)
-        y = T.decl_buffer((blocks * BLOCK, width), size.out_type, data=out.data)
-        attend(size, recipe, x, y, cu, offsets, params, mult, shift, None, blocks * BLOCK)
+        attend(size, recipe, qkv_, cu_, params_, mult_, shift_, None, out_)
 
     return kernel.with_attr(expr.APART, True)
 
@@ -378,8 +376,7 @@ def build_biased(
 ) -> tirx.PrimFunc:
     """Return the kernel (qkv, cu_seqlens, params, ctx_mult, ctx_shift, bias, out), see `build`."""
     size = sizes_of(attrs, isa, decisions)
-    width, distances = size.width, attention_bias.columns(size.longest)
-    param_type, param_count = recipe.parameters
+    distances = attention_bias.columns(size.longest)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -391,17 +388,7 @@ def build_biased(
         bias_: T.handle,
         out_: T.handle,
     ):
-        blocks = T.int32()
-        offsets = T.int32()
-        qkv = T.match_buffer(qkv_, (blocks, BLOCK, 3 * width), "int8")
-        cu = T.match_buffer(cu_, (offsets,), "int32")
-        params = T.match_buffer(params_, (param_count,), param_type)
-        mult = T.match_buffer(mult_, (width,), "int32")
-        shift = T.match_buffer(shift_, (width,), "int32")
         bias = T.match_buffer(bias_, (size.heads, distances), "int32")
-        out = T.match_buffer(out_, (blocks, BLOCK, width), size.out_type)
-        x = T.decl_buffer((blocks * BLOCK, 3 * width), "int8", data=qkv.data)
-        y = T.decl_buffer((blocks * BLOCK, width), size.out_type, data=out.data)
-        attend(size, recipe, x, y, cu, offsets, params, mult, shift, bias, blocks * BLOCK)
+        attend(size, recipe, qkv_, cu_, params_, mult_, shift_, bias, out_)
 
     return kernel.with_attr(expr.APART, True)
