@@ -40,9 +40,14 @@ class Head:
     base: str = "Model"
 
     @property
+    def class_ending(self) -> str:
+        """That of the class of transformers that computes the outputs, or what they are made of."""
+        return self.ending or self.base
+
+    @property
     def auto_class(self) -> str:
-        """The class of transformers that computes the outputs, or what they are made of."""
-        return "AutoModel" + (self.ending or self.base).removeprefix("Model")
+        """The class of that kind for every family."""
+        return "AutoModel" + self.class_ending.removeprefix("Model")
 
     @property
     def embeds(self) -> bool:

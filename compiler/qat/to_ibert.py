@@ -53,7 +53,7 @@ def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: Head) ->
     import transformers
 
     family = check(checkpoint, head)
-    auto = getattr(transformers, "IBert" + (head.ending or "Model"))
+    auto = getattr(transformers, "IBert" + head.class_ending)
     if model is None:
         checkpoint.refuse_rewritten()
         config = transformers.IBertConfig.from_pretrained(checkpoint.path, quant_mode=True)

@@ -8,12 +8,12 @@ an instruction. Functions imported from libm count as float too.
 import struct
 from pathlib import Path
 
+from intformer.backends.arm.backend import Arm
 from intformer.backends.arm.mnemonics import FEATURES, fault
 from intformer.backends.cpu.code_bytes import Functions, Kind, Region, judged, opened, regions
 from intformer.backends.cpu.machine_code import MachineCode
 from intformer.proof.finding import Finding
 
-AARCH64 = 183  # e_machine
 PAGE = 65536  # the largest that systems have
 WORD = 4  # bytes of an instruction
 
@@ -24,7 +24,7 @@ def check(path: Path) -> MachineCode:
     Executable is what the program headers map so: section headers are believed for names alone.
     Of an object, which has no program headers, its executable sections are read.
     """
-    elf = opened(path, AARCH64, "AArch64")
+    elf = opened(path, Arm.elf_machine, "AArch64")
     found = regions(elf, path, PAGE)
     decoder = Decoder()
     decoded: dict[int, tuple[str, Kind]] = {}

@@ -6,10 +6,8 @@ bits. fneg flips the sign bit and rounds nothing: LLVM makes the constant 2^63 o
 
 import re
 
-
-def words(text: str) -> frozenset[str]:
-    """Split a block of names."""
-    return frozenset(text.split())
+from intformer.backends import allow_list
+from intformer.backends.allow_list import words
 
 
 def with_upper(text: str) -> frozenset[str]:
@@ -63,9 +61,4 @@ DENIED = {
 
 def fault(mnemonic: str) -> str | None:
     """Return why an integer-only program may not hold this instruction, None where it may."""
-    if mnemonic in ALLOWED:
-        return None
-    for reason, pattern in DENIED.items():
-        if pattern.fullmatch(mnemonic):
-            return reason
-    return "unknown instruction"
+    return allow_list.fault(mnemonic, ALLOWED, DENIED)

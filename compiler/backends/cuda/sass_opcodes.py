@@ -12,11 +12,8 @@ kernel was seen to need them.
 
 import re
 
-
-def words(text: str) -> frozenset[str]:
-    """Split a block of names."""
-    return frozenset(text.split())
-
+from intformer.backends import allow_list
+from intformer.backends.allow_list import words
 
 INTEGER = words("""
     BMSK BREV FLO IABS IADD IADD3 IADD32I IDP IDP4A IMAD IMNMX IMUL IMUL32I ISCADD ISCADD32I ISETP
@@ -78,9 +75,8 @@ def fault(opcode: str, operands: str = "") -> str | None:
         return None if INTEGER_TYPES.issuperset(rest) else "float conversion"
     if is_constant_move(opcode, operands):
         return None
-    if name not in ALLOWED:
-        fitting = (reason for reason, pattern in DENIED.items() if pattern.fullmatch(name))
-        return next(fitting, "unknown instruction")
+    if reason := allow_list.fault(name, ALLOWED, DENIED):
+        return reason
     if any(FLOAT_TYPE.fullmatch(part) for part in rest):
         return "float type"
     return None

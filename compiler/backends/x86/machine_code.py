@@ -9,9 +9,8 @@ from pathlib import Path
 
 from intformer.backends.cpu.code_bytes import Functions, Kind, Region, judged, opened, regions
 from intformer.backends.cpu.machine_code import MachineCode
+from intformer.backends.x86.backend import X86
 from intformer.backends.x86.mnemonics import fault
-
-X86_64 = 62  # e_machine
 
 
 def check(path: Path) -> MachineCode:
@@ -25,7 +24,7 @@ def check(path: Path) -> MachineCode:
     """
     import iced_x86
 
-    elf = opened(path, X86_64, "x86-64")
+    elf = opened(path, X86.elf_machine, "x86-64")
     kinds = Kinds()
     found, functions = regions(elf, path), Functions(elf)
     decoded: dict[int, tuple] = {}  # address -> what its instruction is

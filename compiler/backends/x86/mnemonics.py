@@ -7,10 +7,8 @@ they are integer work; what adds, compares or converts floats is not.
 
 import re
 
-
-def words(text: str) -> frozenset[str]:
-    """Split a block of names."""
-    return frozenset(text.split())
+from intformer.backends import allow_list
+from intformer.backends.allow_list import words
 
 
 def with_vex(text: str) -> frozenset[str]:
@@ -117,9 +115,4 @@ DENIED = {
 
 def fault(mnemonic: str) -> str | None:
     """Return why an integer-only program may not hold this instruction, None where it may."""
-    if mnemonic in ALLOWED:
-        return None
-    for reason, pattern in DENIED.items():
-        if pattern.fullmatch(mnemonic):
-            return reason
-    return "unknown instruction"
+    return allow_list.fault(mnemonic, ALLOWED, DENIED)
