@@ -28,7 +28,11 @@ def options() -> dict[str, Option]:
             "a text per line, or two separated by a tab; -: stdin", metavar="FILE", default="-"
         ),
         "batch": Option("texts to run at a time", parse=positive),
-        "top_k": Option("candidates for each mask of a masked LM", parse=positive, default=5),
+        "top_k": Option(
+            "words to answer (default: 5 for each mask of a masked LM, all of a sparse embedding)",
+            parse=positive,
+            default=None,
+        ),
         "prompt_name": Option(
             "prompt of the model to put before each text",
             ("--prompt",),
@@ -58,7 +62,9 @@ def run(args: argparse.Namespace) -> Result:
             "no texts", where=args.file, hint="pass --text TEXT, or one text per line"
         )
     library = load(args.library)
-    options = {"top_k": args.top_k} if head_of(library.metadata).fills_masks else {}
+    options = {}
+    if args.top_k is not None and head_of(library.metadata).outputs == "words":
+        options["top_k"] = args.top_k
     if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name
     answers = list(predict(library, texts, pairs, batch=args.batch, **options))

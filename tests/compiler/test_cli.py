@@ -1,10 +1,12 @@
 """The command line: every verb on a small model, as text and as JSON, and faults in one line."""
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from intformer import cli
 from intformer.cli import text, verify
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check, Report
+from intformer.runtime import edge
 from intformer_testing import random_hf, small_tokenizer
 from intformer_testing.small_tokenizer import SENTENCES
 
@@ -97,6 +100,31 @@ def test_run_reads_a_text_per_line_feed(library, data, tmp_path):
     assert [answer["texts"] for answer in data("run", library, "--file", file)] == [
         [text] for text in texts
     ]
+
+
+@pytest.mark.parametrize(
+    ("head", "given", "wanted"),
+    [
+        ("masked-lm", [], {}),
+        ("masked-lm", ["--top-k", "2"], {"top_k": 2}),
+        ("sparse-embedding", [], {}),
+        ("sparse-embedding", ["--top-k", "2"], {"top_k": 2}),
+        ("token-classification", ["--top-k", "2"], {}),
+    ],
+)
+def test_run_hands_top_k_to_heads_that_answer_words(monkeypatch, head, given, wanted):
+    handed = {}
+    model = SimpleNamespace(metadata={"head": head})
+    monkeypatch.setattr("intformer.runtime.load", lambda path: model)
+
+    @functools.wraps(edge.predict)  # whose parameters are the verb's options
+    def predict(library, texts, pairs, batch, **options):
+        handed.update(options)
+        return [[]]
+
+    monkeypatch.setattr(edge, "predict", predict)
+    assert cli.main(["run", "x.so", "--text", "a", *given]) == 0
+    assert handed == wanted
 
 
 def test_run_takes_pairs(library, call, data, tmp_path):
