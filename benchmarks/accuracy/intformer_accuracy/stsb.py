@@ -21,12 +21,12 @@ def embeddings(source: Path, data: Path, path: Path) -> list[Bound]:
     library = compiled(source, path, calibrate=train)
     result = intformer.evaluate(library, "stsb", dev, source, progress=say)
     lost = result.float["spearman"] - result.integer["spearman"]
-    print(
-        f"Spearman {result.integer['spearman']:.4f}, FP32 {result.float['spearman']:.4f}; "
-        f"Pearson {result.integer['pearson']:.4f}, FP32 {result.float['pearson']:.4f}; "
-        f"{result.changed} of {result.rows} scores moved by more than 0.01"
-    )
     return [
+        Bound("Spearman, integers", result.integer["spearman"]),
+        Bound("Spearman, FP32", result.float["spearman"]),
         Bound("Spearman lost", lost, most=MOST_LOST),
+        Bound("Pearson, integers", result.integer["pearson"]),
+        Bound("Pearson, FP32", result.float["pearson"]),
+        Bound(f"scores of {result.rows} moved by more than 0.01", result.changed),
         exact(library, real_batches(library, read_texts(dev), size=64)),
     ]
