@@ -14,6 +14,8 @@
 #   make bench-gpu           this machine's GPU: our libraries and PyTorch on it: out/bench-gpu;
 #                            DATA=DIR also compares every integer of dev sets with the CPU's
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
+#   make results             take the tables that the targets above left in out/records over into
+#                            docs/results and docs/results.md
 #   make tuning-logs         tune the well-known shapes for Cascade Lake, half an hour; more with TRIALS=N
 #   make clean               remove what the targets above made
 
@@ -32,7 +34,7 @@ TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
-.PHONY: demo test test-all accuracy qat-results bench bench-gpu compile-time tuning-logs install clean
+.PHONY: demo test test-all accuracy qat-results bench bench-gpu compile-time results tuning-logs install clean
 
 demo: install
 	$(BIN)/python -P examples/demo.py
@@ -64,6 +66,10 @@ bench-gpu: install
 
 compile-time: install
 	$(BIN)/python -P benchmarks/compile_time.py
+
+results: install
+	cp out/records/*.json docs/results/
+	$(BIN)/python -m pytest -q tests/test_readme.py --update-golden
 
 # Resumes from what is in out/tuning if interrupted.
 tuning-logs: install

@@ -111,11 +111,15 @@ def main(target: str) -> None:
     """Print the figures."""
     from safetensors import safe_open
 
+    sys.path.insert(0, str(Path(__file__).parent))
+    import record
+
     from intformer.frontend.shapes import random_model
 
     for seed in (0, 1):
         if not (OUT / str(seed)).exists():
             random_model(SHAPE, OUT / str(seed), seed=seed)
+    rows: list[tuple[str, str]] = []
     with tempfile.TemporaryDirectory() as cache:
         for seed, what in enumerate(("empty object cache", "other weights")):
             found = child(
@@ -123,7 +127,7 @@ def main(target: str) -> None:
             )
             apart = found.pop(CALIBRATION)
             wall, cpu = (sum(column) for column in zip(*found.values(), strict=True))
-            print(f"{what}: {wall:.1f} s ({cpu:.1f} s of processor time)")
+            rows.append((f"compile for `{target}`, {what}", f"{wall:.1f} s, processor {cpu:.1f} s"))
             for phase, (wall, cpu) in {**found, "calibration, not counted": apart}.items():
                 print(f"  {wall:6.1f} {cpu:6.1f}  {phase}")
         runs = [child("first", str(OUT / "0.so"), cache=cache) for _ in range(RUNS)]
@@ -132,11 +136,17 @@ def main(target: str) -> None:
     weights = sum(rows * columns for rows, columns in (s for s in shapes if len(s) == 2))
     walls, cpus = ([run[key] for run in runs] for key in ("wall", "cpu"))
     pss = max(run["pss"] for run in runs)
-    print(
-        f"load and first run: median {statistics.median(walls):.0f} ms, best {min(walls):.0f} ms "
-        f"({min(cpus):.0f} ms of processor time)"
+    best = (
+        f"{statistics.median(walls):.0f} ms, best {min(walls):.0f} ms, processor {min(cpus):.0f} ms"
     )
-    print(f"PSS {pss / 1e6:.0f} MB, {pss / weights:.2f} x {weights / 1e6:.1f} MB of int8 weights")
+    rows.append(("load and first run, 1x16", best))
+    memory = f"{pss / 1e6:.0f} MB, {pss / weights:.2f}x {weights / 1e6:.1f} MB of int8 weights"
+    rows.append(("memory after 1x128 (PSS)", memory))
+    for what, figure in rows:
+        print(f"{what}: {figure}")
+    record.write(
+        "compile-time", "make compile-time", ("BERT-base, random weights", "measured"), rows
+    )
 
 
 if __name__ == "__main__":

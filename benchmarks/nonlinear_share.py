@@ -11,12 +11,17 @@ take turns on one thread; printed is the difference over the whole.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import record
 
 import intformer
 from intformer.frontend.shapes import random_model, random_sequences
@@ -103,10 +108,12 @@ def main() -> None:
                 spent.append(time.thread_time() - start)
         shares = [1 - b / a for a, b in zip(*times, strict=True)]
         a, b = (1e3 * statistics.median(spent) for spent in times)
-        print(
-            f"{args.shape}, {args.tokens} tokens, {args.target}, one thread: {a:.2f} ms, "
-            f"{b:.2f} ms with plain rescaling; share {100 * statistics.median(shares):.1f} %"
-        )
+        share = f"{100 * statistics.median(shares):.1f} %"
+        shape = f"{args.shape} 1x{args.tokens}, {args.target}"
+        columns = ("one thread", "ms", "ms with plain rescaling", "share of functions and residual")
+        rows = [(shape, f"{a:.2f}", f"{b:.2f}", share)]
+        record.write("functions", "python -P benchmarks/nonlinear_share.py", columns, rows)
+        print("; ".join(f"{name}: {value}" for name, value in zip(columns, rows[0], strict=True)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import record
 
 from intformer_race import driver, footprint, report, texts
 from intformer_race.cells import AMX, BASE, CONTESTANTS, KEY, OURS, TORCH, VNNI, Cell, contestants
@@ -270,6 +271,31 @@ def test_the_report_shows_it_all(tmp_path):
     ):
         assert part in text, part
     json.dumps(results)
+
+
+def test_a_speed_table_has_multiples_of_our_time_and_our_share_of_the_peak():
+    rows = [row("vnni-peak", 1.0, "roof", gops=130.0)]
+    cells = [
+        cell(key(), 10.0, {"fast": 14.0, "slow": 30.0, "once": 20.0}, rows=rows),
+        cell((BASE, 8, 128, 1, VNNI), 20.0, {"fast": 70.0, "slow": 30.0}),
+    ]
+    columns, table = report.speed({"cells": cells}, VNNI)
+    assert columns == ["vnni level", "**intformer**, ms", "fast", "slow", "share of peak"]
+    assert table == [
+        ["bert-base 1x128", "10", "**1.40x**", "3.00x", "50 %"],
+        ["bert-base 8x128", "20", "3.50x", "**1.50x**", ""],
+    ]
+
+
+def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = record.write("speed", "make bench", ("what", "ms"), [("one", "1.5")])
+    found = json.loads(path.read_text())
+    assert found["commit"] == "unknown"  # no repository here
+    assert record.markdown(found) == (
+        f"`make bench`, {record.machine()}, {found['date']}, commit unknown\n\n"
+        "| what | ms |\n| --- | --- |\n| one | 1.5 |\n"
+    )
 
 
 def test_a_report_of_nothing_has_open_marks():

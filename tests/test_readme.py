@@ -7,6 +7,7 @@ A table between <!-- generated: NAME --> and <!-- end --> is compared with what 
 rewrites it.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,10 +15,16 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import record
+
+from intformer_qat_results import report
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 USAGE = ROOT / "docs" / "usage.md"
+RESULTS = ROOT / "docs" / "results.md"
+RECORDS = sorted((ROOT / "docs" / "results").glob("*.json"))
+QAT = ROOT / "benchmarks" / "qat_results" / "results.json"
 MOST_LINES = 150
 MARKED = re.compile(r"(<!-- generated: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -66,11 +73,17 @@ def ops():
     return "```text\n" + "".join(f"{line}\n" for line in lines) + "```\n"
 
 
+def shown(path):
+    return record.markdown(json.loads(path.read_text()))
+
+
 GENERATED = {
     "models": (README, models),
     "targets": (README, targets),
     "verbs": (USAGE, verbs),
     "ops": (ROOT / "docs" / "numerics.md", ops),
+    "results-qat": (RESULTS, lambda: "".join(f"{line}\n" for line in report.table(QAT))),
+    **{f"results-{path.stem}": (RESULTS, lambda path=path: shown(path)) for path in RECORDS},
 }
 
 

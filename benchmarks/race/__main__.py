@@ -3,8 +3,9 @@
     python benchmarks/race [--data DATA] [--quick] [--models ..] [--shapes ..] [--threads ..]
                            [--isa ..]
 
-Writes out/bench/report.md, results.json and race.png; the marks are printed. A mark that is missed
-does not change the exit code. The first run makes and converts the models.
+Writes out/bench/report.md, results.json and race.png, and tables to out/records; the marks are
+printed. A mark that is missed does not change the exit code. The first run makes and converts the
+models.
 """
 
 import argparse
@@ -15,6 +16,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import record
 
 from intformer.errors import IntformerError
 from intformer_race import cells, footprint, libraries, machine, report
@@ -167,6 +172,10 @@ def main() -> int:
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "report.md").write_text(report.markdown(results, found))
     report.plot(results, args.out / "race.png")
+    for isa in dict.fromkeys(cell["isa"] for cell in results["cells"]):
+        record.write(f"speed-{isa}", results["command"], *report.speed(results, isa))
+    columns, rows = ("criterion", "measured", "goal"), [mark.row() for mark in found]
+    record.write("speed-goals", results["command"], columns, rows)
     for mark in found:
         figure = "" if mark.figure is None else f"{mark.figure:.3g}{mark.unit}"
         print(f"{mark.verdict:7}{mark.what}: {figure} ({mark.sense} {mark.bound:g}) {mark.note}")

@@ -47,6 +47,12 @@ class Mark:
         """Return it as plain data."""
         return {**asdict(self), "verdict": self.verdict}
 
+    def row(self) -> tuple[str, str, str]:
+        """Return criterion, figure and goal, as rows of a table have them."""
+        figure = self.note if self.figure is None else f"{self.figure:.3g}{self.unit}"
+        verdict = {"met": "", "missed": ": **missed**", "open": ": open"}[self.verdict]
+        return self.what, figure, f"{self.sense} {self.bound:g}{self.unit}{verdict}"
+
 
 def median_of(cell: Mapping, name: str) -> float | None:
     """Return a contestant's median milliseconds in a cell; None where it failed or is absent."""

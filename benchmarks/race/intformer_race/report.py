@@ -44,6 +44,40 @@ def markdown(results: Mapping, marks: Iterable[Mark]) -> str:
     return "\n".join([*lines, *_footprint(results), *_functions(results), *_proof(results)]) + "\n"
 
 
+def speed(results: Mapping, isa: str) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of the table of one ISA level: our time, the rivals' as multiples.
+
+    Only contestants of every cell; the fastest rival of a row is bold.
+    """
+    cells = [cell for cell in results["cells"] if cell["isa"] == isa]
+    named = {row["name"]: row["role"] for cell in cells for row in cell["rows"]}
+    rivals = [
+        name
+        for name, role in named.items()
+        if role == "rival" and all(any(row["name"] == name for row in c["rows"]) for c in cells)
+    ]
+    rows = []
+    for cell in cells:
+        threads = f", {cell['threads']} threads" if cell["threads"] > 1 else ""
+        ours, entries = median_of(cell, OURS), []
+        times = {name: median_of(cell, name) for name in rivals}
+        fastest = min((ms for ms in times.values() if ms), default=None)
+        for ms in times.values():
+            ratio = f"{ms / ours:.2f}x" if ms and ours else "failed"
+            entries.append(f"**{ratio}**" if ms and ms == fastest else ratio)
+        shape = f"{cell['model']} {cell['batch']}x{cell['seq']}{threads}"
+        rows.append([shape, f"{ours:.3g}" if ours else "failed", *entries, _share(cell)])
+    return [f"{isa} level", f"**{OURS}**, ms", *rivals, "share of peak"], rows
+
+
+def _share(cell: Mapping) -> str:
+    """Return our rate as a share of the peak measured in the same turns; "" where none was."""
+    rates = {row["role"]: row["gops"] for row in reversed(cell["rows"]) if "gops" in row}
+    if not {"ours", "roof"} <= set(rates):
+        return ""
+    return f"{100 * rates['ours'] / rates['roof']:.0f} %"
+
+
 def _marks(marks: Iterable[Mark]) -> list[str]:
     rows = [
         (
