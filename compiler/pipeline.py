@@ -7,7 +7,7 @@
     lowered    scheduled kernels and their plan, by chip   passes.lower, tuning.records
     checked    the kernels are integer-only                proof.tir_check
     generated  code of the kernels, by chip                backends
-    linked     one shared library                          link
+    linked     one shared library, and its check           link
 
 Tuning and tests use the same phases.
 """
@@ -28,8 +28,10 @@ from intformer.ir import ranges
 from intformer.ir.model import IntModel
 from intformer.ir.plan import Plan, Variant
 from intformer.link import build as library
+from intformer.link import check as check_program
 from intformer.passes import packing
-from intformer.runtime import Library
+from intformer.runtime import Library, LibraryFile
+from intformer.runtime.texts import read_texts
 
 if TYPE_CHECKING:
     import tvm
@@ -59,6 +61,7 @@ def compile(
     tokenizer: str | Path | None = None,
     name: str | None = None,
     header: bool = False,
+    check: bool = False,
     dump_ir: str | Path | None = None,
     cache: bool = True,
     tuning_logs: str | Path = "packaged",
@@ -72,6 +75,8 @@ def compile(
     target     a key of TARGETS, or "host": the fastest that this machine runs
     name       C identifier of the library (default: from the file name)
     header     also write intformer.h and intformer_open.c beside the library
+    check      also write NAME.check beside NAME.so: a program that tells on another machine whether
+               the library is exact there, and how fast
     dump_ir    directory for the module after every phase, one text file each
     cache      keep objects of kernels in INTFORMER_CACHE and take known ones from there
     tuning_logs
@@ -80,7 +85,7 @@ def compile(
     progress   called with a line of text at every phase
     Raises CheckpointError, RangeError or CompileError.
     """
-    spec = get(target)
+    spec, checker = get(target), _beside(Path(output)) if check else None
     tell, dump = progress or _nothing, _dumper(Path(dump_ir) if dump_ir else None)
     if isinstance(source, IntModel):
         model = source
@@ -111,6 +116,9 @@ def compile(
             metadata=job.metadata(),
             header=header,
         )
+        if checker:
+            tell("computing what the library must give")
+            _write_check(path, model, checker, calibrate)
     return Library(path)  # not loaded: it may be for another machine
 
 
@@ -233,6 +241,30 @@ class _Job:
             "tuning": self.tuning,
             "warnings": [*warnings, *dict.fromkeys(self.notes)],
         }
+
+
+def _beside(output: Path) -> Path:
+    """Return the path of the check of a library."""
+    program = output.with_suffix(".check")
+    if program == output:
+        raise CompileError(
+            "the library has the name of its check", where=str(output), hint="call it NAME.so"
+        )
+    return program
+
+
+def _write_check(
+    path: Path, model: IntModel, program: Path, calibrate: str | Path | Sequence | None
+) -> None:
+    """Write the check of a library; where that fails, remove both."""
+    given = read_texts(calibrate) if isinstance(calibrate, str | Path) else calibrate or ()
+    pairs = [(text,) if isinstance(text, str) else text for text in given]
+    texts = [text for text in pairs if len(text) and all(isinstance(t, str) for t in text)]
+    try:
+        check_program.build(LibraryFile(path), model, program, texts)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def _object_cache(wanted: bool) -> ObjectCache | None:

@@ -28,7 +28,7 @@ LAYERS = [
     ("relay_ops",),
     ("schedules", "tuning_logs"),
     ("ir.heads", "ir.model", "ir.plan", "passes.packing", "runtime"),
-    ("passes.memory", "proof.tir_check"),
+    ("passes.memory", "proof.inputs", "proof.tir_check"),
     ("progress", "ir"),
     ("backends",),
     ("link",),

@@ -333,7 +333,11 @@ intformer_blob:
 # ---- compiling and linking ----
 
 
-def _call(command: list[str], folder: Path, what: str) -> None:
+def call(command: list[str], folder: Path, what: str) -> None:
+    """Run a C compiler in a folder; raise CompileError with what it says is wrong.
+
+    what  it does, for the error
+    """
     try:
         result = subprocess.run(
             command, cwd=folder, env=compiler_files_in(folder), capture_output=True, text=True
@@ -367,7 +371,7 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     runtime = job.backend.runtime
     fixed = [f"{source}.o" for source in runtime]
     for source, made in zip(runtime, fixed, strict=True):
-        _call([*cc, *cflags, "-c", f"{source}.c", "-o", made], folder, "compiling")
+        call([*cc, *cflags, "-c", f"{source}.c", "-o", made], folder, "compiling")
 
     def link(sections: dict[str, bytes]) -> bytes:
         index, size = _write_blob(folder / "blob", sections, job.backend.align)
@@ -385,19 +389,19 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
         )
         (folder / "plan.c").write_text(tables)
         (folder / "blob.s").write_text(_BLOB_S.format(build_id=build_id.hex()))
-        _call([*cc, *cflags, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
-        _call([*cc, "-c", "blob.s", "-o", "blob.o"], folder, "assembling")
+        call([*cc, *cflags, "-c", "plan.c", "-o", "plan.o"], folder, "compiling")
+        call([*cc, "-c", "blob.s", "-o", "blob.o"], folder, "assembling")
         # -Xlinker: a comma in the name would end an argument of -Wl
         soname = ["-Xlinker", "-soname", "-Xlinker", file_name]
         script = ["-Wl,--version-script=exports.map", *soname, "-o", file_name]
         made = ["plan.o", *fixed, *kernels, "blob.o"]
         flags = [*LDFLAGS, *(ZIG_LDFLAGS if "ziglang" in cc else CC_LDFLAGS)]
-        _call([*cc, *flags, *script, *made, *LIBRARIES], folder, "linking")
+        call([*cc, *flags, *script, *made, *LIBRARIES], folder, "linking")
         return build_id
 
     sections = _sections(job, about)
     link(dict.fromkeys(sections, b""))
-    glibc = _check_linked(folder / file_name, NEEDED | job.backend.code.needed)
+    glibc = check_linked(folder / file_name, NEEDED | job.backend.code.needed)
     sections["metadata.json"] = _to_json({**about, "glibc": f"{glibc[0]}.{glibc[1]}"})
     build_id = link(sections)
     footer.append(folder / file_name, glibc, build_id)
@@ -412,15 +416,15 @@ def _digest(files: list[Path], more: str) -> bytes:
     return digest.digest()
 
 
-def _check_linked(path: Path, allowed: set[str]) -> tuple[int, int]:
-    """Return the glibc floor of a linked library that needs no others than it may."""
+def check_linked(path: Path, allowed: set[str]) -> tuple[int, int]:
+    """Return the glibc floor of a linked file that needs no other libraries than it may."""
     elf = Elf(path)
     if extra := set(elf.needed()) - allowed:
-        raise CompileError(f"library needs {min(extra)}", where="linking")
+        raise CompileError(f"{path.name} needs {min(extra)}", where="linking")
     floor = elf.glibc_floor()
     if floor > GLIBC_FLOOR:
         raise CompileError(
-            f"library needs glibc {floor[0]}.{floor[1]}, newer than the promised "
+            f"{path.name} needs glibc {floor[0]}.{floor[1]}, newer than the promised "
             f"{GLIBC_FLOOR[0]}.{GLIBC_FLOOR[1]}",
             where="linking",
             hint="uninstall cc and use the ziglang package, or build on an older system",

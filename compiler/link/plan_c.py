@@ -44,11 +44,11 @@ def source(
             '#include "plan.h"',
             *_tensors(plan, number, slot_of, index),
             *steps,
-            _array("plan_slot", "slots", slot_rows),
+            c_array("plan_slot", "slots", slot_rows),
             *kernels,
-            _array("plan_variant", "variants", forms),
-            _array("int32_t", "columns", columns),
-            _array("uint8_t", "build_id", [", ".join(str(b) for b in build_id)]),
+            c_array("plan_variant", "variants", forms),
+            c_array("int32_t", "columns", columns),
+            c_array("uint8_t", "build_id", [", ".join(str(b) for b in build_id)]),
             *_plan_table(plan, number, counts, limits, blob_size, bool(columns)),
             *_api_table(name, output.channels),
             "",
@@ -80,10 +80,10 @@ def _tensors(plan: Plan, order: Iterable[str], slot_of: dict[str, int], index: I
             rest = f"0, 0, {array.ndim}, shape_{len(shapes) - 1}, {offset}"
         code, bits = re.fullmatch(r"(int|uint)(8|16|32|64)", dtype).groups()
         rows.append(
-            f"{{{_string(tensor)}, {_string(dtype)}, {kind}, {of.upper()}, "
+            f"{{{c_string(tensor)}, {c_string(dtype)}, {kind}, {of.upper()}, "
             f"{int(code == 'uint')}, {bits}, {rest}}}"
         )
-    return [*shapes, _array("plan_tensor", "tensors", rows)]
+    return [*shapes, c_array("plan_tensor", "tensors", rows)]
 
 
 def _steps(plan: Plan, number: dict[str, int]) -> tuple[list[str], dict[str, int]]:
@@ -94,16 +94,16 @@ def _steps(plan: Plan, number: dict[str, int]) -> tuple[list[str], dict[str, int
         launches += [_launch(version) for version in versions]
     for step in plan.steps:
         steps.append(
-            f"{{{_string(step.kernel)}, {len(args)}, {len(step.args)}, {len(outputs)}, "
+            f"{{{c_string(step.kernel)}, {len(args)}, {len(step.args)}, {len(outputs)}, "
             f"{len(step.outputs)}, {launches_at.get(step.kernel, '0, 0')}}}"
         )
         args += [str(number[a]) for a in step.args]
         outputs += [str(number[a]) for a in step.outputs]
     tables = [
-        _array("plan_step", "steps", steps),
-        _array("int32_t", "args", args),
-        _array("int32_t", "outputs", outputs),
-        _array("plan_launch", "launches", launches),
+        c_array("plan_step", "steps", steps),
+        c_array("int32_t", "args", args),
+        c_array("int32_t", "outputs", outputs),
+        c_array("plan_launch", "launches", launches),
     ]
     return tables, {"steps": len(steps), "args": len(args), "launches": len(launches)}
 
@@ -145,7 +145,7 @@ def _api_table(name: str, channels: int) -> list[str]:
     return [
         "const intformer_api intformer_table = {",
         "  .size = sizeof(intformer_api), .abi_version = INTFORMER_ABI_VERSION,",
-        f"  .output_channels = {channels}, .name = {_string(name)},",
+        f"  .output_channels = {channels}, .name = {c_string(name)},",
         "  .build_id = build_id, .section = if_section, .section_name = if_section_name,",
         "  .output_size = if_output_size, .run = if_run, .set_threads = if_set_threads,",
         "  .get_threads = if_get_threads, .variant = if_variant,",
@@ -171,7 +171,7 @@ def _launch(launch: Launch) -> str:
     grid = ", ".join(f"{{{counts[c]}, {divisor}, {factor}}}" for c, divisor, factor in launch.grid)
     limit = "INT64_MAX" if launch.limit is None else str(launch.limit)
     return (
-        f"{{{_string(launch.function)}, {limit}, {launch.rows.upper()}, {{{grid}}}, "
+        f"{{{c_string(launch.function)}, {limit}, {launch.rows.upper()}, {{{grid}}}, "
         f"{launch.threads}, {launch.shared}}}"
     )
 
@@ -187,40 +187,42 @@ def _variants(
             for form in backend.carried_forms({"name": variant.name, "arch": variant.arch}):
                 major, minor = form.capability
                 rows.append(
-                    f"{{{_string(form.name)}, 0, 0, 0, {major}, {minor}, "
+                    f"{{{c_string(form.name)}, 0, 0, 0, {major}, {minor}, "
                     f"{int(form.portable)}, {index[form.section][0]}}}"
                 )
             continue
         names = {s.kernel: f"__tvm_ffi_{symbol(s.kernel, variant.name)}" for s in plan.steps}
         probes = backend.code.probes
         features = [
-            f"{{{_string(f)}, {', '.join(str(v) for v in probes[f])}}}" for f in variant.features
+            f"{{{c_string(f)}, {', '.join(str(v) for v in probes[f])}}}" for f in variant.features
         ]
         parts += [
             *(
                 f"extern int32_t {n}(void *, const tvm_any *, int32_t, tvm_any *);"
                 for n in names.values()
             ),
-            _array("kernel_fn", f"kernels_{number}", [names[s.kernel] for s in plan.steps]),
-            _array("plan_feature", f"features_{number}", features or ["{0, 0, 0, 0, 0, 0}"]),
+            c_array("kernel_fn", f"kernels_{number}", [names[s.kernel] for s in plan.steps]),
+            c_array("plan_feature", f"features_{number}", features or ["{0, 0, 0, 0, 0, 0}"]),
         ]
         rows.append(
-            f"{{{_string(variant.name)}, kernels_{number}, features_{number}, {len(features)}, "
+            f"{{{c_string(variant.name)}, kernels_{number}, features_{number}, {len(features)}, "
             "0, 0, 0, 0}"
         )
     return parts, rows
 
 
-def _string(text: str) -> str:
+def c_string(text: str) -> str:
+    """Return a C string; CompileError for text that is not plain ASCII."""
     plain = all(" " <= c <= "~" and c not in '"\\' for c in text)
     if not plain:
         raise CompileError(f"name {text!r} has characters beyond plain ASCII", where="plan")
     return f'"{text}"'
 
 
-def _array(ctype: str, name: str, rows: list[str]) -> str:
+def c_array(ctype: str, name: str, rows: list[str], storage: str = "static ") -> str:
+    """Return the definition of a constant array, with a zero in place of no rows."""
     body = ",\n".join(f"  {row}" for row in rows or ["0"])
-    return f"static const {ctype} {name}[] = {{\n{body}\n}};\n"
+    return f"{storage}const {ctype} {name}[] = {{\n{body}\n}};\n"
 
 
 def _numbers(values: Iterable[int]) -> str:
