@@ -28,6 +28,10 @@ def options() -> dict[str, Option]:
         "limit": Option("texts to run", parse=positive),
         "cases": Option("random batches to run", parse=positive),
         "seed": Option("seed of the random batches", parse=int),
+        "via": Option(
+            "run a library for another machine by this, such as `qemu-aarch64 -cpu max`",
+            metavar="COMMAND",
+        ),
         "run": Option("only read the file, for instance without the GPU it is for"),
     }
 

@@ -37,6 +37,7 @@ from intformer.proof.results import check_defaults, check_results
 from intformer.proof.source import check_source
 from intformer.proof.table import check_table
 from intformer.proof.tensors import carried_tensors, check_tensors
+from intformer.proof.via import Via
 from intformer.runtime import Library, LibraryFile
 from intformer.runtime.texts import read_texts
 
@@ -62,6 +63,7 @@ def verify(
     cases: int = 2,
     seed: int = 0,
     run: bool = True,
+    via: str | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
     """Check a compiled library; nothing but the file is needed.
@@ -76,19 +78,21 @@ def verify(
     cases      random batches
     seed       of the random batches
     run        False: read the file alone, and say so; nothing is computed
+    via        command that runs programs of the library's machine here, such as
+               "qemu-aarch64 -cpu max": the library is run by it; None: by this process
     progress   called with the name of each check when it starts
     Raises LibraryError for a file that is no intformer library.
     """
     require("tvm")
-    if not isinstance(library, LibraryFile):
-        library = Library(library)
+    library = opened(library, via, run)
     require(*targets.of_machine(library.image.machine, str(library.path)).packages)
     texts = (read_texts(texts) if isinstance(texts, str | Path) else texts)[:limit]
     report = Report(str(library.path), source=source is not None)
 
-    def add(name: str, check: Callable[[], Check]) -> None:
+    def add(name: str, check: Callable[[], Check], how: str = "") -> None:
         progress(name)
         report.checks.append(check())
+        report.checks[-1].detail += how
 
     for name, check in STATIC:
         add(name, lambda name=name, check=check: guarded(name, check, library))
@@ -101,16 +105,26 @@ def verify(
     else:
         kind = "random" if batches is None else "given"
         batches = random_batches(model.meta, cases, seed) if batches is None else list(batches)
-        add("results", lambda: check_results(library, model, batches, kind))
-        add("defaults", lambda: check_defaults(library, model, seed))
+        how = f", via {via}" if via else ""
+        add("results", lambda: check_results(library, model, batches, kind), how)
+        add("defaults", lambda: check_defaults(library, model, seed), how)
         if texts:
             real = real_batches(library, texts)
-            add("results", lambda: check_results(library, model, real, "real"))
+            add("results", lambda: check_results(library, model, real, "real"), how)
     if source is not None and model:
         # what answers are made with is metadata.json, which holds the model's meta
         shipped = replace(model, meta=library.metadata)
         add("source", lambda: check_source(shipped, source, calibrate, tokenizer))
     return report
+
+
+def opened(library: LibraryFile | str | Path, via: str | None, run: bool) -> LibraryFile:
+    """Return the library as `verify` runs it."""
+    if via is None:
+        return library if isinstance(library, LibraryFile) else Library(library)
+    if not run:
+        raise IntformerError("--via runs the library, --no-run does not", hint="give one of them")
+    return Via(library.path if isinstance(library, LibraryFile) else library, via)
 
 
 def guarded(name: str, check: Callable[[LibraryFile], Check], library: LibraryFile) -> Check:

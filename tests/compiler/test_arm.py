@@ -81,8 +81,21 @@ def test_models_equal_the_reference(made, program, case, target):
 def test_a_cpu_without_the_feature_refuses(made, program, target):
     path, model = made(FIRST, target)
     library = emulated.Emulated(path, program, CPUS["aarch64"])
-    with pytest.raises(AssertionError, match=r"this CPU \(or the system\) lacks dotprod"):
+    with pytest.raises(LibraryError, match=r"this CPU \(or the system\) lacks dotprod"):
         emulated.difference(library, model)
+
+
+@pytest.mark.parametrize("target", [emulated.needs("aarch64-dotprod")])
+def test_verified_by_an_emulator(made, target):
+    path, _ = made(FIRST, target)
+    report = verify(path, via="qemu-aarch64 -cpu max")
+    assert report.ok and all(check.ran for check in report.checks), report
+    results = next(check for check in report.checks if check.name == "results")
+    assert results.detail.endswith("numbers equal, via qemu-aarch64 -cpu max")
+    report = verify(path, via=f"qemu-aarch64 -cpu {CPUS['aarch64']}")
+    assert not report.ok
+    assert [check.name for check in report.checks if not check.ok] == ["results", "defaults"]
+    assert "lacks dotprod" in report.checks[-1].findings[0].what
 
 
 @needs_zig

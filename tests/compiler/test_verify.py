@@ -142,8 +142,9 @@ def test_the_compiler_refuses_forbidden_work_itself(sabotaged, change, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_off_by_one_in_a_kernel_is_caught(sabotaged):
-    found = failed(verify(sabotaged("requantize", off_by_one)))
+@pytest.mark.parametrize("via", [None, "nice -n 1"])
+def test_an_off_by_one_in_a_kernel_is_caught(sabotaged, via):
+    found = failed(verify(sabotaged("requantize", off_by_one), via=via))
     assert list(found) == ["results", "defaults"]
     (finding,) = found["results"]
     assert finding.where.startswith("requantize -> ")

@@ -1,7 +1,6 @@
-"""Libraries for another machine, run by qemu-user: a C program opens them as others do."""
+"""Libraries and kernels for another machine, run by qemu-user."""
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import tempfile
@@ -16,13 +15,14 @@ from intformer.backends.backend import TargetSpec
 from intformer.backends.cpu import codegen
 from intformer.backends.targets import TARGETS
 from intformer.link import build as linker
+from intformer.link import program as program_linker
 from intformer.link.elf import Elf
 from intformer.proof.finding import Finding
 from intformer.proof.inputs import random_batches
 from intformer.proof.results import first_difference
+from intformer.proof.via import Via
 from intformer.runtime import LibraryFile
 
-SOURCE = Path(__file__).parent / "run_library.c"
 KERNELS = Path(__file__).parent / "run_kernel.c"
 PREFIX = "__tvm_ffi_"  # of kernels in object files
 HERE = {  # elf machine -> emulator, folder with the C library of that machine
@@ -53,7 +53,7 @@ def needs(target: str):
 
 def program(folder: Path, target: str) -> Path:
     """Compile the program that runs libraries of a target."""
-    return linked(folder, target, [SOURCE, linker.SOURCES / "intformer_open.c"])
+    return program_linker.build(folder / "serve", "serve.c", TARGETS[target].backend)
 
 
 def linked(folder: Path, target: str, sources: list[Path]) -> Path:
@@ -66,37 +66,20 @@ def linked(folder: Path, target: str, sources: list[Path]) -> Path:
     return made
 
 
-class Emulated(LibraryFile):
-    """A library that runs in an emulator, in a process of its own each time.
+class Emulated(Via):
+    """A library that runs in an emulator.
 
-    program  what `program` made
-    cpu      model of the emulator
+    cpu  model of the emulator
     """
 
     def __init__(self, path: Path, program: Path, cpu: str):
-        super().__init__(path)
-        self.program, self.cpu, self.threads = program, cpu, 2
+        emulator, root = HERE[LibraryFile(path).image.machine]
+        super().__init__(path, f"{emulator} -cpu {cpu} -L {root}")
+        self.made = program
 
-    def command(self, batch: Path) -> list[str]:
-        """Return the command that runs a batch."""
-        emulator, root = HERE[self.image.machine]
-        return [emulator, "-cpu", self.cpu, "-L", root, self.program, self.path, batch]
-
-    def run(self, input_ids, cu_seqlens, observer=None, **more) -> np.ndarray:
-        """Run one batch, as Library.run does."""
-        types, places, rows = (more.get(n) for n in ("token_type_ids", "position_ids", "positions"))
-        head = [len(input_ids), len(cu_seqlens) - 1, 0 if rows is None else len(rows)]
-        head += [types is not None, places is not None]
-        arrays = [a for a in (input_ids, cu_seqlens, types, places, rows) if a is not None]
-        file = self.program.parent / "batch"
-        file.write_bytes(np.concatenate([np.asarray(a, np.int32) for a in (head, *arrays)]))
-        command = [*self.command(file), str(self.threads)]
-        done = subprocess.run(command, capture_output=True, timeout=300, env=os.environ)
-        assert done.returncode == 0, (done.returncode, done.stderr)
-        *shown, (_, result) = values(done.stdout)
-        for name, data in shown if observer else ():
-            observer(0, name, data)
-        return result
+    def program(self, folder: Path) -> Path:
+        """Return the program that all libraries of a module share."""
+        return self.made
 
 
 def kernels_c(symbols: list[str]) -> str:
@@ -159,18 +142,6 @@ class Kernels:
         for array, a in zip(arrays, held, strict=True):
             array.copyfrom(np.frombuffer(done.stdout, a.dtype, a.size, at).reshape(a.shape))
             at += a.nbytes
-
-
-def values(text: bytes):
-    """Yield name and array of everything that the program wrote."""
-    at = 0
-    while at < len(text):
-        end = text.index(b"\n", at)
-        name, rows, width, dtype = text[at:end].decode().split()
-        count = int(rows) * int(width)
-        data = np.frombuffer(text, dtype, count, end + 1)
-        yield name, data.reshape(int(rows), int(width))
-        at = end + 1 + data.nbytes
 
 
 def difference(library: Emulated, model, cases: int = 1) -> tuple[Finding | None, int]:
