@@ -74,7 +74,7 @@ def compile(
     output     the .so to write; nothing is left there if compiling fails
     target     a key of TARGETS, or "host": the fastest that this machine runs
     name       C identifier of the library (default: from the file name)
-    header     also write intformer.h and intformer_open.c beside the library
+    header     also write intformer.h, intformer.hpp and intformer_open.c beside the library
     check      also write NAME.check beside NAME.so: a program that tells on another machine whether
                the library is exact there, and how fast
     dump_ir    directory for the module after every phase, one text file each

@@ -42,7 +42,7 @@ def options() -> dict[str, Option]:
         ),
         "tokenizer": Option("tokenizer.json to embed instead of the model's own", metavar="FILE"),
         "name": Option("NAME in intformer_get_NAME() (default: from the file name)"),
-        "header": Option("also write the C header and loader next to the library"),
+        "header": Option("also write the C and C++ headers and the loader next to the library"),
         "check": Option("also write NAME.check, which tests and times the library where it runs"),
         "dump_ir": Option("write the module after each phase here", metavar="DIR", parse=Path),
         "tuning_logs": Option("logs written by `intformer tune`", metavar="DIR|none"),

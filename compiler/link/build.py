@@ -35,6 +35,7 @@ from intformer.runtime import footer
 from intformer.runtime.file import ENTRY, INDEX, INDEX_MAGIC
 
 SOURCES = Path(__file__).parent / "c"
+HEADERS = ("intformer.h", "intformer.hpp", "intformer_open.c")  # for users
 GLIBC_FLOOR = (2, 34)  # libraries run on this glibc and newer; the build fails if one would not
 NEEDED = {"libc.so.6", "libm.so.6", "libpthread.so.0"}
 GPU_TILE = 128  # rows: GPU_TILE of plan.h
@@ -88,7 +89,7 @@ def build(
     target    name of the target, see backends.targets
     name      C identifier of intformer_get_<name>; default: from the file name
     metadata  more keys for metadata.json
-    header    also write intformer.h and intformer_open.c beside the library
+    header    also write HEADERS beside the library
     """
     path = Path(path)
     name = _identifier(name or path.name.removeprefix("lib").split(".")[0])
@@ -121,7 +122,7 @@ def build(
             job = _Job(plan, variants, model, name, checked, backend)
             done = _build_in(Path(folder), job, path.name, about)
             if header:
-                for file in ("intformer.h", "intformer_open.c"):
+                for file in HEADERS:
                     shutil.copyfile(SOURCES / file, Path(folder) / file)
                     os.replace(Path(folder) / file, path.parent / file)
             os.replace(done, path)

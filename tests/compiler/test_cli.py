@@ -73,7 +73,7 @@ def test_compile_writes_every_phase(library):
     phases = sorted(path.name for path in (library.parent / "ir").iterdir())
     assert [name[0] for name in phases] == ["0", "1", "2", "3", "4", "5"]
     beside = sorted(path.name for path in library.parent.iterdir())
-    assert beside == ["intformer.h", "intformer_open.c", "ir", "small.so"]
+    assert beside == ["intformer.h", "intformer.hpp", "intformer_open.c", "ir", "small.so"]
 
 
 def test_run_from_arguments_files_and_stdin(library, call, data, tmp_path, monkeypatch):

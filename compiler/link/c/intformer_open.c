@@ -1,6 +1,8 @@
 /* Loads a compiled intformer library after checking that the file is whole: a shared library cut
  * short kills the process when it is mapped. Compile this with your program (old glibc: -ldl). */
+#ifndef _GNU_SOURCE /* C++ compilers define it, which take this file as well */
 #define _GNU_SOURCE
+#endif
 #include <dlfcn.h>
 #include <gnu/libc-version.h>
 #include <stdbool.h>
@@ -75,7 +77,7 @@ static void crc32_lanes(crc_table table, uint32_t crc[LANES], const unsigned cha
 /* What the footer holds: the CRC-32 of the CRC-32s (4 bytes each, low byte first) of all parts of
  * PART bytes, the last one shorter. False when the file ends before `size`. */
 static bool checksum(crc_table table, FILE *file, long size, uint32_t *result) {
-  unsigned char *data = malloc(LANES * PART);
+  unsigned char *data = (unsigned char *)malloc(LANES * PART);
   uint32_t total = 0, crc[LANES];
   while (data && size > 0) {
     long count = size < LANES * PART ? size : LANES * PART;
@@ -85,8 +87,9 @@ static bool checksum(crc_table table, FILE *file, long size, uint32_t *result) {
       crc32_lanes(table, crc, data);
     else
       for (long i = 0; i * PART < count; i++) {
-        long rest = count - i * PART;
-        crc[i] = crc32(table, 0, data + i * PART, (size_t)(rest < PART ? rest : PART));
+        long part = count - i * PART;
+        if (part > PART) part = PART;
+        crc[i] = crc32(table, 0, data + i * PART, (size_t)part);
       }
     for (long i = 0; i * PART < count; i++) {
       unsigned char bytes[4] = {(unsigned char)crc[i], (unsigned char)(crc[i] >> 8),
