@@ -9,7 +9,11 @@ EXTRAS = {  # module -> extra that brings it
         *("capstone", "ziglang"),
         *("xgboost", "psutil", "cloudpickle", "tornado"),
     )
-} | {"accelerate": "qat", "matplotlib": "qat"}
+} | {
+    "accelerate": "qat",
+    "matplotlib": "qat",
+    "sentence_transformers": "sentence-transformers",
+}
 MOST_SHOWN = 600  # characters of one part of an error; values in it come from files
 
 

@@ -28,6 +28,7 @@ LAYERS = [
     ("relay_ops",),
     ("schedules", "tuning_logs"),
     ("ir.heads", "ir.model", "ir.plan", "passes.packing", "runtime"),
+    ("integrations",),
     ("passes.memory", "proof.inputs", "proof.tir_check"),
     ("progress", "ir"),
     ("backends",),

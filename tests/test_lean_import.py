@@ -9,7 +9,10 @@ import pytest
 # A finder that refuses what only the extras bring: what a base install does not have.
 REFUSE = """
 import sys
-EXTRAS = ("torch", "transformers", "tvm", "tvm_ffi", "rich", "safetensors", "iced_x86")
+EXTRAS = (
+    *("torch", "transformers", "tvm", "tvm_ffi", "rich", "safetensors", "iced_x86"),
+    *("sentence_transformers", "fastapi", "uvicorn", "prometheus_client"),
+)
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in EXTRAS:
@@ -29,6 +32,7 @@ def run(code):
     [
         "import intformer; intformer.IntformerError; intformer.load",
         "import intformer.runtime, intformer.runtime.edge",
+        "import intformer.integrations, intformer.integrations.pipelines",
         "from intformer import cli; cli.main(['--version'])",
     ],
 )
@@ -63,6 +67,7 @@ def test_importing_is_quick():
     """No heavy module comes along, even where the extras are installed."""
     code = (
         "import sys, intformer, intformer.cli, intformer.runtime, intformer.runtime.edge;"
+        "import intformer.integrations.pipelines;"
         "heavy = {'torch', 'tvm', 'transformers', 'rich'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -27,7 +27,7 @@ def options() -> dict[str, Option]:
         "file": Option(
             "a text per line, or two separated by a tab; -: stdin", metavar="FILE", default="-"
         ),
-        "batch": Option("texts to run at a time", parse=positive),
+        "batch_tokens": Option("tokens to compute at a time", parse=positive),
         "top_k": Option(
             "words to answer (default: 5 for each mask of a masked LM, all of a sparse embedding)",
             parse=positive,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> Result:
         options["top_k"] = args.top_k
     if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name
-    answers = list(predict(library, texts, pairs, batch=args.batch, **options))
+    answers = list(predict(library, texts, pairs, batch_tokens=args.batch_tokens, **options))
     rows = list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
     data = [
         {"texts": list(row), "answer": plain(answer)}

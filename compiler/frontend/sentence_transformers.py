@@ -61,6 +61,8 @@ NEUTRAL_MODEL = (
 )
 NEUTRAL_TOKENIZER = ("model_max_length", "padding_side", "use_fast", "trust_remote_code")
 
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
 
 @dataclass(frozen=True)
 class _Kind:
@@ -127,6 +129,7 @@ class SentenceModel:
     prompts         name -> text put before a text
     default_prompt  name of the prompt where none is asked for; None: no prompt
     activation      activation_fn of config_sentence_transformers.json; None: not there
+    similarity      how embeddings are compared, one of SIMILARITIES; None: not there
     """
 
     head: Head
@@ -137,6 +140,7 @@ class SentenceModel:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     activation: str | None = None
+    similarity: str | None = None
 
 
 def transformer_path(checkpoint) -> str:
@@ -206,6 +210,7 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
         prompts=prompts,
         default_prompt=default,
         activation=config.get("activation_fn", str) if kind.head.classifies_texts else None,
+        similarity=_similarity(config) if embeds else None,
     )
 
 
@@ -223,6 +228,7 @@ def meta(checkpoint, head: Head) -> dict:
         "truncate_dim": found.truncate_dim,
         "prompts": found.prompts,
         "default_prompt": found.default_prompt,
+        **({"similarity": found.similarity} if found.similarity else {}),
     }
 
 
@@ -456,6 +462,12 @@ def _truncate_dim(config: JsonObject) -> int | None:
     if dimensions is not None and dimensions < 1:
         raise config.refusal("truncate_dim", "at least 1 dimension remains")
     return dimensions
+
+
+def _similarity(config: JsonObject) -> str | None:
+    """Return how embeddings are compared; other names count for nothing, as where it is saved."""
+    name = config.values.get("similarity_fn_name")
+    return name if isinstance(name, str) and name in SIMILARITIES else None
 
 
 def _length(config: JsonObject, key: str) -> float | None:

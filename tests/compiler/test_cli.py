@@ -118,7 +118,7 @@ def test_run_hands_top_k_to_heads_that_answer_words(monkeypatch, head, given, wa
     monkeypatch.setattr("intformer.runtime.load", lambda path: model)
 
     @functools.wraps(edge.predict)  # whose parameters are the verb's options
-    def predict(library, texts, pairs, batch, **options):
+    def predict(library, texts, pairs, batch_tokens, **options):
         handed.update(options)
         return [[]]
 
@@ -442,7 +442,7 @@ def test_a_flag_that_is_no_number(call, library, monkeypatch):
         ["compile", "src", "-o", "."],
         ["compile", "src", "-o", "a.so", "--recipe", "x"],
         ["eval", "a.so"],
-        ["run", "a.so", "--batch", "0"],
+        ["run", "a.so", "--batch-tokens", "0"],
     ],
     ids=" ".join,
 )

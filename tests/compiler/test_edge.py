@@ -1,15 +1,18 @@
 import gc
 import json
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from intformer.errors import IntformerError, LibraryError
 from intformer.runtime import edge
-from intformer.runtime.edge import Edge, pack
+from intformer.runtime.edge import Edge, Packed, pack
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", "the", "cat", "sat", "##s", "##at", ",", "."]
@@ -389,9 +392,9 @@ class Model:
 def test_predict_does_not_depend_on_the_batch():
     texts = ["the cat", "a", "sat", "b c d e"]
     model = Model()
-    results = [list(edge.predict(model, texts, batch=batch)) for batch in (1, 3, 32)]
-    assert results[0] == results[1] == results[2]
-    assert model.calls == 4 + 2 + 1
+    results = [list(edge.predict(model, texts, batch_tokens=most)) for most in (1, 7, 10, 64)]
+    assert results[0] == results[1] == results[2] == results[3]
+    assert model.calls == 4 + 3 + 2 + 1  # 4, 3, 3 and 6 tokens
 
 
 # ---- texts to verify a masked LM with ----
@@ -425,13 +428,13 @@ def test_masking_needs_a_mask_token():
 )
 def test_predict_takes_any_iterable(kind):
     texts, pairs = ["the cat", "a", "sat"], ["b", "c", "d e"]
-    wanted = list(edge.predict(Model(), texts, pairs, batch=2))
-    assert list(edge.predict(Model(), kind(texts), kind(pairs), batch=2)) == wanted
+    wanted = list(edge.predict(Model(), texts, pairs, batch_tokens=9))
+    assert list(edge.predict(Model(), kind(texts), kind(pairs), batch_tokens=9)) == wanted
     assert len(wanted) == 3
     assert list(edge.predict(Model(), kind(texts[:0]))) == []
 
 
-def test_predict_reads_no_further_than_a_batch():
+def test_predict_reads_a_few_runs_ahead():
     """An endless generator is answered as it comes."""
     taken = []
 
@@ -440,9 +443,11 @@ def test_predict_reads_no_further_than_a_batch():
             taken.append(1)
             yield "the cat"
 
-    answers = edge.predict(Model(), endless(), batch=4)
-    assert [next(answers)["label"] for _ in range(5)] == ["x"] * 5
-    assert len(taken) == 8
+    answers = edge.predict(Model(), endless(), batch_tokens=8)
+    assert [next(answers)["label"] for _ in range(500)] == ["x"] * 500
+    assert len(taken) <= 500 + 3 * 16
+    answers.close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("intformer-predict")]
 
 
 @pytest.mark.parametrize(
@@ -465,16 +470,62 @@ def test_predict_reads_no_further_than_a_batch():
         ([], ["c"], "0 texts, but more pairs"),
     ],
 )
-@pytest.mark.parametrize("batch", [1, 2, 32])
-def test_predict_refuses_what_is_no_text(texts, pairs, match, batch):
+@pytest.mark.parametrize("most", [1, 2, 32])
+def test_predict_refuses_what_is_no_text(texts, pairs, match, most):
     with pytest.raises(IntformerError, match=match) as error:
-        list(edge.predict(Model(), texts, pairs, batch=batch))
+        list(edge.predict(Model(), texts, pairs, batch_tokens=most))
     assert "\n" not in str(error.value)
 
 
 def test_predict_refuses_an_empty_batch():
-    with pytest.raises(IntformerError, match="batch = 0"):
-        edge.predict(Model(), ["a"], batch=0)
+    with pytest.raises(IntformerError, match="batch_tokens = 0"):
+        edge.predict(Model(), ["a"], batch_tokens=0)
+
+
+def test_a_bad_text_comes_after_the_answers_before_it():
+    """Also where it is read while they are computed."""
+    answers = edge.predict(Model(), ["the cat"] * 100 + [None], batch_tokens=8)
+    got = []
+    with pytest.raises(IntformerError, match="text 100 is NoneType"):
+        for answer in answers:
+            got.append(answer)
+    assert 16 <= len(got) <= 100
+    assert len({str(answer) for answer in got}) == 1
+
+
+def test_a_failed_run_ends_the_stream():
+    class Broken(Model):
+        def run(self, input_ids, cu_seqlens, **rest):
+            if self.calls > 2:
+                raise LibraryError("no memory")
+            return super().run(input_ids, cu_seqlens, **rest)
+
+    with pytest.raises(LibraryError, match="no memory"):
+        list(edge.predict(Broken(), ["the cat"] * 100, batch_tokens=8))
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), most=st.integers(1, 30))
+def test_runs_are_the_sequences_in_order(lengths, most):
+    """Whatever their lengths: each within the budget or one sequence, and together all of them."""
+    offsets = np.cumsum([0, *lengths]).astype(np.int32)
+    ids = np.arange(offsets[-1], dtype=np.int32)
+    marked = np.flatnonzero(ids % 4 == 1).astype(np.int32)
+    for positions in (None, marked):
+        packed = Packed(ids, offsets, ids + 1, ids + 2, positions)
+        runs = list(packed.runs(most))
+        for run in runs:
+            assert run["input_ids"].size == run["cu_seqlens"][-1]
+            assert run["input_ids"].size <= most or run["cu_seqlens"].size == 2
+            np.testing.assert_array_equal(run["token_type_ids"], run["input_ids"] + 1)
+            np.testing.assert_array_equal(run["position_ids"], run["input_ids"] + 2)
+        if positions is None:
+            np.testing.assert_array_equal(np.concatenate([r["input_ids"] for r in runs]), ids)
+            found = np.concatenate([np.diff(run["cu_seqlens"]) for run in runs])
+            np.testing.assert_array_equal(found, lengths)
+        else:
+            found = [run["input_ids"][run["positions"]] for run in runs]
+            np.testing.assert_array_equal(np.concatenate([[], *found]), marked)
 
 
 def test_one_tokenizer_per_library_and_none_for_a_dead_one():

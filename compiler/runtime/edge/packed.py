@@ -1,5 +1,6 @@
 """Packed sequences: what a library runs on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,33 @@ class Packed:
         names = ("input_ids", "cu_seqlens", "token_type_ids", "position_ids")
         found = {name: getattr(self, name) for name in names}
         return found if self.positions is None else {**found, "positions": self.positions}
+
+    def runs(self, tokens: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the arguments of one run of the library after the other.
+
+        tokens  of a run at most, unless one sequence has more
+
+        Their outputs, one below the other, are those of all sequences at once.
+        """
+        start, count = 0, self.cu_seqlens.size - 1
+        while start < count:
+            reach = np.searchsorted(self.cu_seqlens, self.cu_seqlens[start] + tokens, side="right")
+            stop = max(int(reach) - 1, start + 1)
+            inputs = self.inputs() if stop - start == count else self.part(start, stop)
+            if "positions" not in inputs or inputs["positions"].size:  # else it has no rows
+                yield inputs
+            start = stop
+
+    def part(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return the arguments of Library.run for the sequences from `start` to `stop`."""
+        first, last = self.cu_seqlens[[start, stop]]
+        names = ("input_ids", "token_type_ids", "position_ids")
+        found = {name: getattr(self, name)[first:last] for name in names}
+        found["cu_seqlens"] = self.cu_seqlens[start : stop + 1] - first
+        if self.positions is not None:
+            inside = (self.positions >= first) & (self.positions < last)
+            found["positions"] = self.positions[inside] - first
+        return found
 
 
 def hf_positions(input_ids: np.ndarray, rule: str, pad: int | None) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Texts in, answers out."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from functools import partial
 
 from intformer.errors import IntformerError
+from intformer.runtime.edge.stream import answered
 from intformer.runtime.edge.text import Edge, texts_of
 from intformer.runtime.library import Library
 
 ENCODING = ("doc_stride", "prompt", "prompt_name")  # options of predict that Edge.encode takes
+BATCH_TOKENS = 2048
 
 
 def predict(
@@ -15,41 +17,37 @@ def predict(
     texts: Iterable[str],
     pairs: Iterable[str] | None = None,
     *,
-    batch: int = 32,
+    batch_tokens: int = BATCH_TOKENS,
     **options,
 ) -> Iterator:
-    """Yield the answer for each text in order, running `batch` texts at a time.
+    """Yield the answer for each text in order, while the library computes the next ones.
 
     library       as load() returns it
-    texts, pairs  any iterables of strings, read as far as a batch needs; pairs has as many as texts
+    texts, pairs  any iterables of strings, read a few runs ahead of the answers; pairs has as many
+                  as texts
+    batch_tokens  tokens to compute in a run, or one sequence where that is longer
     options       doc_stride, prompt and prompt_name of Edge.encode, and those of Edge.decode
     """
     texts = texts_of(texts, "texts")
     pairs = None if pairs is None else texts_of(pairs, "pairs")
-    if batch < 1:
-        raise IntformerError(f"batch = {batch}", hint="at least 1 text is run at a time")
-    return _answers(library, Edge.of(library), texts, pairs, batch, options)
-
-
-def _answers(
-    library: Library,
-    edge: Edge,
-    texts: Iterator[str],
-    pairs: Iterator[str] | None,
-    batch: int,
-    options: dict,
-) -> Iterator:
+    if batch_tokens < 1:
+        raise IntformerError(f"batch_tokens = {batch_tokens}", hint="at least 1 token is run")
+    edge = Edge.of(library)
     encoding = {name: options.pop(name) for name in ENCODING if name in options}
-    first = 0
+    rows = ((text,) for text in texts) if pairs is None else _rows(texts, pairs)
+    decode = partial(edge.decode, **options)
+    return answered(library, edge, rows, decode, batch_tokens, **encoding)
+
+
+def _rows(texts: Iterator[str], pairs: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Yield (text, pair); raise IntformerError where one of them ends before the other."""
+    count, end = 0, object()
     while True:
-        some = list(islice(texts, batch))
-        others = None if pairs is None else list(islice(pairs, max(len(some), 1)))
-        if others is not None and len(others) != len(some):
-            few, many = ("pairs", "texts") if len(others) < len(some) else ("texts", "pairs")
-            count = first + min(len(some), len(others))
-            raise IntformerError(f"{count} {few}, but more {many}", hint="each text has one pair")
-        if not some:
+        text, pair = next(texts, end), next(pairs, end)
+        if text is end and pair is end:
             return
-        packed = edge.encode(some, others, first=first, **encoding)
-        yield from edge.decode(packed, library.run(**packed.inputs()), **options)
-        first += len(some)
+        if text is end or pair is end:
+            few, many = ("pairs", "texts") if pair is end else ("texts", "pairs")
+            raise IntformerError(f"{count} {few}, but more {many}", hint="each text has one pair")
+        yield text, pair
+        count += 1
