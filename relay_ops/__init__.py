@@ -6,6 +6,7 @@ from intformer.relay_ops import (
     attention,
     attention_bias,
     attention_ibert,
+    concat,
     embed,
     i_gelu,
     i_gelu_ibert,
@@ -21,6 +22,7 @@ from intformer.relay_ops import (
     rescale,
     residual_add,
     take_rows,
+    weighted_pool,
 )
 from intformer.relay_ops.op import IntOp
 
@@ -45,5 +47,7 @@ OPS: dict[str, IntOp] = {
     "take_rows": take_rows.OP,
     "mean_pool": mean_pool.OP,
     "max_pool": max_pool.OP,
+    "weighted_pool": weighted_pool.OP,
+    "concat": concat.OP,
     "i_tanh": i_tanh.OP,
 }

@@ -44,7 +44,6 @@ def options() -> dict[str, Option]:
 
 def run(args: argparse.Namespace) -> Result:
     """Texts to answers."""
-    from intformer.ir.heads import head_of
     from intformer.runtime import load
     from intformer.runtime.edge import predict
     from intformer.runtime.texts import decoded, parse_texts, read_texts
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> Result:
         )
     library = load(args.library)
     options = {}
-    if args.top_k is not None and head_of(library.metadata).outputs == "words":
+    if args.top_k is not None:
         options["top_k"] = args.top_k
     if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name

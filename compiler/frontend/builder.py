@@ -250,32 +250,44 @@ class Builder:
 
     # -- heads ----------------------------------------------------------------------------------
 
-    def first(self, x: str) -> str:
+    def first(self, x: str, name: str = "head.rows") -> str:
         """The first row of every sequence."""
         attrs = {"rows": "sequence"}
-        return self._add("take", "head.rows", (x, SEQUENCES), self.channels(x), attrs=attrs)
+        return self._add("take", name, (x, SEQUENCES), self.channels(x), attrs=attrs)
 
-    def last(self, x: str) -> str:
+    def last(self, x: str, name: str = "head.rows") -> str:
         """The last row of every sequence."""
         attrs = {"rows": "sequence", "last": True}
-        return self._add("take", "head.rows", (x, SEQUENCES), self.channels(x), attrs=attrs)
+        return self._add("take", name, (x, SEQUENCES), self.channels(x), attrs=attrs)
 
     def asked(self, x: str) -> str:
         """The rows that the caller asks for."""
         attrs = {"rows": "position"}
         return self._add("take", "head.rows", (x, POSITIONS), self.channels(x), attrs=attrs)
 
-    def mean(self, x: str) -> str:
-        """The mean of every sequence's rows."""
-        return self._add("mean", "head.mean", (x, SEQUENCES), self.channels(x))
+    def mean(self, x: str, form: str = "mean") -> str:
+        """The mean of every sequence's rows, or another form of it."""
+        attrs = {} if form == "mean" else {"form": form}
+        return self._add("mean", f"head.{form}", (x, SEQUENCES), self.channels(x), attrs=attrs)
 
     def max(self, x: str) -> str:
         """The largest of every sequence's rows, channel by channel."""
         return self._add("max", "head.max", (x, SEQUENCES), self.channels(x))
 
     def pooled(self, x: str, pooling: str) -> str:
-        """One row per sequence: "mean", "max", "first" or "last"."""
-        return getattr(self, pooling)(x)
+        """One row per sequence (float_run.pooled)."""
+        modes = pooling.split("+")
+        if modes in (["first"], ["last"]):
+            return getattr(self, pooling)(x)
+        parts = []
+        for mode in modes:
+            if mode in ("first", "last"):
+                parts.append(getattr(self, mode)(x, f"head.{mode}"))
+            else:
+                parts.append(self.max(x) if mode == "max" else self.mean(x, mode))
+        if len(parts) == 1:
+            return parts[0]
+        return self._add("concat", "head.pooled", tuple(parts), len(parts) * self.channels(x))
 
     def dense(self, x: str, key: str, function: str | None = None, norm: str | None = None) -> str:
         """One stage of a head: linear, activation, LayerNorm, the latter two where they are named.
@@ -288,15 +300,22 @@ class Builder:
             x = self.act(f"{at}.act", x, function)
         return self._norm(f"{at}.norm", x, norm) if norm else x
 
-    def module(self, x: str, linear: Linear, function: str | None) -> str:
-        """One stage with weights from elsewhere: linear, and an activation where one is named."""
-        at, (outputs, inputs) = self._stage(), linear.weight.shape
+    def module(self, x: str, weights: Linear | Norm, function: str | None) -> str:
+        """One stage with weights from elsewhere: linear, and an activation where one is named.
+
+        Or a LayerNorm.
+        """
+        at, inputs = self._stage(), weights.weight.shape[-1]
         if inputs != self.channels(x):
+            key = weights.key if isinstance(weights, Norm) else weights.keys[0]
             raise CheckpointError(
-                f"{linear.keys[0]} reads {inputs} channels, the embedding has {self.channels(x)}",
+                f"{key} reads {inputs} channels, the embedding has {self.channels(x)}",
                 where=str(self.checkpoint.root),
             )
-        x = self._add("linear", at, (x,), outputs, params=linear, stem=at)
+        if isinstance(weights, Norm):
+            return self._add("norm", at, (x,), inputs, params=weights)
+        outputs = len(weights.weight)
+        x = self._add("linear", at, (x,), outputs, params=weights, stem=at)
         return self.act(f"{at}.act", x, function) if function else x
 
     def decoder(self, x: str, key: str) -> str:

@@ -11,6 +11,8 @@ from intformer.ir.graph import Graph
 from intformer.ir.heads import Head
 from intformer.relay_ops.attention import MAX_KEYS
 
+SIDE_HEADS = ("sparse_linear.pt", "colbert_linear.pt")  # of BGE-M3: word weights, token vectors
+
 
 def pick_head(checkpoint: Checkpoint, asked: str | None) -> tuple[Head, str]:
     """Return (head, pooling); pooling is that of sentence embeddings (Builder.pooled), else "".
@@ -47,8 +49,8 @@ def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Graph
     x = family.encoder(g)
     if answering.embeds:
         x = g.pooled(x, pooling)
-        for module in sentence_transformers.dense(checkpoint, answering):
-            x = g.module(x, module.linear(checkpoint), module.function)
+        for module in sentence_transformers.modules(checkpoint, answering):
+            x = g.module(x, module.weights(checkpoint), module.function)
     else:
         family.heads[answering](g, x)
     graph = g.graph(answering)
@@ -103,4 +105,7 @@ def notes(checkpoint: Checkpoint, limit: int, first_position: int) -> list[str]:
         found.append(f"limited to {MAX_KEYS} tokens (config.json: {asked})")
     if architecture(checkpoint).endswith("ForPreTraining"):
         found.append("the next-sentence or sentence-order head of pre-training is left out")
+    beside = [name for name in SIDE_HEADS if checkpoint.whole().file(name)]
+    if beside:
+        found.append(f"heads in files beside the model are left out: {', '.join(beside)}")
     return found

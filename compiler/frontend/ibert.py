@@ -93,7 +93,13 @@ def import_ibert(
         )
     check_config(checkpoint)
     graph, meta = read_encoder(checkpoint, head)
-    sentence_transformers.refuse_dense(checkpoint, graph.head, "recipe ibert")
+    sentence_transformers.refuse_modules(checkpoint, graph.head, "recipe ibert")
+    if graph.of_kind("concat") or any("form" in node.attrs for node in graph.of_kind("mean")):
+        raise CheckpointError(
+            f"pooling {meta['pooling']!r} does not go with recipe ibert",
+            where=str(checkpoint.root),
+            hint="one of mean, max, cls, lasttoken goes",
+        )
     rules = Rules(graph, Recorded(checkpoint.tensor, str(checkpoint.path)), mode == MODES[0])
     return _finish(checkpoint, rules, rules.encoder(), meta | _about(mode), calibrate)
 

@@ -10,13 +10,15 @@ from pathlib import PurePosixPath
 
 from intformer.errors import CheckpointError
 from intformer.frontend.json_object import JsonObject
-from intformer.frontend.sentence_dense import Dense
+from intformer.frontend.sentence_modules import MODULES as WITH_WEIGHTS
+from intformer.frontend.sentence_modules import Module
 from intformer.ir.heads import (
     SENTENCE_EMBEDDING,
     SEQUENCE_CLASSIFICATION,
     SPARSE_EMBEDDING,
     Head,
 )
+from intformer.runtime.edge.scores import SIMILARITIES
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
@@ -33,11 +35,13 @@ INSIDE = "a model's files lie inside its directory"
 PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
 POOLINGS = {
     "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt",
+    "weightedmean": "weighted_mean",
     "max": "max",
     "cls": "first",
     "lasttoken": "last",
 }  # pooling_mode -> our name for it
-OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode
+OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode, in the order of the channels
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -61,8 +65,6 @@ NEUTRAL_MODEL = (
 )
 NEUTRAL_TOKENIZER = ("model_max_length", "padding_side", "use_fast", "trust_remote_code")
 
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-
 
 @dataclass(frozen=True)
 class _Kind:
@@ -74,6 +76,7 @@ class _Kind:
     task      transformer_task of its Transformer
     outputs   (method_output_name, module_output_name) of its Transformer
     prompts   that every model has
+    similarity  where the directory says none
     """
 
     head: Head
@@ -82,13 +85,19 @@ class _Kind:
     task: str
     outputs: tuple[str, str]
     prompts: tuple[str, ...]
+    similarity: str = "cosine"
 
 
 KINDS = {
     "SentenceTransformer": _Kind(
         head=SENTENCE_EMBEDDING,
         modules=(("Transformer",), ("Pooling",)),
-        then=("Dense", "Normalize", "Dropout"),  # Dropout does nothing outside of training
+        then=(
+            "Dense",
+            "LayerNorm",
+            "Normalize",
+            "Dropout",
+        ),  # Dropout does nothing outside of training
         task="feature-extraction",
         outputs=("last_hidden_state", "token_embeddings"),
         prompts=("query", "document"),
@@ -108,6 +117,7 @@ KINDS = {
         task="fill-mask",
         outputs=("logits", "token_embeddings"),
         prompts=("query", "document"),
+        similarity="dot",
     ),
 }
 
@@ -122,25 +132,28 @@ class SentenceModel:
     """What a directory says about one head.
 
     head            of one of KINDS
-    pooling         a value of POOLINGS for embeddings, "max" for weights of words, else ""
-    dense           Dense modules behind the pooling, in order
+    pooling         values of POOLINGS with "+" between for embeddings, "max" for weights of words,
+                    else ""
+    modules         those with weights behind the pooling, in order
     normalize       whether embeddings are brought to Euclidean length 1
     truncate_dim    leading channels of an embedding that are kept; None: all
     prompts         name -> text put before a text
     default_prompt  name of the prompt where none is asked for; None: no prompt
+    pools_prompt    whether a prompt's tokens are pooled, too
+    similarity      how embeddings are compared: of SIMILARITIES
     activation      activation_fn of config_sentence_transformers.json; None: not there
-    similarity      how embeddings are compared, one of SIMILARITIES; None: not there
     """
 
     head: Head
     pooling: str = ""
-    dense: tuple[Dense, ...] = ()
+    modules: tuple[Module, ...] = ()
     normalize: bool = False
     truncate_dim: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    pools_prompt: bool = True
+    similarity: str = "cosine"
     activation: str | None = None
-    similarity: str | None = None
 
 
 def transformer_path(checkpoint) -> str:
@@ -204,20 +217,26 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
     return SentenceModel(
         head=kind.head,
         pooling=_pooling(checkpoint, modules[1][1]) if embeds else EMBEDDERS.get(kind.head, ""),
-        dense=tuple(Dense.read(checkpoint, path) for name, path in modules if name == "Dense"),
+        modules=tuple(
+            WITH_WEIGHTS[name].read(checkpoint, path)
+            for name, path in modules
+            if name in WITH_WEIGHTS
+        ),
         normalize=any(module == "Normalize" for module, _ in modules),
         truncate_dim=_truncate_dim(config) if embeds else None,
         prompts=prompts,
         default_prompt=default,
+        pools_prompt=not embeds or _pools_prompt(checkpoint, modules[1][1], prompts),
+        similarity=_similarity(config, kind),
         activation=config.get("activation_fn", str) if kind.head.classifies_texts else None,
-        similarity=_similarity(config) if embeds else None,
     )
 
 
 def _plain(head: Head) -> SentenceModel:
     """Return what SentenceTransformer or SparseEncoder makes of a directory that is not its own."""
     kind = next(kind for kind in KINDS.values() if kind.head is head)
-    return SentenceModel(head, EMBEDDERS[head], prompts=dict.fromkeys(kind.prompts, ""))
+    prompts = dict.fromkeys(kind.prompts, "")
+    return SentenceModel(head, EMBEDDERS[head], prompts=prompts, similarity=kind.similarity)
 
 
 def meta(checkpoint, head: Head) -> dict:
@@ -228,21 +247,22 @@ def meta(checkpoint, head: Head) -> dict:
         "truncate_dim": found.truncate_dim,
         "prompts": found.prompts,
         "default_prompt": found.default_prompt,
-        **({"similarity": found.similarity} if found.similarity else {}),
+        **({} if found.pools_prompt else {"pools_prompt": False}),
+        **({"similarity": found.similarity} if head in EMBEDDERS else {}),
     }
 
 
-def dense(checkpoint, head: Head) -> tuple[Dense, ...]:
-    """Return the Dense modules behind a head."""
+def modules(checkpoint, head: Head) -> tuple[Module, ...]:
+    """Return the modules with weights behind a head."""
     found = read(checkpoint, head)
-    return found.dense if found else ()
+    return found.modules if found else ()
 
 
-def refuse_dense(checkpoint, head: Head, what: str) -> None:
-    """Raise for a directory with Dense modules; `what` cannot have them."""
-    for module in dense(checkpoint, head):
+def refuse_modules(checkpoint, head: Head, what: str) -> None:
+    """Raise for a directory with modules that have weights; `what` cannot have them."""
+    for module in modules(checkpoint, head):
         raise CheckpointError(
-            f"a Dense module does not go with {what}",
+            f"a {type(module).__name__} module does not go with {what}",
             where=str(checkpoint.root / module.path),
             hint="take it out of modules.json and apply it to the embeddings",
         )
@@ -331,8 +351,8 @@ def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
             )
         if name == "Normalize":
             _check_normalize(checkpoint, path)
-        if name == "Dense" and any(before == "Normalize" for before, _ in modules):
-            raise module.refusal("type", "Dense modules come before Normalize")
+        if name in WITH_WEIGHTS and any(before == "Normalize" for before, _ in modules):
+            raise module.refusal("type", f"{name} modules come before Normalize")
         modules.append((name, path))
     if len(modules) < len(kind.modules):
         raise CheckpointError(
@@ -358,30 +378,42 @@ def _check_normalize(checkpoint, path: str) -> None:
 
 
 def _pooling(checkpoint, path: str) -> str:
-    """Return a value of POOLINGS, as the Pooling module's configuration says."""
+    """Return values of POOLINGS with "+" between, as the Pooling module's configuration says."""
     config = JsonObject.read(checkpoint, _settings_of(path))
     if not config.values:
         raise CheckpointError("no settings of Pooling", where=config.where)
     known = ("embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt")
     config.refuse_others((*known, *OLD_POOLINGS))
-    if config.values.get("include_prompt", True) is not True:  # null is false here
-        raise config.refusal("include_prompt", "embeddings are pooled over the prompt, too")
-    hint = "one mode compiles: " + ", ".join(POOLINGS)
-    old = {key: mode for key, mode in OLD_POOLINGS.items() if config.get(key, bool, False)}
-    if config.values.get("pooling_mode") is None:
-        if len(old) > 1:
-            raise CheckpointError(
-                f"keys {', '.join(map(repr, old))} are not supported together",
-                where=config.where,
-                hint=hint,
-            )
-        key, mode = next(iter(old.items()), ("", "mean"))
-    else:
-        key, mode = "pooling_mode", config.values["pooling_mode"]
-        mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
-    if not isinstance(mode, str) or mode not in POOLINGS:
-        raise config.refusal(key, hint)
-    return POOLINGS[mode]
+    old = [mode for key, mode in OLD_POOLINGS.items() if config.get(key, bool, False)]
+    modes = config.values.get("pooling_mode")
+    modes = (old or ["mean"]) if modes is None else modes
+    modes = [modes] if isinstance(modes, str) else modes
+    if (
+        not isinstance(modes, list)
+        or not modes
+        or not all(isinstance(mode, str) and mode in POOLINGS for mode in modes)
+    ):
+        raise config.refusal("pooling_mode", "modes: " + ", ".join(POOLINGS))
+    return "+".join(POOLINGS[mode] for mode in modes)
+
+
+def _similarity(config: JsonObject, kind: _Kind) -> str:
+    named = config.get("similarity_fn_name", str, kind.similarity)
+    if named not in SIMILARITIES:
+        raise config.refusal("similarity_fn_name", "supported: " + ", ".join(SIMILARITIES))
+    return named
+
+
+def _pools_prompt(checkpoint, path: str, prompts: dict[str, str]) -> bool:
+    """Say whether a prompt's tokens are pooled; refuse prompts that would have to be left out."""
+    config = JsonObject.read(checkpoint, _settings_of(path))
+    if "include_prompt" not in config.values or config.get("include_prompt", bool, False):
+        return True  # null is false
+    if any(prompts.values()):
+        raise config.refusal(
+            "include_prompt", f"a library pools over prompts, too; take those of {CONFIG} out"
+        )
+    return False
 
 
 def _check_splade(checkpoint, path: str) -> None:
@@ -462,12 +494,6 @@ def _truncate_dim(config: JsonObject) -> int | None:
     if dimensions is not None and dimensions < 1:
         raise config.refusal("truncate_dim", "at least 1 dimension remains")
     return dimensions
-
-
-def _similarity(config: JsonObject) -> str | None:
-    """Return how embeddings are compared; other names count for nothing, as where it is saved."""
-    name = config.values.get("similarity_fn_name")
-    return name if isinstance(name, str) and name in SIMILARITIES else None
 
 
 def _length(config: JsonObject, key: str) -> float | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from intformer.ir.graph import TANH_GELU, Graph, Node
 from intformer.relay_ops.i_gelu import QUICK
+from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
 Hook = Callable[[str, object], object]
 
@@ -149,7 +150,10 @@ def _take(node: Node, inputs: dict, x):
 def _mean(node: Node, inputs: dict, x):
     import torch
 
-    return torch.stack([x[a:b].mean(0) for a, b in pairwise(inputs["cu_seqlens"].tolist())])
+    cuts = list(pairwise(inputs["cu_seqlens"].tolist()))
+    if form := node.attrs.get("form"):
+        return torch.stack([averaged(x[a:b], torch.ones(b - a, 1), form) for a, b in cuts])
+    return torch.stack([x[a:b].mean(0) for a, b in cuts])
 
 
 def _max(node: Node, inputs: dict, x):
@@ -158,13 +162,39 @@ def _max(node: Node, inputs: dict, x):
     return torch.stack([x[a:b].amax(0) for a, b in pairwise(inputs["cu_seqlens"].tolist())])
 
 
+def _concat(node: Node, inputs: dict, *parts):
+    import torch
+
+    return torch.cat(parts, dim=1)
+
+
+def averaged(x, mask, form: str):
+    """Return a form of mean over the last axis but one; tensors of torch.
+
+    x     [..., length, channels]
+    mask  [..., length, 1]: 1 where a token is; padding is on the right
+    form  "mean", "mean_sqrt" or "weighted_mean"
+    """
+    if form == WEIGHTED_MEAN:
+        mask = mask.cumsum(-2) * mask
+    total = mask.sum(-2)
+    return (x * mask).sum(-2) / (total**0.5 if form == MEAN_SQRT else total)
+
+
 def pooled(x, mask, pooling: str):
     """Return one row per sequence of a padded batch, [batch, channels]; tensors of torch.
 
     x        [batch, length, channels]
-    mask     int64 [batch, length]: 1 where a token is
-    pooling  "mean", "max", "first" or "last"; padding is on the right
+    mask     int64 [batch, length]: 1 where a token is; padding is on the right
+    pooling  "mean", "mean_sqrt", "weighted_mean", "max", "first" or "last"; or several of them
+             with "+" between, whose channels are side by side
     """
+    import torch
+
+    return torch.cat([_pooled(x, mask, one) for one in pooling.split("+")], dim=-1)
+
+
+def _pooled(x, mask, pooling: str):
     if pooling == "first":
         return x[:, 0]
     if pooling == "last":
@@ -172,7 +202,7 @@ def pooled(x, mask, pooling: str):
     mask = mask.unsqueeze(-1)
     if pooling == "max":
         return x.masked_fill(mask == 0, -np.inf).amax(1)
-    return (x * mask).sum(1) / mask.sum(1)
+    return averaged(x, mask, pooling)
 
 
 RUN = {
@@ -186,4 +216,5 @@ RUN = {
     "take": _take,
     "mean": _mean,
     "max": _max,
+    "concat": _concat,
 }

@@ -13,8 +13,11 @@ act        x                             function: a value of ACTIVATIONS
 add        term, stream                  the stream is the residual that goes past the term
 attention  qkv, cu_seqlens   None, Bias  heads
 take       x, index                      rows: what a picked row stands for; last: of a sequence
-mean       x, cu_seqlens                 one row per sequence
+mean       x, cu_seqlens                 one row per sequence; form: "mean_sqrt", the sum over the
+                                         square root of the length, or "weighted_mean", where row t
+                                         weighs t + 1; absent: the plain mean
 max        x, cu_seqlens                 one row per sequence
+concat     parts, 2 or more              channels side by side
 
 Every kind may have the attribute `ranges`: keys of what the checkpoint recorded of the edge, in the
 order in which its integers are brought to these ranges.
@@ -41,7 +44,10 @@ ACTIVATIONS = {  # config value -> the function it names
     "relu": "relu",
     "tanh": "tanh",
 }
-KINDS = ("input", "embed", "norm", "linear", "act", "add", "attention", "take", "mean", "max")
+KINDS = (
+    *("input", "embed", "norm", "linear", "act", "add", "attention"),
+    *("take", "mean", "max", "concat"),
+)
 POOLING = ("mean", "max")  # kinds that make one row of a sequence's rows
 WORD_STEM = "embed.word"  # where the word table is stored, which a tied decoder multiplies with
 
@@ -235,11 +241,12 @@ class Graph:
         for node in self.nodes:
             if node.kind in ("norm", "act", "add", "attention"):
                 found[node.name] = node.channels
-            elif node.kind in POOLING and self.linear_reader(node.name):
+            elif node.kind in (*POOLING, "concat") and self.linear_reader(node.name):
                 found[node.name] = node.channels
             elif node.kind == "linear":
                 readers = self.final_readers(node.name)
-                if self.adds(node.name) or any(r.kind in ("attention", "linear") for r in readers):
+                scaled = ("attention", "linear", "norm")
+                if self.adds(node.name) or any(r.kind in scaled for r in readers):
                     found[node.name] = node.channels
         return found
 
@@ -249,7 +256,7 @@ class Graph:
         found, reach = [], -1
         for at, node in enumerate(self.nodes[:-1]):
             # nothing made before this edge is read after it
-            if reach <= at and node.kind not in ("take", *POOLING):
+            if reach <= at and node.kind not in ("take", *POOLING, "concat"):
                 found.append(node.name)
             reach = max(reach, last.get(node.name, at))
         return found
@@ -279,5 +286,5 @@ TABLES = {WORD_STEM: "word", "embed.type": "types", "embed.position": "position"
 
 def _edges(node: Node) -> range:
     """Return which inputs of a node are edges: the first ones; embed has none."""
-    count = {"input": 0, "embed": 0, "add": 2}.get(node.kind, 1)
-    return range(count)
+    every = {"add": 2, "concat": len(node.inputs)}
+    return range({"input": 0, "embed": 0, **every}.get(node.kind, 1))

@@ -30,7 +30,7 @@ from intformer.ir.model import INPUTS, IntModel
 from intformer.ir.plan import Buffer, Plan, Variant
 from intformer.link import plan_c
 from intformer.link.elf import Elf
-from intformer.passes.memory import ROWS
+from intformer.passes.memory import ROWS, bytes_per_row
 from intformer.runtime import footer
 from intformer.runtime.file import ENTRY, INDEX, INDEX_MAGIC
 
@@ -52,7 +52,8 @@ CC_LDFLAGS = ["-nostartfiles", "-Wl,-z,separate-code", "-Wl,--strip-debug"]
 ZIG_LDFLAGS = ["-Wl,-T,zig.ld"]  # zig takes --strip-debug for -s: symbols name what verify reads
 BUILD_KEYS = {  # of metadata.json that are not the model's; `warnings` joins those of both
     *("name", "intformer", "abi_version", "target", "variants", "inputs", "output", "output_rows"),
-    *("output_channels", "limits", "glibc", "kernels", "steps", "tuning", "warnings"),
+    *("output_channels", "limits", "bytes_per_row", "glibc", "kernels", "steps", "tuning"),
+    "warnings",
 }
 LIBRARIES = ["-lc", "-lm", "-lpthread"]
 
@@ -115,6 +116,7 @@ def build(
         "output_rows": output.rows,
         "output_channels": output.channels,
         "limits": checked,
+        "bytes_per_row": bytes_per_row(plan),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.ir.float_run import activate, pooled
+from intformer.ir.graph import Norm
 from intformer.ir.heads import head_of
 
 
@@ -40,9 +41,9 @@ class FloatModel:
             raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
         checkpoint = Checkpoint(source)
         checkpoint.refuse_rewritten()
-        self.dense = [
-            (module.linear(checkpoint), module.function)
-            for module in sentence_transformers.dense(checkpoint, self.head)
+        self.modules = [
+            (module.weights(checkpoint), module.function)
+            for module in sentence_transformers.modules(checkpoint, self.head)
         ]
         source = checkpoint.path
         try:
@@ -74,10 +75,11 @@ class FloatModel:
     def forward(self, batch: dict) -> np.ndarray:
         """Return what the head computes for a padded batch: float32 [batch, tokens or 1, channels].
 
-        Sentence embeddings are pooled over real tokens and passed through the Dense modules, as
-        the library's are, and are not normalised.
+        Sentence embeddings are pooled over real tokens and passed through the modules with weights,
+        as the library's are, and are not normalised.
         """
         import torch
+        from torch.nn import functional
 
         with torch.inference_mode():
             out = self.model(**batch)
@@ -88,9 +90,12 @@ class FloatModel:
                 if self.head.rows == "token":
                     return hidden.numpy()
                 x = pooled(hidden, batch["attention_mask"], self.pooling)[:, None]
-                for linear, function in self.dense:
-                    weight, bias = torch.from_numpy(linear.weight), torch.from_numpy(linear.bias)
-                    x = torch.nn.functional.linear(x, weight, bias)
+                for params, function in self.modules:
+                    weight, bias = torch.from_numpy(params.weight), torch.from_numpy(params.bias)
+                    if isinstance(params, Norm):
+                        x = functional.layer_norm(x, x.shape[-1:], weight, bias, params.eps)
+                    else:
+                        x = functional.linear(x, weight, bias)
                     x = activate(x, function) if function else x
                 return x.numpy()
             logits = out.logits

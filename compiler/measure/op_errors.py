@@ -21,6 +21,7 @@ from intformer.relay_ops import (
     mean_pool,
     requantize16,
     rescale,
+    weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic
 
@@ -251,6 +252,24 @@ def linear_rows() -> Iterator[OpError]:
     true = np.add.reduceat(x.astype(np.float64), offsets[:-1], axis=0) / lengths[:, None]
     error = np.abs(mean_pool.reference(x, offsets, fraction_bits=bits) - true * 2**bits).max()
     yield OpError("mean-pool", "both", "1..512 tokens, k = 8", "max, LSB", float(error), 0.5)
+    yield from weighted_rows(x, offsets)
+
+
+def weighted_rows(x: np.ndarray, offsets: np.ndarray) -> Iterator[OpError]:
+    """Both forms of a weighted pool; the root of a length is rounded, too."""
+    lengths = np.diff(offsets)
+    for form, bits, bound in (("mean_sqrt", 9, 1.0), ("weighted_mean", 12, 0.5)):
+        rising = form == weighted_pool.WEIGHTED_MEAN
+        weights = np.concatenate([np.arange(1, n + 1) if rising else np.ones(n) for n in lengths])
+        total = np.add.reduceat(weights, offsets[:-1])
+        divisor = total if rising else np.sqrt(total)
+        true = np.add.reduceat(x * weights[:, None], offsets[:-1], axis=0) / divisor[:, None]
+        table = weighted_pool.divisors(form, int(lengths.max()))
+        shift = bits if rising else bits + weighted_pool.ROOT_BITS
+        made = weighted_pool.reference(x, offsets, table, shift=shift, rising=rising)
+        error = float(np.abs(made - true * 2**bits).max())
+        domain = f"{form}, 1..512 tokens, k = {bits}"
+        yield OpError("weighted-pool", "native", domain, "max, LSB", error, bound)
 
 
 def rescale_rows(rng: np.random.Generator) -> Iterator[OpError]:

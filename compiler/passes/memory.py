@@ -72,3 +72,9 @@ def assign_slots(plan: Plan) -> tuple[dict[str, int], list[Slot]]:
             if last.get(name) == number:
                 free.append(chosen[name])
     return chosen, slots
+
+
+def bytes_per_row(plan: Plan) -> dict[str, int]:
+    """Return what one more row of a run takes of the arena, at most: kind of rows -> bytes."""
+    _, slots = assign_slots(plan)
+    return {rows: sum(slot.bytes[rows] for slot in slots) // BLOCK for rows in ROWS}

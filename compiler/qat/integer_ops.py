@@ -121,6 +121,21 @@ def mean(x, cu_seqlens, *, fraction_bits):
     return round_divide(total << fraction_bits, sizes[:, None])
 
 
+def weighted_pool(x, cu_seqlens, divisor, *, shift, rising):
+    """relay_ops.weighted_pool."""
+    sizes = cu_seqlens.diff()
+    row = torch.arange(len(sizes), device=x.device).repeat_interleave(sizes)
+    if rising:
+        x = x * (torch.arange(len(x), device=x.device) - cu_seqlens[row] + 1)[:, None]
+    total = x.new_zeros(len(sizes), x.shape[1]).index_add_(0, row, x)
+    return round_divide(total << shift, divisor[sizes][:, None])
+
+
+def concat(a, b, *, border):
+    """relay_ops.concat."""
+    return torch.cat([a, b], dim=1)
+
+
 def maximum(x, cu_seqlens):
     """relay_ops.max_pool."""
     return torch.segment_reduce(x.double(), "max", offsets=cu_seqlens, axis=0).long()
@@ -242,6 +257,8 @@ OPS = {
     "take_rows": take_rows,
     mean_pool.NAME: mean,
     max_pool.NAME: maximum,
+    "weighted_pool": weighted_pool,
+    "concat": concat,
     "rescale": rescale,
     "requantize16": requantize_16,
     "i_gelu": gelu,

@@ -7,7 +7,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import calibrated, calibration
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import pick_head, read_encoder
-from intformer.frontend.sentence_transformers import refuse_dense
+from intformer.frontend.sentence_transformers import refuse_modules
 from intformer.frontend.trained import check_ranges, read_ranges, settings
 from intformer.ir.graph import Graph
 from intformer.ir.heads import Head
@@ -55,7 +55,7 @@ def prepare(
     weights = weights or trained.get("weights", "channel")
     check_options(recipe, nonlinear, weights)
     answering, _ = pick_head(checkpoint, head)
-    refuse_dense(checkpoint, answering, "training: its weights are not the encoder's")
+    refuse_modules(checkpoint, answering, "training: its weights are not the encoder's")
     if answering.outputs == "words":
         raise CheckpointError(
             f"head {answering.name!r} is not trained quantized",

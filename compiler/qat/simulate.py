@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from intformer.ir.float_run import activate, biases
+from intformer.ir.float_run import activate, averaged, biases
 from intformer.ir.graph import Graph, Node
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
@@ -167,11 +167,20 @@ class Simulation:
 
     def mean(self, node: Node, tokens: Tokens, x):
         """Average the rows of each sequence."""
-        return tokens.grid.unpack(x).sum(1) / tokens.cu_seqlens.diff()[:, None]
+        grid, lengths = tokens.grid, tokens.cu_seqlens.diff()
+        if "form" not in node.attrs:
+            return grid.unpack(x).sum(1) / lengths[:, None]
+        rows = grid.unpack(x)
+        real = torch.arange(rows.shape[1], device=x.device) < lengths[:, None]
+        return averaged(rows, real[..., None].to(x.dtype), node.attrs["form"])
 
     def max(self, node: Node, tokens: Tokens, x):
         """Take the largest of each sequence's rows."""
         return torch.segment_reduce(x, "max", offsets=tokens.cu_seqlens, axis=0)
+
+    def concat(self, node: Node, tokens: Tokens, *parts):
+        """Put channels side by side."""
+        return torch.cat(parts, dim=1)
 
 
 SIMULATE = {
@@ -184,6 +193,7 @@ SIMULATE = {
     "take": Simulation.take,
     "mean": Simulation.mean,
     "max": Simulation.max,
+    "concat": Simulation.concat,
 }
 
 

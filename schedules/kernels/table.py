@@ -12,10 +12,12 @@ from intformer.schedules.kernels import (
     cpu_attention,
     cpu_max_pool,
     cpu_mean_pool,
+    cpu_weighted_pool,
     cuda_attention,
     cuda_attention_recipes,
     cuda_max_pool,
     cuda_mean_pool,
+    cuda_weighted_pool,
 )
 from intformer.schedules.kernels.cpu_attention_recipes import IBERT, NATIVE
 
@@ -48,6 +50,7 @@ CPU: dict[str, Kernel] = {  # op -> kernel
     "attention_ibert": Kernel(partial(cpu_attention.build, IBERT), cpu_attention.space),
     "mean_pool": Kernel(cpu_mean_pool.build),
     "max_pool": Kernel(cpu_max_pool.build),
+    "weighted_pool": Kernel(cpu_weighted_pool.build),
 }
 CUDA: dict[str, Kernel] = {
     "attention": _on_gpu(cuda_attention_recipes.Native),
@@ -55,4 +58,5 @@ CUDA: dict[str, Kernel] = {
     "attention_ibert": _on_gpu(cuda_attention_recipes.Ibert),
     "mean_pool": Kernel(cuda_mean_pool.build),
     "max_pool": Kernel(cuda_max_pool.build),
+    "weighted_pool": Kernel(cuda_weighted_pool.build),
 }

@@ -222,6 +222,7 @@ def test_nothing_judged_on_is_trained_on(tmp_path, monkeypatch):
         ("bert", "features", "AutoModel", "max"),
         ("bert", "features", "AutoModel", "first"),
         ("bert", "features", "AutoModel", "last"),
+        ("bert", "features", "AutoModel", "first+mean_sqrt+weighted_mean"),
     ],
 )
 def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto, pooling):
@@ -238,8 +239,11 @@ def test_rows_are_in_the_order_of_the_float_encoder(tmp_path, family, head, auto
             "max": lambda x: x.max(0),
             "first": lambda x: x[0],
             "last": lambda x: x[-1],
+            "mean_sqrt": lambda x: x.sum(0) / len(x) ** 0.5,
+            "weighted_mean": lambda x: np.average(x, 0, np.arange(1, len(x) + 1)),
         }
-        wanted = np.stack([reduce[pooling](part) for part in parts])
+        modes = pooling.split("+")
+        wanted = np.stack([np.concatenate([reduce[m](part) for m in modes]) for part in parts])
     model = getattr(transformers, auto).from_pretrained(tmp_path).eval()
     features = [dict(zip(packing.TOKENS, one, strict=True)) for one in group]
     takes = ("input_ids",) if family == "distilbert" else packing.TOKENS

@@ -109,10 +109,10 @@ def test_run_reads_a_text_per_line_feed(library, data, tmp_path):
         ("masked-lm", ["--top-k", "2"], {"top_k": 2}),
         ("sparse-embedding", [], {}),
         ("sparse-embedding", ["--top-k", "2"], {"top_k": 2}),
-        ("token-classification", ["--top-k", "2"], {}),
+        ("token-classification", [], {}),
     ],
 )
-def test_run_hands_top_k_to_heads_that_answer_words(monkeypatch, head, given, wanted):
+def test_run_hands_top_k_on(monkeypatch, head, given, wanted):
     handed = {}
     model = SimpleNamespace(metadata={"head": head})
     monkeypatch.setattr("intformer.runtime.load", lambda path: model)
@@ -125,6 +125,12 @@ def test_run_hands_top_k_to_heads_that_answer_words(monkeypatch, head, given, wa
     monkeypatch.setattr(edge, "predict", predict)
     assert cli.main(["run", "x.so", "--text", "a", *given]) == 0
     assert handed == wanted
+
+
+def test_run_refuses_top_k_of_other_heads(library, call):
+    code, _, err = call("run", library, "--text", "a", "--top-k", "2")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "head sequence-classification takes no top_k" in err
 
 
 def test_run_takes_pairs(library, call, data, tmp_path):

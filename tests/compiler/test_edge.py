@@ -351,6 +351,22 @@ def test_fillings():
     assert third[1][0]["score"] == pytest.approx(1 / len(VOCAB))
 
 
+def test_options_of_another_head(monkeypatch):
+    """Refused before anything is run, by name."""
+    for head, wrong in (
+        ("masked-lm", "max_answer"),
+        ("sentence-embedding", "top_k"),
+        ("sequence-classification", "doc_stride"),
+        ("question-answering", "top_k"),
+    ):
+        monkeypatch.setattr(Edge, "of", lambda library, head=head: make(head))
+        with pytest.raises(IntformerError, match=f"head {head} takes no {wrong}"):
+            edge.predict(None, ["a"], **{wrong: 3})
+    one = make("sequence-classification")
+    with pytest.raises(IntformerError, match="takes no top_k - leave it out; it has no options"):
+        one.decode(one.encode(["a"]), np.zeros((1, 2), np.int32), top_k=3)
+
+
 def test_weights_of_words():
     one = make("sparse-embedding")
     packed = one.encode(["the cat", "a"])

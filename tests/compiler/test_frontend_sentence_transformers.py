@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentence_transformers as st
+import torch
 from sentence_transformers.sentence_transformer import modules as st_modules
 
 import intformer
@@ -85,7 +86,10 @@ def same_scores(folder, columns=PAIRS):
 # ---- embeddings ----
 
 
-@pytest.mark.parametrize("mode", ["mean", "max", "cls", "lasttoken"])
+SEVERAL = ["lasttoken", "mean_sqrt_len_tokens", "cls", "max", "weightedmean", "mean"]
+
+
+@pytest.mark.parametrize("mode", [*SEVERAL, SEVERAL, ["cls", "max"], ["mean", "mean"]], ids=str)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_saved_embedder(encoder, tmp_path, mode, normalize):
     save_embedder(encoder, tmp_path, mode, *[st_modules.Normalize()] * normalize)
@@ -106,6 +110,10 @@ def test_a_saved_embedder(encoder, tmp_path, mode, normalize):
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, False),
         ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, False),
         ({"pooling_mode": "mean", "pooling_mode_cls_token": True}, False),
+        ({"pooling_mode_mean_sqrt_len_tokens": True, "pooling_mode_mean_tokens": False}, False),
+        ({"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": False}, False),
+        ({"pooling_mode_weightedmean_tokens": True, "pooling_mode_mean_tokens": True}, False),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_cls_token": True}, True),
         ({}, False),
     ],
 )
@@ -299,6 +307,43 @@ def test_a_library_carries_what_the_directory_says(prompted, tmp_path):
         assert ours[0].shape == (20,)
 
 
+def test_a_library_of_every_pooling(encoder, tmp_path):
+    """Poolings side by side, LayerNorms and a Dense module, in integers and in machine code."""
+    made = [st_modules.LayerNorm(360), st_modules.Dense(360, 30), st_modules.LayerNorm(30)]
+    save_embedder(encoder, tmp_path, SEVERAL, *made)
+    quantized = Quantized(tmp_path)
+    ours, theirs = np.stack(quantized.answers(TEXTS)), encoded(tmp_path, TEXTS)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    assert (np.sum(ours * theirs, axis=1) / norms).min() > 0.995
+    library = intformer.compile(quantized.model, tmp_path / "small.so", target="x86-64")
+    report = intformer.verify(library)
+    assert report.ok, report
+    np.testing.assert_array_equal(np.stack(list(predict(library, TEXTS))), ours)
+
+
+@pytest.mark.parametrize("name", [None, "cosine", "dot", "euclidean", "manhattan"])
+def test_similarity(folder, name):
+    change(folder / "config_sentence_transformers.json", similarity_fn_name=name)
+    exact, theirs = Exact(folder), st.SentenceTransformer(str(folder), device="cpu")
+    assert exact.metadata["similarity"] == theirs.similarity_fn_name == (name or "cosine")
+    vectors = 3 * np.stack(exact.answers(TEXTS))
+    ours = Edge.of(exact).similarity(vectors[:3], vectors)
+    wanted = theirs.similarity(vectors[:3], vectors).numpy()
+    np.testing.assert_allclose(ours, wanted, atol=1e-4)
+
+
+def test_similarity_of_others(folder, ranker, tmp_path):
+    change(folder / "config_sentence_transformers.json", similarity_fn_name="maxsim")
+    text = refusal(folder)
+    assert "'similarity_fn_name' = 'maxsim'" in text and "manhattan" in text
+    with pytest.raises(IntformerError, match="has no similarity function"):
+        Edge.of(Exact(ranker)).similarity([[1.0]], [[1.0]])
+    plain(tmp_path / "words", "masked-lm")
+    theirs = st.SparseEncoder(str(tmp_path / "words"), device="cpu")
+    sparse = Exact(tmp_path / "words", "sparse-embedding")
+    assert sparse.metadata["similarity"] == theirs.similarity_fn_name
+
+
 def test_a_trained_directory_keeps_what_the_source_says(prompted, tmp_path):
     change(prompted / "sentence_bert_config.json", do_lower_case=True, max_seq_length=9)
     write(prompted / "1_Pooling/config.json", {"pooling_mode": "cls", **DIMENSION})
@@ -459,34 +504,35 @@ def test_models_that_do_not_compile(folder, kind):
     assert read_encoder(Checkpoint(folder), "features")[1]["head"] == "features"
 
 
-@pytest.mark.parametrize(
-    "mode",
-    ["mean_sqrt_len_tokens", "weightedmean", ["mean", "max"], ["mean", "cls"]],
-    ids=str,
-)
-def test_poolings_that_do_not_compile(encoder, tmp_path, mode):
-    save_embedder(encoder, tmp_path, mode)
-    assert f"key 'pooling_mode' = {mode!r} is not supported" in refusal(tmp_path)
-    assert "1_Pooling/config.json" in refusal(tmp_path)
+@pytest.mark.parametrize("value", [False, None])
+def test_prompts_that_are_not_pooled(encoder, tmp_path, value):
+    """Without a prompt there is nothing to leave out."""
+    save_embedder(encoder, tmp_path, "mean")
+    change(tmp_path / "1_Pooling/config.json", include_prompt=value)
+    same_embeddings(tmp_path)
+    exact = Exact(tmp_path)
+    with pytest.raises(IntformerError, match="pooling leaves prompts out"):
+        exact.answers(TEXTS, prompt="the ")
+    change(tmp_path / "config_sentence_transformers.json", prompts={"query": "the "})
+    text = refusal(tmp_path)
+    assert "1_Pooling/config.json" in text and "'include_prompt'" in text
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"),
-    ],
-)
-def test_old_poolings_that_do_not_compile(folder, key):
-    write(folder / "1_Pooling/config.json", {key: True, "pooling_mode_mean_tokens": False})
-    assert f"key {key!r} = True is not supported" in refusal(folder)
-    write(folder / "1_Pooling/config.json", {key: True, "pooling_mode_mean_tokens": True})
-    assert "not supported together" in refusal(folder)
-
-
-def test_modules_that_do_not_compile(encoder, tmp_path):
-    save_embedder(encoder, tmp_path, "mean", st_modules.LayerNorm(60))
-    assert "modules.json, module 2" in refusal(tmp_path)
-    assert "LayerNorm" in refusal(tmp_path)
+def test_layer_norms(encoder, tmp_path):
+    """Behind the pooling, a Dense module and another one."""
+    made = [st_modules.LayerNorm(120), st_modules.Dense(120, 30, activation_function=None)]
+    made += [st_modules.LayerNorm(30), st_modules.LayerNorm(30), st_modules.Normalize()]
+    for module in made:
+        for weight in module.parameters():
+            torch.nn.init.normal_(weight, 0.1, 0.3)
+    save_embedder(encoder, tmp_path, ["mean", "mean_sqrt_len_tokens"], *made)
+    same_embeddings(tmp_path)
+    with pytest.raises(CheckpointError, match="LayerNorm module does not go with training"):
+        prepare(tmp_path)
+    change(tmp_path / "2_LayerNorm/config.json", eps=1e-3)
+    assert "2_LayerNorm/config.json" in refusal(tmp_path) and "'eps'" in refusal(tmp_path)
+    change(tmp_path / "2_LayerNorm/config.json", eps=None, dimension=60)
+    assert "2_LayerNorm" in refusal(tmp_path) and "[60]" in refusal(tmp_path)
 
 
 def save_dense(encoder, folder, **changed):
@@ -600,8 +646,9 @@ FILES = {  # file -> (value, what the error names)
         ({}, "no settings of Pooling"),
         ({"pooling_mode": 3}, "key 'pooling_mode' = 3"),
         ({"pooling_mode": "median"}, "key 'pooling_mode' = 'median'"),
-        ({"pooling_mode": "mean", "include_prompt": False}, "key 'include_prompt' = False"),
-        ({"pooling_mode": "mean", "include_prompt": None}, "key 'include_prompt' = null"),
+        ({"pooling_mode": []}, "key 'pooling_mode' = []"),
+        ({"pooling_mode": ["mean", "median"]}, "key 'pooling_mode' = ['mean', 'median']"),
+        ({"pooling_mode": "mean", "include_prompt": 0}, "'include_prompt' = 0"),
         ({"pooling_mode_mean_tokens": "yes"}, "'pooling_mode_mean_tokens' = 'yes' is text"),
         ({"pooling_mode": "mean", "own": 1}, "key 'own' = 1"),
     ],

@@ -94,7 +94,10 @@ def test_training_has_the_values_of_evaluation(source, family, head, weights):
     assert qat_batch.snr_db(integer, simulated) > TRAIN_EVAL_DB
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "lasttoken"])
+SEVERAL = ["cls", "mean_sqrt_len_tokens", "max"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "lasttoken", "weightedmean", SEVERAL], ids=str)
 def test_pooled_embeddings(source, tmp_path, pooling):
     """Evaluation is the integers, training has their values, and a saved directory keeps both."""
     folder = Path(shutil.copytree(source("bert", "features"), tmp_path / "model"))

@@ -17,6 +17,7 @@ from intformer.relay_ops import (
     i_layernorm_ibert,
     requantize16,
     rescale,
+    weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
 
@@ -157,6 +158,12 @@ def rows(rng, dtype=np.int16, top=32767):
     return integers(rng, -top, top, (40, 6), dtype)
 
 
+def weighted_pooling(rng):
+    form, shift = [("mean_sqrt", 33), ("weighted_mean", 12)][rng.integers(2)]
+    table = weighted_pool.divisors(form, 99)
+    return (rows(rng), OFFSETS, table), {"shift": shift, "rising": form == "weighted_mean"}
+
+
 CASES = {
     "embed": embed,
     "matmul": matmul,
@@ -173,6 +180,8 @@ CASES = {
         {"rows": "sequence", "last": bool(rng.integers(2))},
     ),
     "mean_pool": lambda rng: ((rows(rng), OFFSETS), {"fraction_bits": 12}),
+    "weighted_pool": weighted_pooling,
+    "concat": lambda rng: ((rows(rng), rows(rng)), {"border": 6}),
     "max_pool": lambda rng: ((rows(rng, np.int32, 2**31 - 1), OFFSETS), {}),
     "attention": attend,
     "attention_bias": attend_biased,

@@ -6,6 +6,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
     Dropout,
+    LayerNorm,
     Normalize,
     Pooling,
     StaticEmbedding,
@@ -19,6 +20,16 @@ from intformer_testing.sentence_dirs import old_modules
 
 HIDDEN = SHAPE["hidden"]
 MODULES, CONFIG = "modules.json", "config_sentence_transformers.json"
+
+ONE = ["mean", "max", "cls", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"]
+SEVERAL = [("cls", "max"), ("lasttoken", "cls"), ("weightedmean", "max", "mean_sqrt_len_tokens")]
+
+
+def randomised(module):
+    """Draw the weights of a module, so that each of them matters."""
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, 0.5 if weight.dim() == 1 else 0, 0.3)
+    return module
 
 
 def st6(folder, *more, family="bert", pooling="mean", transformer=None, **about):
@@ -38,28 +49,44 @@ def test_not_normalized(folder, family, pooling):
     st6(folder, family=family, pooling=pooling)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "lasttoken"])
+@pytest.mark.parametrize("pooling", [*ONE, *SEVERAL], ids=str)
 @equal_to(SentenceTransformers)
 def test_normalized(folder, pooling):
     st6(folder, Normalize(), family="electra", pooling=pooling)
 
 
-@pytest.mark.parametrize("mode", ["mean_sqrt_len_tokens", "weightedmean"])
-@refused("1_Pooling/config.json", "pooling_mode")
-def test_other_pooling(folder, mode):
-    st6(folder, pooling=mode)
+@pytest.mark.parametrize("pooling", [*ONE[4:], *SEVERAL], ids=str)
+@equal_to(SentenceTransformers)
+def test_other_poolings_not_normalized(folder, pooling):
+    st6(folder, pooling=pooling)
 
 
-@refused("1_Pooling/config.json", "pooling_mode", "max")
-def test_several_poolings(folder):
-    st6(folder, pooling=("cls", "max"))
-
-
-@pytest.mark.parametrize("pooling", ["mean", "max", "cls", "lasttoken"])
+@pytest.mark.parametrize("pooling", [*ONE, SEVERAL[0]], ids=str)
 @pytest.mark.parametrize("after", [[], [Normalize()]], ids=["plain", "normalized"])
 @equal_to(SentenceTransformers)
 def test_dense(folder, pooling, after):
-    st6(folder, Dense(HIDDEN, 16), *after, pooling=pooling)
+    width = HIDDEN * (1 if isinstance(pooling, str) else len(pooling))
+    st6(folder, Dense(width, 16), *after, pooling=pooling)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "mean_sqrt_len_tokens", *SEVERAL[1:]], ids=str)
+@equal_to(SentenceTransformers)
+def test_layer_norm(folder, pooling):
+    width = HIDDEN * (1 if isinstance(pooling, str) else len(pooling))
+    st6(folder, randomised(LayerNorm(width)), pooling=pooling)
+
+
+@pytest.mark.parametrize("name", ["Identity", "ReLU", "SiLU"])
+@equal_to(SentenceTransformers)
+def test_layer_norm_and_dense(folder, name):
+    function = getattr(torch.nn, name)()
+    made = [LayerNorm(HIDDEN), Dense(HIDDEN, 24, activation_function=function), LayerNorm(24)]
+    st6(folder, *map(randomised, made), Dense(24, 16), Normalize())
+
+
+@refused(MODULES, "LayerNorm", "before Normalize")
+def test_layer_norm_behind_normalize(folder):
+    st6(folder, Normalize(), LayerNorm(HIDDEN))
 
 
 @pytest.mark.parametrize("name", ["Identity", "ReLU", "GELU", "SiLU"])
@@ -239,14 +266,15 @@ def test_transformer_in_a_folder_of_its_own(folder):
 
 
 @pytest.mark.parametrize("mode", ["mean_sqrt_len_tokens", "weightedmean_tokens"])
-@refused("1_Pooling/config.json")
+@equal_to(SentenceTransformers)
 def test_other_pooling_of_old_form(folder, mode):
     old(folder, pooling_mode_mean_tokens=False, **{f"pooling_mode_{mode}": True})
 
 
-@refused("1_Pooling/config.json")
+@equal_to(SentenceTransformers)
 def test_two_poolings_of_old_form(folder):
-    old(folder, pooling_mode_cls_token=True)
+    """Their order is that of the booleans of sentence-transformers, not of the file."""
+    old(folder, pooling_mode_lasttoken=True, pooling_mode_cls_token=True)
 
 
 @equal_to(SentenceTransformers)

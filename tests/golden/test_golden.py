@@ -24,6 +24,7 @@ DECIDED = (
     LOWERED,
     "native/bert/sentence-embedding",
     "native/bert/sentence-embedding by maximum",
+    "native/bert/sentence-embedding by three poolings",
     "native/mpnet/features",
     "ibert/hf_compat/sequence-classification",
 )
@@ -31,6 +32,7 @@ DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4
 DECIDED_KINDS = (
     *("add_layernorm", "attention", "attention_bias", "attention_ibert"),
     *("dense", "embed", "mean_pool", "max_pool"),
+    *("weighted_pool", "concat"),
 )
 WIDTHS = (16, 32, 64)  # of an attention head
 CASES = golden_models.cases()

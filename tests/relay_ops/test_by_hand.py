@@ -12,6 +12,7 @@ from intformer.relay_ops import (
     i_layernorm,
     requantize16,
     rescale,
+    weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
 
@@ -209,6 +210,28 @@ def test_mean_pool():
     # 100; 3 / 2; -23 / 3 = -7.667, all times 256
     out = run("mean_pool", x, i32(0, 1, 3, 6), fraction_bits=8)
     assert out.ravel().tolist() == [25600, 384, -1963]
+
+
+def test_weighted_pool():
+    x = np.array([[100], [1], [2], [-7], [-8], [-8]], np.int16)
+    table = weighted_pool.divisors(weighted_pool.WEIGHTED_MEAN, 3)
+    assert table.tolist() == [1, 1, 3, 6]
+    # 100; (1 + 2 2) / 3; -(7 + 2 8 + 3 8) / 6 = -47 / 6, all times 256: -2005.33
+    out = run("weighted_pool", x, i32(0, 1, 3, 6), table, shift=8, rising=True)
+    assert out.ravel().tolist() == [25600, 427, -2005]
+    table = weighted_pool.divisors(weighted_pool.MEAN_SQRT, 4)
+    # 2^24 times 1, 1.4142135624, 1.7320508076, 2
+    assert table.tolist() == [1, 2**24, 23726566, 29058991, 2**25]
+    # 100; 3 / 1.4142 = 2.1213; -23 / 1.73205 = -13.2791, all times 2^8: 543.06, -3399.44
+    out = run("weighted_pool", x, i32(0, 1, 3, 6), table, shift=32, rising=False)
+    assert out.ravel().tolist() == [25600, 543, -3399]
+
+
+def test_concat():
+    out = run("concat", i8([1, 2], [3, 4]), i8([5], [6]), border=2)
+    assert out.dtype == np.int8 and out.tolist() == [[1, 2, 5], [3, 4, 6]]
+    with pytest.raises(RangeError, match="border of 1"):
+        run("concat", i8([1, 2]), i8([5]), border=1)
 
 
 def test_max_pool():

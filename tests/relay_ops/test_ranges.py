@@ -19,6 +19,7 @@ from intformer.relay_ops import (
     i_layernorm_ibert,
     requantize16,
     rescale,
+    weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
 from intformer.relay_ops.interval import Interval
@@ -256,6 +257,31 @@ def test_mean_pool_bounds():
     for x, bits in ((Interval.of(0, 2**15), 17), (Interval.of(0, 2**15), 7)):
         with pytest.raises(RangeError, match="mean_pool"):
             bounds(x, Interval.of(1, 512), fraction_bits=bits)
+
+
+@pytest.mark.parametrize("rising", [False, True])
+def test_weighted_pool_bounds(rising):
+    """The interval is reached, by the length whose quotient is largest."""
+    form = weighted_pool.WEIGHTED_MEAN if rising else weighted_pool.MEAN_SQRT
+    table, shift = weighted_pool.divisors(form, 64), 12 if rising else 33
+    bounds, lengths = OPS["weighted_pool"].bounds, Interval.of(1, 64)
+    about = {"shift": shift, "rising": rising}
+    interval = bounds(Interval.of(-32767, 32767), lengths, table, **about)
+    x = np.full((64, 1), 32767, np.int16)
+    out = weighted_pool.reference(x, np.array([0, 64]), table, **about)
+    assert interval.max == out[0, 0] == 32767 << (12 if rising else 9 + 3)
+    for wrong, more in ((table[:64], 0), (0 * table, 0), (table, 8), (table, 40)):
+        with pytest.raises(RangeError, match="weighted_pool"):
+            bounds(Interval.of(0, 2**15), lengths, wrong, shift=shift + more, rising=rising)
+
+
+def test_concat_bounds():
+    bounds = OPS["concat"].bounds
+    a, b = Interval.of([-1, 2], [3, 4]), Interval.of([5], [6])
+    joined = bounds(a, b, border=2)
+    assert joined.low.tolist() == [-1, 2, 5] and joined.high.tolist() == [3, 4, 6]
+    joined = bounds(a, Interval.of(-9, 0), border=2)
+    assert (joined.min, joined.max) == (-9, 4)
 
 
 def test_max_pool_bounds():

@@ -27,6 +27,7 @@ from intformer.relay_ops import (
     i_layernorm,
     i_layernorm_ibert,
     i_tanh,
+    weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic, mul_round
 from intformer.schedules.space import CHUNK_BYTES
@@ -904,11 +905,68 @@ def test_max_pool(target, width, dtype):
     assert got.shape == (9, width) and (got == 7).all()
 
 
+@functools.cache
+def weighted_pooling(target, width, max_length, form):
+    """The divisors go further than the sequences do, as those of a model."""
+    rising = form == weighted_pool.WEIGHTED_MEAN
+    g = Graph(max_length)
+    table = weighted_pool.divisors(form, 4096)
+    inputs = [g.given("x", "int16", width), "cu_seqlens", table]
+    about = {"shift": 12 if rising else 33, "rising": rising}
+    g.op("weighted_pool", inputs, "y", "int32", width, "sequence", **about)
+    return Program(g, target)
+
+
+@on_every_target
+@pytest.mark.parametrize("form", [weighted_pool.MEAN_SQRT, weighted_pool.WEIGHTED_MEAN])
+@pytest.mark.parametrize(("width", "max_length"), [(26, 150), (60, 1)])
+def test_weighted_pool(target, width, max_length, form):
+    """Every length; saturated either way."""
+    program = weighted_pooling(target, width, max_length, form)
+    rng = np.random.default_rng(0)
+    cu = offsets(np.arange(1, max_length + 1))
+    for low, high in ((-(2**15), 2**15 - 1), (-2, 2), (-(2**15), -(2**15)), (2**15 - 1, 2**15 - 1)):
+        x = integers(rng, low, high, (cu[-1], width), np.int16)
+        program.check({"x": x, "cu_seqlens": cu})
+
+
+@on_every_target
+@pytest.mark.parametrize("form", [weighted_pool.MEAN_SQRT, weighted_pool.WEIGHTED_MEAN])
+def test_weighted_pool_of_the_longest_sequence(target, form):
+    """Sums past int32 and quotients of as many bits as there can be."""
+    program = weighted_pooling(target, 3, 4096, form)
+    for value in (-(2**15), 2**15 - 1):
+        x = np.full((4097, 3), value, np.int16)
+        program.check({"x": x, "cu_seqlens": offsets((4096, 1))})
+
+
+@on_every_target
+def test_concat(target):
+    """Borders inside and at the ends of vectors; operands of a matrix product, int16, int32."""
+    rng = np.random.default_rng(0)
+    g = Graph()
+    shapes = [("int8", 3, 20), ("int16", 16, 5), ("int32", 60, 60), ("int32", 20, 1)]
+    for i, (dtype, left, right) in enumerate(shapes):
+        parts = [
+            g.given(f"a{i}", dtype, left, "sequence"),
+            g.given(f"b{i}", dtype, right, "sequence"),
+        ]
+        g.op("concat", parts, f"y{i}", dtype, left + right, "sequence", border=left)
+    g.operand("y0")
+    program = Program(g, target)
+    for rows in (1, 8, 9):
+        arrays = {"cu_seqlens": offsets((1,) * rows)}
+        for i, (dtype, left, right) in enumerate(shapes):
+            for name, width in ((f"a{i}", left), (f"b{i}", right)):
+                arrays[name] = integers(rng, *LIMITS[dtype], (rows, width), dtype)
+        program.check(arrays)
+
+
 def test_no_op_is_forgotten():
     """Every op has a test above: alone, or in a chain that the fusion makes."""
     alone = {*("requantize", "residual_add", "relu", "add_bias", "i_gelu", "i_tanh", "matmul")}
     alone |= {*("rescale", "requantize16", "add")}
     alone |= {*("i_gelu_ibert", "i_layernorm", "i_layernorm_ibert", "attention")}
     alone |= {*("attention_bias", "attention_ibert", "embed", "take_rows", "mean_pool")}
-    alone |= {"max_pool"}
+    alone |= {"max_pool", "weighted_pool", "concat"}
     assert set(OPS) == alone

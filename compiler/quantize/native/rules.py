@@ -8,16 +8,23 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from intformer.ir.graph import Node
+from intformer.ir.graph import POOLING, Node
 from intformer.ir.model import IntModel
 from intformer.quantize.methods import TINY
 from intformer.quantize.native.emitter import NativeEmitter
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
-from intformer.relay_ops import attention, attention_bias
+from intformer.relay_ops import attention, attention_bias, weighted_pool
+from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
 SUM_MAX = 2**17 - 1  # of the embedding sum, in int32
 LOGIT_BITS = 24  # logits fit this many bits whatever the input
 POOL_FRACTION_BITS = 12
+# form of a mean -> (fraction bits, bits of its largest value at the scale of an int16 row)
+POOLED = {
+    "mean": (POOL_FRACTION_BITS, 15),
+    WEIGHTED_MEAN: (POOL_FRACTION_BITS, 15),
+    MEAN_SQRT: (9, 15 + (attention.MAX_KEYS.bit_length() + 1) // 2),
+}
 WIDTHS = {
     "word embedding": "int8, one scale per row",
     "type and position embedding": "int16, one scale per row",
@@ -44,6 +51,7 @@ class Rules(NativeEmitter):
     operands   edge -> int8 value
     streams    edge -> int16 value at the scale of the residual
     wide       edge -> int32 or int16 value that is brought to a scale by what reads it
+    bits       pooled edge -> bits of its largest |value|; of the others 15
     """
 
     def __init__(self, *args):
@@ -52,6 +60,7 @@ class Rules(NativeEmitter):
         self.operands: dict[str, str] = {}
         self.streams: dict[str, str] = {}
         self.wide: dict[str, str] = {}
+        self.bits: dict[str, int] = {}
 
     def model(self) -> IntModel:
         """Return the program of the whole graph."""
@@ -98,8 +107,21 @@ def embed(e: Rules, node: Node) -> None:
 def norm(e: Rules, node: Node) -> None:
     """LayerNorm, to an int8 operand and an int16 residual at once."""
     s8, s16 = e.scales.operand(node.name), e.scales.stream(node.name)
-    x8, x16 = e.norm(e.wide[node.inputs[0]], node.name, node.params, s8, s16)
+    x8, x16 = e.norm(normable(e, node.inputs[0]), node.name, node.params, s8, s16)
     e.operands[node.name], e.streams[node.name] = x8, x16
+
+
+def normable(e: Rules, edge: str) -> str:
+    """Return an edge's value as a LayerNorm reads it: one scale, 18 bits at most."""
+    kind = e.graph[edge].kind
+    if kind == "linear" and edge not in e.streams:
+        name, scale = f"{edge}.int16", e.scales.stream(edge)
+        e.streams[edge] = e.rescale(e.wide[edge], name, "int16", scale, e.calibrated, INT16_MAX)
+    x = e.streams[edge] if kind == "linear" or edge not in e.wide else e.wide[edge]
+    if kind not in (*POOLING, "concat") or e.values[x].dtype == "int16":
+        return x
+    scale = float(e.scale(x)) * 2.0 ** (e.bits[edge] - SUM_MAX.bit_length())
+    return e.requantize(x, f"{edge}.wide", "int32", scale, e.values[x].origin, SUM_MAX)
 
 
 def linear(e: Rules, node: Node) -> None:
@@ -167,14 +189,60 @@ def take(e: Rules, node: Node) -> None:
 def mean(e: Rules, node: Node) -> None:
     """Mean of each sequence, with fraction bits: the output, or brought to an int8 operand."""
     edge, index = node.inputs
-    x, reader = e.streams[edge], e.graph.linear_reader(node.name)
-    name = node.name if reader else "output"
-    scale = e.scale(x) / 2**POOL_FRACTION_BITS
-    e.value(name, "int32", node.channels, scale, "bound: exact mean", "sequence")
-    e.node("mean_pool", (x, index), name, fraction_bits=POOL_FRACTION_BITS)
+    x, form = e.streams[edge], node.attrs.get("form", "mean")
+    name = "output" if node.name == e.graph.output else node.name
+    bits, most = POOLED[form]
+    e.value(name, "int32", node.channels, e.scale(x) / 2**bits, "bound: exact mean", "sequence")
+    if form == "mean":
+        e.node("mean_pool", (x, index), name, fraction_bits=bits)
+    else:
+        rising = form == WEIGHTED_MEAN
+        shift = bits + (0 if rising else weighted_pool.ROOT_BITS)
+        table = weighted_pool.divisors(form, attention.MAX_KEYS)
+        divisor = e.constant(f"{node.name}.divisor", table)
+        e.node("weighted_pool", (x, index, divisor), name, shift=shift, rising=rising)
     e.stands_for(node.name, name)
-    if reader:
+    e.wide[node.name], e.bits[node.name] = name, bits + most
+    if e.graph.linear_reader(node.name):
         operand(e, node, name)
+
+
+def concat(e: Rules, node: Node) -> None:
+    """Pooled rows side by side: parts of an int8 operand, or all at one scale."""
+    parts = [e.wide[p] if p in e.wide else e.streams[p] for p in node.inputs]
+    sizes = [e.values[x].channels for x in parts]
+    if e.graph.linear_reader(node.name):
+        scales = np.split(e.scales.operand(node.name), np.cumsum(sizes)[:-1])
+        out = f"{node.name}.int8"
+        about = "int8", INT8_MAX, e.calibrated
+        e.operands[node.name] = out
+    else:
+        wide = [x for x in parts if e.values[x].dtype == "int32"]
+        common = max(float(e.scale(x)) for x in wide or parts)
+        scales = [np.full(size, common) for size in sizes]
+        out = "output" if wide and node.name == e.graph.output else node.name
+        about = "int32" if wide else "int16", 2**31 - 1, "bound: exact, at one scale"
+        finer = [round(np.log2(float(e.scale(x)) / common)) for x in parts]
+        bits = zip(node.inputs, finer, strict=True)
+        e.bits[node.name] = max(e.bits.get(p, 15) + more for p, more in bits)
+        e.wide[node.name] = out
+    join(e, parts, scales, out, *about)
+    e.stands_for(node.name, out)
+
+
+def join(e: Rules, parts, scales, out: str, dtype: str, limit: int, origin: str) -> None:
+    """Bring values to scales [channels of each], then put them side by side as `out`."""
+    whole = ""
+    for i, (x, scale) in enumerate(zip(parts, scales, strict=True)):
+        if e.values[x].dtype != dtype or not np.array_equal(e.channel_scale(x), scale):
+            x = e.requantize(x, f"{out}.part{i}", dtype, scale, origin, limit)
+        if i:
+            joined = np.concatenate(scales[: i + 1])
+            name = out if i == len(parts) - 1 else f"{out}.parts{i}"
+            e.value(name, dtype, len(joined), joined, origin, "sequence")
+            e.node("concat", (whole, x), name, border=e.values[whole].channels)
+            x = name
+        whole = x
 
 
 def operand(e: Rules, node: Node, x: str) -> None:
@@ -200,7 +268,7 @@ def maximum(e: Rules, node: Node) -> None:
 
 def result(e: Rules, node: Node) -> str:
     """Return the int32 output that the last edge becomes."""
-    if node.kind == "mean":
+    if "output" in e.values:
         return "output"
     source = e.graph[node.inputs[0]] if node.kind == "max" else node
     if source.kind == "linear":
@@ -209,7 +277,7 @@ def result(e: Rules, node: Node) -> str:
         scale = max(top, TINY) / (limit - 1)
         origin = "bound: largest logit the weights allow"
         return e.requantize(acc, "output", "int32", scale, origin, limit)
-    x = e.wide[node.name] if node.kind in ("act", "max") else e.streams[node.name]
+    x = e.wide[node.name] if node.kind in ("act", "max", "concat") else e.streams[node.name]
     return e.requantize(x, "output", "int32", e.scale(x), e.values[x].origin, INT16_MAX)
 
 
@@ -223,4 +291,5 @@ RULES = {
     "take": take,
     "mean": mean,
     "max": maximum,
+    "concat": concat,
 }

@@ -1,6 +1,7 @@
 """Integer outputs become answers: one function per head. What stays in float is here."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,12 +32,22 @@ def decode(edge: "Edge", packed: Packed, output: np.ndarray, **options) -> list:
                              so many at most
     """
     head = heads.head_of(edge.metadata)
+    check_options(head, options)
     if head.quotes and not packed.encodings:
         raise IntformerError(
             f"decoding {head.name} needs the text",
             hint="pack with Edge.encode, not from arrays",
         )
     return ANSWERS[head](edge, packed, edge.real(output), **options)
+
+
+def check_options(head: heads.Head, options: Iterable[str]) -> None:
+    """Raise IntformerError for an option that the answers of a head do not take."""
+    takes = list(inspect.signature(ANSWERS[head]).parameters)[3:]
+    for name in options:
+        if name not in takes:
+            known = f"its options: {', '.join(takes)}" if takes else "it has no options"
+            raise IntformerError(f"head {head.name} takes no {name}", hint=f"leave it out; {known}")
 
 
 def vectors_of_texts(edge: "Edge", packed: Packed, rows: np.ndarray) -> list[np.ndarray]:

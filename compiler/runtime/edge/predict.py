@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from intformer.errors import IntformerError
+from intformer.runtime.edge.answers import check_options
 from intformer.runtime.edge.stream import answered
 from intformer.runtime.edge.text import Edge, texts_of
 from intformer.runtime.library import Library
@@ -26,13 +27,17 @@ def predict(
     texts, pairs  any iterables of strings, read a few runs ahead of the answers; pairs has as many
                   as texts
     batch_tokens  tokens to compute in a run, or one sequence where that is longer
-    options       doc_stride, prompt and prompt_name of Edge.encode, and those of Edge.decode
+    options       doc_stride, prompt and prompt_name of Edge.encode, and those of Edge.decode;
+                  one that the head does not take is refused
     """
     texts = texts_of(texts, "texts")
     pairs = None if pairs is None else texts_of(pairs, "pairs")
     if batch_tokens < 1:
         raise IntformerError(f"batch_tokens = {batch_tokens}", hint="at least 1 token is run")
     edge = Edge.of(library)
+    if "doc_stride" in options and not edge.head.answers_questions:
+        raise IntformerError(f"head {edge.head.name} takes no doc_stride", hint="leave it out")
+    check_options(edge.head, options.keys() - set(ENCODING))
     encoding = {name: options.pop(name) for name in ENCODING if name in options}
     rows = ((text,) for text in texts) if pairs is None else _rows(texts, pairs)
     decode = partial(edge.decode, **options)

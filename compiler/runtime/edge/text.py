@@ -12,6 +12,7 @@ from intformer.errors import IntformerError, LibraryError
 from intformer.ir import heads
 from intformer.runtime.edge import answers
 from intformer.runtime.edge.packed import Packed, hf_positions
+from intformer.runtime.edge.scores import SIMILARITIES
 from intformer.runtime.library import Library
 
 DOC_STRIDE = 128  # tokens that two windows over a long document share
@@ -118,6 +119,11 @@ class Edge:
         prompt_name one of the model's prompts instead; neither: its default prompt
         """
         before = self.prompt(prompt, prompt_name)
+        if before and not self.metadata.get("pools_prompt", True):
+            raise IntformerError(
+                f"prompt {before!r}: the model's pooling leaves prompts out, a library does not",
+                hint="embed texts without a prompt",
+            )
         texts = [_text(one, "text", i) for i, one in enumerate(texts_of(texts, "texts"), first)]
         if pairs is not None:
             pairs = [_text(one, "pair", i) for i, one in enumerate(texts_of(pairs, "pairs"), first)]
@@ -253,6 +259,18 @@ class Edge:
     def real(self, output: np.ndarray) -> np.ndarray:
         """Return integer outputs in real units, float32 [rows, channels]."""
         return (output * np.asarray(self.metadata["output_scale"])).astype(np.float32)
+
+    def similarity(self, a, b) -> np.ndarray:
+        """Compare embeddings as the model's directory says (metadata["similarity"]).
+
+        a, b    rows of vectors, [n, channels] and [m, channels], as `decode` returns them
+        Returns float32 [n, m]: more is more alike; distances are negative.
+        """
+        named = self.metadata.get("similarity")
+        if named is None:
+            raise IntformerError(f"head {self.head.name} has no similarity function")
+        a, b = (np.asarray(rows, np.float32) for rows in (a, b))
+        return SIMILARITIES[named](a, b)
 
     def decode(self, packed: Packed, output: np.ndarray, **options) -> list:
         """Return one answer per text (per sequence where `packed` comes from arrays).

@@ -47,6 +47,8 @@ def cases():
     found["native/bert/sentence-embedding of the last"] = native("bert", "features", pool="last")
     found["native/bert/sentence-embedding by maximum"] = native("bert", "features", pool="max")
     found["ibert/fixed/sentence-embedding by maximum"] = ibert("features", "fixed", pool="max")
+    several = "last+mean_sqrt+weighted_mean"
+    found["native/bert/sentence-embedding by three poolings"] = native("bert", "features", several)
     for head in ENDINGS:
         for mode in ("hf_compat", "fixed"):
             found[f"ibert/{mode}/{head}"] = ibert(head, mode)
@@ -130,8 +132,9 @@ def save(model, folder, pool):
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     modes = {"mean": "mean_tokens", "max": "max_tokens", "cls": "cls_token", "last": "lasttoken"}
-    key = f"pooling_mode_{modes[pool]}"
-    about = {"word_embedding_dimension": HIDDEN, key: True}
+    modes |= {"mean_sqrt": "mean_sqrt_len_tokens", "weighted_mean": "weightedmean_tokens"}
+    keys = {f"pooling_mode_{modes[mode]}": True for mode in pool.split("+")}
+    about = {"word_embedding_dimension": HIDDEN, **keys}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(about))
 
 

@@ -1,13 +1,13 @@
-"""Dense modules of sentence-transformers: a linear layer of the embedding, and an activation.
+"""Modules of sentence-transformers with weights: Dense and LayerNorm of the embedding.
 
-As sentence_transformers/base/modules/dense.py of version 6.2 reads them. Their weights lie in a
-folder of their own.
+As sentence_transformers/base/modules/dense.py and .../sentence_transformer/modules/layer_norm.py of
+version 6.2 read them. Their weights lie in a folder of their own.
 """
 
 from dataclasses import dataclass
 
 from intformer.frontend.json_object import JsonObject
-from intformer.ir.graph import Linear
+from intformer.ir.graph import Linear, Norm
 
 EMBEDDING = "sentence_embedding"  # what a Dense reads and writes here
 FUNCTIONS = {  # activation_function -> a value of ir.graph.ACTIVATIONS; None: no activation
@@ -22,6 +22,7 @@ FUNCTIONS = {  # activation_function -> a value of ir.graph.ACTIVATIONS; None: n
     "torch.nn.SiLU": "silu",
     "torch.nn.Identity": None,
 }
+EPS = 1e-5  # of torch.nn.LayerNorm
 KEYS = (
     *("in_features", "out_features", "bias", "activation_function"),
     *("module_input_name", "module_output_name", "use_residual"),
@@ -30,7 +31,7 @@ KEYS = (
 
 @dataclass(frozen=True)
 class Dense:
-    """One module.
+    """A linear layer, and an activation.
 
     path      its folder, relative to the directory
     inputs    channels it reads
@@ -61,7 +62,7 @@ class Dense:
         sizes = [config.required(key, int) for key in ("in_features", "out_features")]
         return cls(path, *sizes, config.get("bias", bool, True), FUNCTIONS[function])
 
-    def linear(self, checkpoint) -> Linear:
+    def weights(self, checkpoint) -> Linear:
         """Read the weights of the module."""
         module = checkpoint.module(self.path)
         weight = module.tensor("linear.weight", (self.outputs, self.inputs))
@@ -69,3 +70,34 @@ class Dense:
         if self.bias:
             bias = module.tensor("linear.bias", (self.outputs,))
         return Linear(weight, bias, keys=(f"{self.path}/linear",))
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """LayerNorm as torch makes it: over all channels, epsilon 1e-5.
+
+    path       its folder, relative to the directory
+    dimension  channels
+    """
+
+    path: str
+    dimension: int
+    function = None  # no activation is behind it
+
+    @classmethod
+    def read(cls, checkpoint, path: str) -> "LayerNorm":
+        """Read the settings of the module in a folder of a whole Checkpoint."""
+        config = JsonObject.read(checkpoint.module(path), "config.json")
+        config.refuse_others(("dimension",))
+        return cls(path, config.required("dimension", int))
+
+    def weights(self, checkpoint) -> Norm:
+        """Read the weights of the module."""
+        module = checkpoint.module(self.path)
+        shape = (self.dimension,)
+        read = (module.tensor(f"norm.{name}", shape) for name in ("weight", "bias"))
+        return Norm(*read, EPS, key=f"{self.path}/norm")
+
+
+Module = Dense | LayerNorm
+MODULES = {"Dense": Dense, "LayerNorm": LayerNorm}  # class of sentence-transformers -> ours
