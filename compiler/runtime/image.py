@@ -87,16 +87,19 @@ class Image:
             if segment.type == PT_LOAD and segment.filesz > segment.memsz:
                 raise self.fault("a segment is larger in the file than in memory")
             if segment.type in (PT_LOAD, PT_DYNAMIC, PT_NOTE):
-                self._bytes(segment.offset, segment.filesz)
+                self._part(segment.offset, segment.filesz)
 
     def fault(self, what: str) -> LibraryError:
         """Return the error for a file that does not say what it should."""
         return LibraryError(what, where=self.where, hint="compile the model again")
 
-    def _bytes(self, offset: int, size: int) -> bytes:
+    def _part(self, offset: int, size: int) -> memoryview:
         if offset + size > len(self.data):
             raise self.fault(f"{size} bytes at offset {offset} lie outside the file")
-        return bytes(self.data[offset : offset + size])
+        return self.data[offset : offset + size]
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        return bytes(self._part(offset, size))
 
     @property
     def loads(self) -> list[Segment]:

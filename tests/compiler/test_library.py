@@ -17,7 +17,7 @@ from intformer.errors import CompileError, LibraryError
 from intformer.ir.plan import Buffer, Plan, Step
 from intformer.link import build as library
 from intformer.link.elf import Elf
-from intformer.passes.memory import assign_slots, block_bytes
+from intformer.passes.memory import assign_slots, block_bytes, bytes_per_row
 from intformer.runtime import footer
 from intformer_testing import toy
 
@@ -338,3 +338,12 @@ def test_an_output_nobody_writes():
     plan.output = "other"
     with pytest.raises(CompileError, match="no step writes the output buffer 'other'"):
         assign_slots(plan)
+
+
+def test_bytes_of_a_row():
+    """Two buffers of 16 numbers are live at once; rows of the output are sequences."""
+    plan = chain([(1, "token"), (1, "token"), (2, "sequence")], [[], [0], [1]])
+    width = plan.buffers["b0"].width
+    size = width * np.dtype(plan.buffers["b0"].dtype).itemsize
+    assert bytes_per_row(plan)["token"] == 2 * size
+    assert bytes_per_row(plan)["position"] == 0
