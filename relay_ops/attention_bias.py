@@ -37,9 +37,9 @@ def reference(
     """
     longest = (bias.shape[1] + 1) // 2
 
-    def shift(head: int, length: int) -> np.ndarray:
+    def shift(head: int, length: int, queries: slice, keys: slice) -> np.ndarray:
         at = np.arange(length)
-        return bias[head, longest - 1 + at[None, :] - at[:, None]].astype(np.int64)
+        return bias[head, longest - 1 + at[keys] - at[queries, None]].astype(np.int64)
 
     return attention.attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, heads, head_dim, shift)
 

@@ -9,6 +9,8 @@ from intformer.ir.graph import TANH_GELU, Graph, Node
 from intformer.relay_ops.i_gelu import QUICK
 from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
+UNSEEN = -1e30  # added to the score of a key outside the window
+
 Hook = Callable[[str, object], object]
 
 
@@ -126,10 +128,31 @@ def _attention(node: Node, inputs: dict, qkv):
     context, heads = torch.empty_like(q), node.attrs["heads"]
     for start, end in pairwise(inputs["cu_seqlens"].tolist()):
         parts = (t[start:end].unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k, v))
-        bias = None if node.params is None else biases(node.params.table, end - start)
-        one = functional.scaled_dot_product_attention(*parts, attn_mask=bias)
+        mask = mask_of(node, end - start, qkv.device)
+        one = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
         context[start:end] = one.transpose(0, 1).flatten(1)
     return context
+
+
+def mask_of(node: Node, length: int, device):
+    """Return what attention adds to scores, float32 [heads or 1, length, length]; None: nothing.
+
+    Keys outside the window get UNSEEN, which is finite: softmax of nothing else is no NaN.
+    """
+    bias, window = node.params, node.attrs.get("window")
+    mask = None if bias is None else biases(bias.table, length)
+    if window is not None:
+        outside = beyond(window, length, device)[None] * UNSEEN
+        mask = outside if mask is None else mask + outside
+    return mask
+
+
+def beyond(window: int, length: int, device):
+    """Say which keys no query sees through a window, torch bool [length, length]."""
+    import torch
+
+    at = torch.arange(length, device=device)
+    return (at[None, :] - at[:, None]).abs() > window
 
 
 def biases(table, length: int):

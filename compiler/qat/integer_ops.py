@@ -8,7 +8,7 @@ proved before a model runs here, by ranges.check.
 import numpy as np
 import torch
 
-from intformer.ir.float_run import biases
+from intformer.ir.float_run import beyond, biases
 from intformer.relay_ops import attention, i_gelu, i_layernorm, max_pool, mean_pool, requantize16
 from intformer.relay_ops import i_tanh as tanh
 from intformer.relay_ops import matmul as product
@@ -197,29 +197,37 @@ def _numerators() -> np.ndarray:
 
 
 NUMERATORS = torch.from_numpy(_numerators())  # of every z
+SCORES = 2**21  # at a time
 
 
-def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, bias=None, *, heads, head_dim):
+def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, bias=None, *, heads, head_dim, window=None):
     """relay_ops.attention, and relay_ops.attention_bias."""
     mult, lift, most = (int(e) for e in exp)
     table = NUMERATORS.to(qkv.device)
 
-    def row(s):
+    def row(s, first):
+        queries, length = s.shape[-2:]
         if bias is not None:
-            s = s + biases(bias, s.shape[-1])
-        d = (s.amax(-1, keepdim=True) - s).clamp_(max=most)
-        return table[(d.mul_(mult << lift)) >> 32]
+            s = s + biases(bias, length)[:, first : first + queries]
+        outside = None
+        if window is not None:
+            outside = beyond(window, length, s.device)[first : first + queries]
+            s = s.masked_fill(outside, torch.iinfo(s.dtype).min)
+        d = (s.amax(-1, keepdim=True) - s).clamp_(0, most)
+        e = table[(d.mul_(mult << lift)) >> 32]
+        return e if outside is None else e.masked_fill_(outside, 0)
 
     def combine(e, v):
-        acc = torch.matmul(e.double(), v).long()
+        halved = attention.halvings_of(e.shape[-1], window)
+        acc = torch.matmul(e.double(), v).long() >> halved
         total = e.sum(-1, keepdim=True)
-        bits = torch.frexp(total.double())[1].long()
+        bits, up = torch.frexp(total.double())[1].long(), 18 + halved
         m = total << (32 - bits)
         y = attention.SEED - ((m * attention.SLOPE) >> 32)
         for _ in range(3):
             y = (y * (2**31 - ((m * y) >> 32))) >> 30
-        rec = y.clamp_(max=2**31 - 1) >> (bits - 18).clamp(min=0)
-        return ((acc << (18 - bits).clamp(min=0)) * rec) >> 32
+        rec = y.clamp_(max=2**31 - 1) >> (bits - up).clamp(min=0)
+        return ((acc << (up - bits).clamp(min=0)) * rec) >> 32
 
     u = by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine)
     limit = attention.LIMIT8
@@ -229,21 +237,25 @@ def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, bias=None, *, heads, head
 def by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine):
     """Attention of any recipe inside each sequence; int64 [n, C].
 
-    row      scores int64 [..., L, L] -> numerators
-    combine  (numerators, v float64 [..., L, head_dim]) -> int64 [..., L, head_dim]
-    Sequences of one length run together, so that no padding is ever computed.
+    row      (scores int64 [..., queries, L], number of the first query) -> numerators
+    combine  (numerators, v float64 [..., L, head_dim]) -> int64 [..., queries, head_dim]
+    Sequences of one length run together, so that no padding is ever computed; of long ones, some
+    queries at a time.
     """
     sizes = cu_seqlens.diff()
     out = qkv.new_empty(len(qkv), heads * head_dim)
     for length in sizes.unique().tolist():
         starts = cu_seqlens[:-1][sizes == length]
-        step = max(1, 2**21 // (heads * length * length))
-        for first in range(0, len(starts), step):
-            at = starts[first : first + step, None] + torch.arange(length, device=qkv.device)
+        queries = min(length, max(1, SCORES // (heads * length)))
+        step = max(1, SCORES // (heads * length * length))
+        for begin in range(0, len(starts), step):
+            at = starts[begin : begin + step, None] + torch.arange(length, device=qkv.device)
             parts = qkv[at].double().unflatten(-1, (3, heads, head_dim)).permute(2, 0, 3, 1, 4)
             q, k, v = parts
-            context = combine(row(torch.matmul(q, k.transpose(-1, -2)).long()), v)
-            out[at.flatten()] = context.transpose(1, 2).flatten(2).flatten(0, 1)
+            for first in range(0, length, queries):
+                s = torch.matmul(q[:, :, first : first + queries], k.transpose(-1, -2)).long()
+                context = combine(row(s, first), v).transpose(1, 2).flatten(2)
+                out[at[:, first : first + queries].flatten()] = context.flatten(0, 1)
     return out
 
 

@@ -55,7 +55,7 @@ def attend(qkv, cu_seqlens, p, ctx_mult, ctx_shift, *, heads, head_dim):
     """relay_ops.attention_ibert."""
     x0, b, c, m, e, inverse = p.tolist()
 
-    def row(s):
+    def row(s, _first):
         x = (s - s.amax(-1, keepdim=True)).clamp_(min=softmax.CONST * x0)
         q = (-x * inverse) >> softmax.INVERSE_BITS
         r = x - x0 * q

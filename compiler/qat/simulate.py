@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from intformer.ir.float_run import activate, averaged, biases
+from intformer.ir.float_run import activate, averaged, mask_of
 from intformer.ir.graph import Graph, Node
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
@@ -149,7 +149,7 @@ class Simulation:
         """Attention of int8 queries, keys and values."""
         qkv = fake_quant.FakeQuant.apply(qkv, self.qkv_scale(node.inputs[0]))
         heads, p = node.attrs["heads"], self.dropout.attention
-        bias = None if node.params is None else biases(node.params.table, tokens.grid.longest)
+        bias = mask_of(node, tokens.grid.longest, qkv.device)
         return fake_quant.Attention.apply(qkv, tokens.grid, heads, p, self.integers, bias)
 
     def qkv_scale(self, edge: str):

@@ -222,8 +222,11 @@ def pack(size, x, kp, vp, start, length, last, h):
 
 
 @T.macro
-def score(size, x, kp, scores, bias, start, last, h, block, groups):
-    """Scores of eight query rows; rows past the sequence repeat its last one."""
+def score(size, x, kp, scores, bias, start, last, h, block, groups, first=0):
+    """Scores of eight query rows; rows past the sequence repeat its last one.
+
+    first  group of keys that begins in column 0
+    """
     acc = T.alloc_buffer((BLOCK * size.tiles * size.lanes,), "int32", annotations=expr.STACK)
     for g in T.serial(groups):
         for i in T.unroll(BLOCK * size.tiles):
@@ -234,7 +237,8 @@ def score(size, x, kp, scores, bias, start, last, h, block, groups):
                     acc[size.at(i * size.tiles + u)] = size.isa.dot(
                         acc[size.at(i * size.tiles + u)],
                         size.cast(
-                            kp[size.at((g * size.tiles + u) * size.steps + k)], size.isa.operand
+                            kp[size.at(((g + first) * size.tiles + u) * size.steps + k)],
+                            size.isa.operand,
                         ),
                         size.spread(
                             word(
@@ -251,7 +255,7 @@ def score(size, x, kp, scores, bias, start, last, h, block, groups):
                     bias,
                     h,
                     T.min(block * BLOCK + i, last - start),
-                    (g * size.tiles + u) * size.lanes,
+                    ((g + first) * size.tiles + u) * size.lanes,
                 )
 
 

@@ -12,6 +12,7 @@ from intformer.relay_ops import attention, attention_ibert, expr
 from intformer.schedules.kernels import attention_ibert as ibert
 from intformer.schedules.kernels import attention_native as native
 from intformer.schedules.kernels.cpu_attention import Recipe
+from intformer.schedules.kernels.cpu_attention_tiled import Seen
 
 QUOTIENT_BITS = 32  # of 2^32 / sum of I-BERT's numerators
 
@@ -20,19 +21,29 @@ QUOTIENT_BITS = 32  # of 2^32 / sum of I-BERT's numerators
 
 
 def native_numerator(size, z, first, length):
-    """Numerators of a vector of int16, 0 past the sequence."""
+    """Numerators of a vector of int16, 0 past the sequence.
+
+    length  of it; or a Seen, which says more about where to put zeros
+    """
     e = native.numerator(z)
+    if isinstance(length, Seen):
+        return length.masked(e, first, 0, "int16")
     inside = T.ramp(T.cast(first, "int16"), T.int16(1), size.pair) < T.broadcast(
         T.cast(length, "int16"), size.pair
     )
     return T.Select(inside, e, T.broadcast(T.int16(0), size.pair))
 
 
-def native_inverse(total, bits):
+def native_room(halved):
+    """Bits of a row sum up to which its inverse stays whole, int64; halved: of the context."""
+    return T.int64(18) + T.cast(halved, "int64")
+
+
+def native_inverse(total, bits, halved):
     """2^48 / total, short of what `up` adds; bits of total."""
     wide = T.cast(total, "int64")
     m = wide * expr.power_of_two(T.int64(32) - bits)
-    return native.inverse(m) >> T.max(bits - T.int64(18), T.int64(0))
+    return native.inverse(m) >> T.max(bits - native_room(halved), T.int64(0))
 
 
 def native_result(acc, factor, up, mult, shift):
@@ -67,7 +78,7 @@ def native_numerators(size, i, scores, probs, v, top, params, columns, length):
 
 
 @T.macro
-def native_normalise(size, rest, factor, up, total, scores, probs, columns):
+def native_normalise(size, rest, factor, up, total, scores, probs, columns, halved=0):
     """rest: the bits of total, by halving; factor and up: what the context is multiplied by."""
     for i in T.vectorized(BLOCK):
         rest[i] = T.int64(1)
@@ -79,8 +90,8 @@ def native_normalise(size, rest, factor, up, total, scores, probs, columns):
                 T.int64(0),
             )
     for i in T.vectorized(BLOCK):
-        factor[i] = native_inverse(total[i], rest[i])
-        up[i] = T.cast(expr.power_of_two(T.max(T.int64(18) - rest[i], T.int64(0))), "int32")
+        factor[i] = native_inverse(total[i], rest[i], halved)
+        up[i] = T.cast(expr.power_of_two(T.max(native_room(halved) - rest[i], T.int64(0))), "int32")
 
 
 NATIVE = Recipe(

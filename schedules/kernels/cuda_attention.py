@@ -50,12 +50,13 @@ class Attention(ABC):
         """Take the extents.
 
         attrs      heads, head_dim (padded to a multiple of 16), max_length, zero_points_out,
-                   dtypes_out
+                   dtypes_out; window, where there is one
         decisions  of `space`; what is missing or no candidate takes its default
         """
         self.heads, self.dim = attrs["heads"], attrs["head_dim"]
         self.width = self.heads * self.dim
         self.longest = attrs["max_length"]
+        self.window = attrs.get("window")
         self.warps = decide(space(attrs, isa), decisions)["warps"]
         self.zero_point, self.out_type = attrs["zero_points_out"][0], attrs["dtypes_out"][0]
         self.deep = -(-self.dim // 32) * 32  # bytes of a row of Q or K, zeros at the end
@@ -108,8 +109,17 @@ class Attention(ABC):
                         self._rows(queries * tile)
         return builder.get()
 
+    def _span(self, start) -> None:
+        """Set the first key, and the end of the keys, that the rows from `start` on see."""
+        self.first_key, self.end_key = 0, self.length
+        if self.window is not None:
+            self.first_key = T.bind(T.max(start - self.window, 0) // KEYS * KEYS)
+            last = start + (16 * self.warps + self.window)
+            self.end_key = T.bind(T.min(last, self.length))
+
     def _rows(self, start) -> None:
         """Emit the work of a block: its query rows from `start` on."""
+        self._span(start)
         self.lane = T.bind(self.thread % gpu.WARP)
         self.row = T.bind(start + self.thread // gpu.WARP * 16 + self.lane // 4)  # and + 8
         self.k = gpu.shared(KEYS * self.deep, "int8")
@@ -212,6 +222,14 @@ class Attention(ABC):
         query = T.min(self.row + 8 * row, self.length - 1)
         return score + self.bias[self.head, self.longest - 1 + key - query]
 
+    def _sees(self, row: int, key):
+        """Say whether a key is in the sequence and the window; row 0 or 1 of the thread."""
+        if self.window is None:
+            return key < self.length
+        query = self.row + 8 * row
+        near = tirx.And(key >= query - self.window, key <= query + self.window)
+        return tirx.And(key < self.length, near)
+
     # -- passes -----------------------------------------------------------------------------------
 
     def over_keys(self, use, values: bool) -> None:
@@ -221,8 +239,8 @@ class Attention(ABC):
                 an 8-wide tile, MASKED past the sequence: columns 2 t + i % 2, rows g + i // 2 * 8
         values  also bring the values
         """
-        with T.serial((self.length + KEYS - 1) // KEYS) as number:
-            first = T.bind(number * KEYS)
+        with T.serial((self.end_key - self.first_key + KEYS - 1) // KEYS) as number:
+            first = T.bind(self.first_key + number * KEYS)
             gpu.synchronise()
             self._keys(first)
             if values:
@@ -246,7 +264,7 @@ class Attention(ABC):
                 key = T.bind(first + part * GROUP + self.lane % 4 * 2)
 
                 def scores(tile, i, acc=acc, key=key):
-                    inside = key + (tile * 8 + i % 2) < self.length
+                    inside = self._sees(i // 2, key + (tile * 8 + i % 2))
                     score = self.shifted(acc[tile * 4 + i], key + (tile * 8 + i % 2), i // 2)
                     return tirx.Select(inside, score, tirx.const(MASKED, "int32"))
 

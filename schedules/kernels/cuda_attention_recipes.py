@@ -31,22 +31,35 @@ class Native(Attention):
         """Emit numerators, their sums and the context in one pass."""
         context = self.contexts(total)
         totals = [T.bind(gpu.value("int32", "sum", total[i], 4)) for i in range(2)]
-        tiles = self.dim // 8
+        tiles, halved = self.dim // 8, self.halved()
         factors, ups = [], []
         for each in totals:
             bits = T.bind(32 - gpu.value("int32", "leading_zeros", each))
             wide = tirx.Cast("int64", each) << tirx.Cast("int64", 32 - bits)
             inverse = native.inverse(T.bind(wide))
-            down = tirx.Cast("int64", T.max(bits - 18, 0))
+            down = tirx.Cast("int64", T.max(bits - (18 + halved), 0))
             factors.append(T.bind(tirx.Cast("int32", inverse >> down)))
-            ups.append(T.bind(T.max(18 - bits, 0)))
+            ups.append(T.bind(T.max(18 + halved - bits, 0)))
 
         def number(register, column, row):
-            acc = context[register] * 256 + context[tiles * 4 + register]
+            acc = self.joined(context[register], context[tiles * 4 + register], halved)
             u = expr.mul_high(acc << ups[row], factors[row])
             return expr.mul_high(u + self.shift[column], self.mult[column])
 
         self.results(number)
+
+    def halved(self):
+        """Return how often the context is halved: 0, or a variable where that depends on length."""
+        if not attention.halvings_of(self.longest, self.window):
+            return 0
+        long = self.length > attention.PART
+        return T.bind(tirx.Select(long, tirx.const(1, "int32"), tirx.const(0, "int32")))
+
+    def joined(self, high, low, halved):
+        """Return the context of both bytes, halved; the products themselves always fit."""
+        if isinstance(halved, int):
+            return high * 256 + low
+        return high * (256 >> halved) + (low >> halved)
 
 
 class NativeBiased(Native):

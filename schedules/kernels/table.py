@@ -10,6 +10,7 @@ from functools import partial
 from intformer.schedules.isa import Gpu, Isa
 from intformer.schedules.kernels import (
     cpu_attention,
+    cpu_attention_tiled,
     cpu_max_pool,
     cpu_mean_pool,
     cpu_weighted_pool,
@@ -40,13 +41,19 @@ class Kernel:
     space: Callable = _nothing
 
 
+def _attention(build: str, attrs: dict, isa: Isa, decisions: dict | None = None):
+    tiled = cpu_attention_tiled.needed(attrs)
+    kernels = cpu_attention_tiled if tiled else cpu_attention
+    return getattr(kernels, build)(NATIVE, attrs, isa, decisions)
+
+
 def _on_gpu(kind: type[cuda_attention.Attention]) -> Kernel:
     return Kernel(lambda *args: kind(*args).build(), cuda_attention.space)
 
 
 CPU: dict[str, Kernel] = {  # op -> kernel
-    "attention": Kernel(partial(cpu_attention.build, NATIVE), cpu_attention.space),
-    "attention_bias": Kernel(partial(cpu_attention.build_biased, NATIVE), cpu_attention.space),
+    "attention": Kernel(partial(_attention, "build"), cpu_attention.space),
+    "attention_bias": Kernel(partial(_attention, "build_biased"), cpu_attention.space),
     "attention_ibert": Kernel(partial(cpu_attention.build, IBERT), cpu_attention.space),
     "mean_pool": Kernel(cpu_mean_pool.build),
     "max_pool": Kernel(cpu_max_pool.build),

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from intformer.errors import CheckpointError
+from intformer.frontend import builder, encoder
 from intformer.frontend.calibrated import import_uncalibrated
 from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
@@ -188,27 +189,31 @@ def test_electras_discriminator_is_no_masked_lm(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "positions", "asked"), [("xlm-roberta", 8194, 8192), ("bert", 5000, 5000)]
+    ("family", "positions", "asked"), [("xlm-roberta", 130, 128), ("bert", 80, 80)]
 )
-def test_more_positions_than_the_kernels_take_limit_the_length(tmp_path, family, positions, asked):
+def test_more_positions_than_the_kernels_take_limit_the_length(
+    tmp_path, monkeypatch, family, positions, asked
+):
+    monkeypatch.setattr(builder, "MAX_KEYS", 64)
+    monkeypatch.setattr(encoder, "MAX_KEYS", 64)
     model = random_hf.save(
         tmp_path, family, "features", max_position_embeddings=positions, hidden=12, ffn=16
     )
     (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {asked}}}')
     graph, meta = read_encoder(Checkpoint(tmp_path))
-    assert (meta["max_length"], meta["truncate_length"]) == (4096, 4096)
-    assert meta["warnings"] == [f"limited to 4096 tokens (config.json: {asked})"]
+    assert (meta["max_length"], meta["truncate_length"]) == (64, 64)
+    assert meta["warnings"] == [f"limited to 64 tokens (config.json: {asked})"]
     assert import_uncalibrated(Checkpoint(tmp_path)).meta["warnings"] == meta["warnings"]
-    (ids,) = random_hf.sequences((4096,))
+    (ids,) = random_hf.sequences((64,))
     got = run(graph, pack([(ids, np.zeros_like(ids))], meta))
     (want,) = random_hf.padded_outputs(model, [ids])
     np.testing.assert_allclose(got, want, atol=1e-3)
 
 
 def test_as_many_positions_as_the_kernels_take_are_no_limit(tmp_path):
-    random_hf.save(tmp_path, "bert", "features", max_position_embeddings=4096, hidden=12, ffn=16)
+    random_hf.save(tmp_path, "bert", "features", max_position_embeddings=8192, hidden=12, ffn=16)
     meta = read_encoder(Checkpoint(tmp_path))[1]
-    assert (meta["max_length"], meta["warnings"]) == (4096, [])
+    assert (meta["max_length"], meta["warnings"]) == (8192, [])
 
 
 @pytest.mark.parametrize("pad", [33, 10**6])

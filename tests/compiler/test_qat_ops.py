@@ -108,11 +108,15 @@ def attend(rng):
     score = float(log_uniform(rng, 1e-6, 0.3, 1)[0]) * size**0.5
     out = rng.uniform(0.005, 0.05, heads * size)
     tables = attention.tables(score, 1.0, rng.uniform(0.01, 0.03, heads * size), size, out)
-    return (qkv, OFFSETS, *tables.values()), {"heads": heads, "head_dim": size}
+    attrs = {"heads": heads, "head_dim": size}
+    if rng.integers(2):
+        attrs["window"] = int(rng.integers(0, 20))
+    return (qkv, OFFSETS, *tables.values()), attrs
 
 
 def attend_biased(rng):
     arrays, attrs = attend(rng)
+    attrs.pop("window", None)
     longest = int(np.diff(OFFSETS).max()) + int(rng.integers(0, 3))
     most = int(log_uniform(rng, 1, 2**20, 1)[0])
     bias = integers(rng, -most, most, (attrs["heads"], 2 * longest - 1), np.int32)

@@ -311,6 +311,30 @@ def test_attention_on_paper():
     assert out.ravel().tolist() == [70, 70]
 
 
+def test_attention_through_a_window_on_paper():
+    """The third key, whose score is far above the others', is for tokens 1 and 2 alone."""
+    table = attention.tables(1.0, np.log(2) / 4, 1.0, 1, np.ones(1))
+    qkv = i8([1, 4, 90], [1, 0, 30], [1, 127, -7], [1, 127, 0])
+    shape = {"heads": 1, "head_dim": 1}
+    out = run("attention", qkv, i32(0, 3, 4), *table.values(), window=1, **shape)
+    assert out.ravel().tolist() == [70, -7, -7, 0]
+    out = run("attention", qkv, i32(0, 3, 4), *table.values(), window=0, **shape)
+    assert out.ravel().tolist() == [90, 30, -7, 0]
+    assert OPS["attention"].work({**shape, "window": 1}, 4, np.array([3, 1]), {}) == 2 * (7 + 1)
+    assert OPS["attention"].work(shape, 4, np.array([3, 1]), {}) == 2 * (9 + 1)
+
+
+def test_attention_over_more_keys_than_an_accumulator_holds():
+    """Equal scores: the mean of the values, which is 85."""
+    table = attention.tables(0.1, 0.1, 1.0, 1, np.ones(1))
+    v = np.resize(np.array([127, 127, 1]), 6000)
+    qkv = np.stack([0 * v, 0 * v, v], 1).astype(np.int8)
+    u = attention.mean_of_values(np.full((1, 6000), attention.TOP), v[:, None].astype(float), 1)
+    assert abs(int(u[0, 0]) - 85 * 2**16) <= 1
+    out = run("attention", qkv[:5001], i32(0, 5001), *table.values(), heads=1, head_dim=1)
+    assert set(out.ravel().tolist()) == {85}
+
+
 def test_attention_bias_on_paper():
     """Equal scores: the bias alone makes each token's own key twice as likely as the other."""
     table = attention.tables(1.0, np.log(2) / 4, 1.0, 1, np.ones(1))

@@ -141,7 +141,7 @@ def test_attention_refuses_rows_that_are_too_long(op):
         else attention_ibert.tables(1e-3, 1e15, 0.02, 0.02, 8)
     )
     shape = {"heads": 1, "head_dim": 8}
-    OPS[op].bounds(INT8, Interval.of(1, 4096), *table.values(), **shape)
+    OPS[op].bounds(INT8, Interval.of(1, 8192), *table.values(), **shape)
     with pytest.raises(RangeError, match=op):
         OPS[op].bounds(INT8, Interval.of(1, 2**20), *table.values(), **shape)
 

@@ -30,6 +30,7 @@ from intformer.relay_ops import (
     weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic, mul_round
+from intformer.schedules.kernels import cpu_attention_tiled
 from intformer.schedules.space import CHUNK_BYTES
 from intformer_testing.kernels import (
     Chain,
@@ -626,7 +627,7 @@ SHAPES += [("attention_bias", 16, 1), ("attention_bias", 26, 33), ("attention_bi
 
 
 @functools.cache
-def attending(target, op, dim, max_length):
+def attending(target, op, dim, max_length, **attrs):
     heads = HEADS.get(dim, 1)
     channels = heads * dim
     g = Graph(max_length)
@@ -638,7 +639,7 @@ def attending(target, op, dim, max_length):
         tables = attention_ibert.tables(1e-3, 2.79e6 * 2.0**30, 0.05, 0.03, channels)
     qkv = g.given("qkv", "int8", 3 * channels)
     inputs = [qkv, "cu_seqlens", *tables.values()]
-    out = g.op(op, inputs, "out", "int8", channels, heads=heads, head_dim=dim)
+    out = g.op(op, inputs, "out", "int8", channels, heads=heads, head_dim=dim, **attrs)
     if dim != 32:
         g.operand(out)
     return Program(g, target)
@@ -731,6 +732,54 @@ def test_attention_over_long_sequences(target, op, dim):
     *_, flat, _ = inputs = list(attention_inputs(cu[-1], width, low, rng))
     for qkv in (inputs[1], flat):
         program.check({"qkv": qkv, "cu_seqlens": cu})
+
+
+@on_every_target
+@pytest.mark.parametrize(("dim", "window"), [(64, 0), (16, 1), (26, 7), (48, 64)])
+def test_attention_through_a_window(target, dim, window):
+    """Around the window's edges and the blocks of rows and keys; the longest see far less."""
+    program = attending(target, "attention", dim, 300, window=window)
+    width = HEADS[dim] * dim
+    rng = np.random.default_rng(dim)
+    edges = {n for at in (window, 2 * window) for n in (at, at + 1, at + 2)}
+    cu = offsets([n for n in sorted(edges | {8, 33, 200}) if n])
+    tables = [{}, *native_tables(dim, width, rng)][::5]
+    for table, (*_, flat, _, lone) in zip(
+        tables, (attention_inputs(cu[-1], width, -127, rng) for _ in tables), strict=True
+    ):
+        program.check({"qkv": flat, "cu_seqlens": cu}, table)
+        program.check({"qkv": lone, "cu_seqlens": cu}, table)
+
+
+@on_every_target
+@pytest.mark.parametrize("op", ["attention", "attention_bias", "windowed"])
+def test_attention_in_tiles(target, op, monkeypatch):
+    """Tiles of 64 keys in place of many, and contexts that are halved beyond 100."""
+    monkeypatch.setattr(cpu_attention_tiled, "TILE", 64)
+    monkeypatch.setattr(attention, "PART", 100)
+    window = {"window": 51} if op == "windowed" else {}
+    program = attending.__wrapped__(target, op.replace("windowed", "attention"), 48, 150, **window)
+    cu = offsets([64, 2, 100, 101, 150])
+    rng = np.random.default_rng(0)
+    random, _, flat, _, lone = attention_inputs(cu[-1], 48, -127, rng)
+    late = lone.copy()  # the maximum of every row is the last key
+    late[:, 48:96] = -127
+    late[cu[1:] - 1, 48:96] = 127
+    for qkv in (random, flat, lone, late):
+        program.check({"qkv": qkv, "cu_seqlens": cu})
+
+
+@pytest.mark.slow
+@on_every_target
+@pytest.mark.parametrize("window", [None, 2100])
+def test_attention_over_more_keys_than_an_accumulator_holds(target, window):
+    """Keys that all have the largest numerator, of values that all have one sign."""
+    program = attending(target, "attention", 48, 8192, **({"window": window} if window else {}))
+    cu = offsets([attention.PART, attention.PART + 1])
+    qkv = np.zeros((cu[-1], 3 * 48), np.int8)
+    qkv[:, 2 * 48 :] = np.where(np.arange(48) % 2, 127, -127)
+    out = program.check({"qkv": qkv, "cu_seqlens": cu})["out"]
+    assert (np.abs(out) == 127).all()
 
 
 @on_every_target
