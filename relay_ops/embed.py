@@ -1,5 +1,7 @@
 """Embedding lookup and sum: clamp(clamp(dy(word) + dy(type)) + dy(position)).
 
+Types and positions may be absent; the sum is clamped before its last term and after it.
+
 dy(row) = RHE(row * mult[id] / 2^shift[id]): one scale per table row. Source: transformers,
 models/ibert/modeling_ibert.py IBertEmbeddings, whose embeddings_act1 runs twice. Ours: the scale
 per row.
@@ -23,36 +25,36 @@ def _rows(ids: np.ndarray, table: np.ndarray, mult: np.ndarray, shift: np.ndarra
     return check_fits(rows, "int32", NAME, "row")
 
 
-def _lookups(arrays: tuple, types: int) -> list[tuple]:
-    """Group the flat argument list: (ids, table, mult, shift) of word, [type,] position."""
-    count = 2 + types
+def _lookups(arrays: tuple, types: int, positions: int) -> list[tuple]:
+    """Group the flat argument list: (ids, table, mult, shift) of word, [type,] [position]."""
+    count = 1 + types + positions
     ids, tables = arrays[:count], arrays[count:]
     return [(ids[i], *tables[3 * i : 3 * i + 3]) for i in range(count)]
 
 
-def reference(*arrays: np.ndarray, lo: int, hi: int, types: int) -> np.ndarray:
+def reference(*arrays: np.ndarray, lo: int, hi: int, types: int, positions: int = 1) -> np.ndarray:
     """Look up and add; int32 [n, C]. Rows and sums are int32.
 
-    arrays  input_ids int32 [n], [token_type_ids int32 [n] if types], position_ids int32 [n],
+    arrays  input_ids int32 [n], [token_type_ids int32 [n] if types],
+            [position_ids int32 [n] if positions],
             word int8 [V, C], word_mult int32 [V], word_shift int32 [V],
             [type int16 [T, C], type_mult, type_shift int32 [T] if types],
-            position int16 [P, C], position_mult, position_shift int32 [P]
+            [position int16 [P, C], position_mult, position_shift int32 [P] if positions]
     """
-    *first, last = [_rows(*lookup) for lookup in _lookups(arrays, types)]
-    total = clamp(check_fits(sum(first), "int32", NAME, "sum"), lo, hi, "int64")
-    total = check_fits(total + last, "int32", NAME, "sum")
+    *first, last = [_rows(*lookup) for lookup in _lookups(arrays, types, positions)]
+    total = check_fits(sum(first, np.zeros_like(last)), "int32", NAME, "sum")
+    total = check_fits(clamp(total, lo, hi, "int64") + last, "int32", NAME, "sum")
     return clamp(total, lo, hi, "int32")
 
 
-def bounds(*arrays, lo: int, hi: int, types: int) -> Interval:
+def bounds(*arrays, lo: int, hi: int, types: int, positions: int = 1) -> Interval:
     """One interval over every row of every table (ids may be anything legal), all channels."""
     parts = []
-    for _, table, mult, shift in _lookups(arrays, types):
+    for _, table, mult, shift in _lookups(arrays, types, positions):
         rows = Interval(exact(table.min(1)), exact(table.max(1))).dyadic(mult, shift)
         parts.append(Interval.of(rows.min, rows.max).fits("int32", NAME, "row"))
     *first, last = parts
-    total = first[0] if len(first) == 1 else first[0] + first[1]
-    total = total.fits("int32", NAME, "sum").clamp(lo, hi)
+    total = sum(first, Interval.of(0, 0)).fits("int32", NAME, "sum").clamp(lo, hi)
     return (total + last).fits("int32", NAME, "sum").clamp(lo, hi)
 
 
@@ -65,7 +67,7 @@ def define(args: list, attrs: dict) -> list:
 
     from intformer.relay_ops import expr
 
-    *first, last = _lookups(args, attrs["types"])
+    *first, last = _lookups(args, attrs["types"], attrs.get("positions", 1))
     tokens = args[0].shape[0]
 
     def entry(table, row, c):
@@ -81,8 +83,11 @@ def define(args: list, attrs: dict) -> list:
 
     def out(i, r, c):
         t = i * BLOCK + r
-        total = expr.clamp(sum(share(lookup, t, c) for lookup in first), attrs["lo"], attrs["hi"])
-        total = expr.clamp(total + share(last, t, c), attrs["lo"], attrs["hi"])
+        total = share(last, t, c)
+        if first:
+            before = sum(share(lookup, t, c) for lookup in first)
+            total = expr.clamp(before, attrs["lo"], attrs["hi"]) + total
+        total = expr.clamp(total, attrs["lo"], attrs["hi"])
         return tirx.if_then_else(t < tokens, total, tirx.const(0, "int32"))
 
     return [te.compute((attrs["blocks"], BLOCK, attrs["width"]), out, name="embed")]

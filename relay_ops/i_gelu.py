@@ -14,6 +14,7 @@ x has k fraction bits, 9 to 13 (SiLU: 12), chosen where the output's range is kn
 +-(2^15 - 1) is clamped, and the int8 output of the layer clamps the same values anyway.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,29 +126,33 @@ def bounds(x: Interval, point: np.ndarray, *, form: str) -> Interval:
 
 def define(args: list, attrs: dict) -> list:
     """Tensor expression over [b, 8, W], 16-bit lanes throughout."""
+    x, point = args
+    return [expression(lambda *i: x[i], x.shape, point, attrs["form"], "i_gelu")]
+
+
+def expression(read: Callable, shape: tuple, point, form: str, name: str):
+    """Return the tensor expression of a form: `name` of `shape` from int16 read(*indices)."""
     from tvm import te, tirx
 
     from intformer.relay_ops import expr
-
-    x, point = args
 
     def const(value):
         return tirx.const(value, "int16")
 
     t = te.compute(
-        x.shape,
-        lambda *i: te.min(te.max(x[i], const(0) - x[i]), point[0]),
+        shape,
+        lambda *i: te.min(te.max(read(*i), const(0) - read(*i)), point[0]),
         name="gelu_t",
     )
-    u = te.compute(x.shape, lambda *i: (t[i] - (point[0] >> const(1))) * point[1], name="gelu_u")
+    u = te.compute(shape, lambda *i: (t[i] - (point[0] >> const(1))) * point[1], name="gelu_u")
 
     def out(*i):
-        h, *rest = (const(value) for value in FORMS[attrs["form"]].coefficients)
+        h, *rest = (const(value) for value in FORMS[form].coefficients)
         for c in rest:
             h = expr.mul_round(h, u[i]) + c
-        return te.max(x[i], const(0)) - expr.mul_round(t[i], h)
+        return te.max(read(*i), const(0)) - expr.mul_round(t[i], h)
 
-    return [te.compute(x.shape, out, name="i_gelu")]
+    return te.compute(shape, out, name=name)
 
 
 OP = IntOp(

@@ -19,6 +19,10 @@ class IntOp:
     by_row      a row of the result comes from the same row of the arguments (elementwise ops do)
     heads       attrs has heads and head_dim; the first argument holds query, key and value of each
                 head, and the result its context
+    pairs       attrs has heads and head_dim; the first argument and the result hold query, key and
+                value of each head, whose two halves are padded apart, and every other argument
+                from the third on has a column for each channel of a half
+    halves      the channels of the first argument are two halves, each as wide as the result
     by_sequence the kernel works on whole sequences, so it depends on how long they can be
     lookup      the constants are tables of which few rows are read
     unpadded    leading arguments whose last axis is no channels, though it may be as long
@@ -40,6 +44,8 @@ class IntOp:
     elementwise: bool = False
     by_row: bool = False
     heads: bool = False
+    pairs: bool = False
+    halves: bool = False
     by_sequence: bool = False
     lookup: bool = False
     unpadded: int = 0

@@ -21,9 +21,11 @@ INHERITED_DB = 3.0  # the total this far below what its own step makes: most cam
 
 PARTS = {  # Watched.kind -> what the report calls it
     "for attention": "Q, K and V",
+    "for rotary": "Q, K and V before rotation",
     "for act": "activation inputs",
     "attention": "attention contexts",
     "act": "activation outputs",
+    "mul": "gated activations",
     "output": "output",
 }
 

@@ -20,8 +20,8 @@ class Watched:
     name       of the value; with the part's name after a space
     value      in IntModel.values
     tap        edge of the float graph, or OUTPUT
-    kind       of the node that makes the edge, "for attention" or "for act" where one of these
-               reads it, or OUTPUT
+    kind       of the node that makes the edge, "for attention", "for rotary" or "for act" where
+               one of these reads it, or OUTPUT
     path       STREAM: all that come after read it; OPERAND: only the matmul at this tap
     columns    the part
     low, high  what the integers are clamped to; None where nothing clamps them
@@ -69,7 +69,7 @@ def _kind(graph: Graph, edge: str) -> str:
     """Return the kind of node that makes an edge; of a linear, that which its values are for."""
     kind = graph[edge].kind
     kinds = {reader.kind for reader in graph.readers(edge)}
-    return next((f"for {k}" for k in ("attention", "act") if k in kinds), kind)
+    return next((f"for {k}" for k in ("attention", "rotary", "act") if k in kinds), kind)
 
 
 def _feeds_products(name: str, readers: dict[str, list[Node]]) -> bool:

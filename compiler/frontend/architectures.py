@@ -14,6 +14,7 @@ CLASSES = {  # model_type -> what its class names start with
     "electra": "Electra",
     "albert": "Albert",
     "mpnet": "MPNet",
+    "nomic_bert": "NomicBert",
     "ibert": "IBert",
 }
 ENDINGS = {head.ending: head for head in heads.HEADS.values() if head.ending} | {

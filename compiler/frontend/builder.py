@@ -12,13 +12,25 @@ import numpy as np
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.weights import WORD
-from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Bias, Graph, Linear, Node, Norm, Tables
+from intformer.ir.graph import (
+    ACTIVATIONS,
+    WORD_STEM,
+    Bias,
+    Graph,
+    Linear,
+    Node,
+    Norm,
+    Rotary,
+    Tables,
+)
 from intformer.ir.heads import Head
 from intformer.relay_ops.attention import MAX_KEYS
+from intformer.relay_ops.i_gelu import FUNCTIONS
 
 POSITION = "embeddings.position_embeddings"
 TYPES = "embeddings.token_type_embeddings"
 TOKENS, SEQUENCES, POSITIONS = "input_ids", "cu_seqlens", "positions"  # program inputs
+PLACES = "position_ids"  # another: of each token in its sequence
 MAX_LAYERS = 1024  # ALBERT repeats its layers as often as config.json says
 CONFIG_KEYS = {  # what we call it -> config key
     "hidden": "hidden_size",
@@ -63,6 +75,7 @@ class Family:
     config_keys  our name -> config key
     fold         a single row of types is added to the positions
     dropout      where training drops what
+    neutral      config keys that change the arithmetic, and the values that do not
     """
 
     encoder: "Callable[[Builder], str]"
@@ -75,6 +88,7 @@ class Family:
     config_keys: dict[str, str] = field(default_factory=lambda: CONFIG_KEYS)
     fold: bool = True
     dropout: DropoutKeys = DropoutKeys()
+    neutral: dict[str, tuple] = field(default_factory=dict)
 
 
 class Builder:
@@ -144,20 +158,33 @@ class Builder:
         """Read an embedding table [rows, width]."""
         return self.checkpoint.tensor(f"{self.path}{key}.weight", (None, width))
 
-    def weight(self, key: str, inputs: int, outputs: int | None = None) -> Linear:
-        """Read one linear layer; `key` is complete."""
+    def weight(
+        self, key: str, inputs: int, outputs: int | None = None, bias: bool = True
+    ) -> Linear:
+        """Read one linear layer; `key` is complete. Without a bias there must be none."""
         weight = self.checkpoint.tensor(key + ".weight", (outputs, inputs))
-        bias = self.checkpoint.tensor(key + ".bias", tuple(weight.shape[:1]))
-        return Linear(weight, bias, keys=(key,))
+        if bias:
+            added = self.checkpoint.tensor(key + ".bias", tuple(weight.shape[:1]))
+        elif f"{key}.bias" in self.checkpoint:
+            raise CheckpointError(
+                f"weight '{key}.bias' is there, but layers of this model have no bias",
+                where=str(self.checkpoint.path),
+                hint="config.json and the weights belong to different models",
+            )
+        else:
+            added = self.checkpoint.zeros(len(weight))
+        return Linear(weight, added, keys=(key,))
 
-    def joined(self, keys: tuple[str, ...], inputs: int, outputs: int | None) -> Linear:
+    def joined(
+        self, keys: tuple[str, ...], inputs: int, outputs: int | None, bias: bool = True
+    ) -> Linear:
         """Read linear layers of one input, their rows one below the other."""
-        parts = [self.weight(key, inputs, outputs) for key in keys]
+        parts = [self.weight(key, inputs, outputs, bias) for key in keys]
         if len(parts) == 1:
             return parts[0]
         weight = self.checkpoint.join([part.weight for part in parts])
-        bias = self.checkpoint.join([part.bias for part in parts])
-        return Linear(weight, bias, len(parts), keys)
+        whole = self.checkpoint.join([part.bias for part in parts])
+        return Linear(weight, whole, len(parts), keys)
 
     def recorded(self, edge: str, *keys: str) -> str:
         """Say which keys hold the recorded ranges of an edge; returns the edge."""
@@ -168,19 +195,21 @@ class Builder:
 
     # -- nodes ----------------------------------------------------------------------------------
 
-    def embed(self) -> str:
-        """Sum of word, position and, where the directory has them, type rows."""
+    def embed(self, positions: bool = True) -> str:
+        """Sum of word, position and, where the directory has them, type rows.
+
+        positions  false: the embeddings have none
+        """
         word = self.table(WORD)
         width = word.shape[1]
-        position, types = self.positions(width), None
+        position, types = self.positions(width) if positions else None, None
         if self.has(TYPES):
             types = self.table(TYPES, width)
-            if len(types) == 1 and self.family.fold:  # nothing to choose
+            if len(types) == 1 and positions and self.family.fold:  # nothing to choose
                 position, types = position + types[0], None
-        inputs = (TOKENS, "position_ids")
-        if types is not None:
-            inputs = (TOKENS, "token_type_ids", "position_ids")
         tables = Tables(word, position, types)
+        taken = {TOKENS: word, "token_type_ids": types, PLACES: position}
+        inputs = tuple(name for name, table in taken.items() if table is not None)
         return self._add("embed", "embed.sum", inputs, width, params=tables)
 
     def positions(self, width: int) -> np.ndarray:
@@ -207,14 +236,41 @@ class Builder:
             self._norms[key] = Norm(*read, self.eps, key)
         return self._add("norm", self.at + name, (x,), channels, params=self._norms[key])
 
-    def linear(self, name: str, x: str, *keys: str, outputs: int | None = None) -> str:
-        """Linear layers of x, side by side; `outputs` of each of them."""
-        whole = tuple(f"{self.path}{key}" for key in keys)
-        return self._linear(self.at + name, x, whole, outputs)
+    def linear(
+        self,
+        name: str,
+        x: str,
+        *keys: str,
+        outputs: int | None = None,
+        bias: bool = True,
+        parts: int = 1,
+    ) -> str:
+        """Linear layers of x, side by side; `outputs` of each of them.
 
-    def _linear(self, name: str, x: str, keys: tuple[str, ...], outputs: int | None = None) -> str:
+        parts  how many layers of one size a single key holds, one below the other
+        """
+        whole = tuple(f"{self.path}{key}" for key in keys)
+        return self._linear(self.at + name, x, whole, outputs, bias, parts)
+
+    def _linear(
+        self,
+        name: str,
+        x: str,
+        keys: tuple[str, ...],
+        outputs: int | None = None,
+        bias: bool = True,
+        parts: int = 1,
+    ) -> str:
         if keys not in self._linears:
-            self._linears[keys] = name, self.joined(keys, self.channels(x), outputs)
+            each = outputs if outputs is None else outputs * parts
+            joined = self.joined(keys, self.channels(x), each, bias)
+            if joined.weight.shape[0] % parts:
+                raise CheckpointError(
+                    f"weight '{keys[0]}.weight' has {joined.weight.shape[0]} rows, which are not "
+                    f"{parts} layers of one size",
+                    where=str(self.checkpoint.path),
+                )
+            self._linears[keys] = name, replace(joined, parts=joined.parts * parts)
         stem, linear = self._linears[keys]
         return self._add("linear", name, (x,), linear.weight.shape[0], params=linear, stem=stem)
 
@@ -223,6 +279,27 @@ class Builder:
         function = function or self.activation
         name = self.at + name
         return self._add("act", name, (x,), self.channels(x), attrs={"function": function})
+
+    def gate(self, name: str, x: str, active: int, function: str | None = None) -> str:
+        """Half of x activated (0 or 1), times the other half; None: the function of config.json."""
+        function, channels = function or self.activation, self.channels(x) // 2
+        if function not in FUNCTIONS:
+            key = self.family.config_keys["activation"]
+            raise CheckpointError(
+                f"config key {key!r} = {function!r} is not supported where it gates",
+                where=str(self.checkpoint.path / "config.json"),
+                hint="supported: " + ", ".join(FUNCTIONS),
+            )
+        attrs = {"function": function, "half": active}
+        act = self._add("act", f"{self.at}{name}.act", (x,), channels, attrs=attrs)
+        attrs = {"half": 1 - active}
+        return self._add("mul", self.at + name, (act, x), channels, attrs=attrs)
+
+    def rotary(self, name: str, qkv: str, table: Rotary) -> str:
+        """Queries and keys, which are side by side with the values in qkv, turned by position."""
+        attrs, channels = {"heads": self.heads}, self.channels(qkv)
+        inputs = (qkv, PLACES)
+        return self._add("rotary", self.at + name, inputs, channels, params=table, attrs=attrs)
 
     def add(self, name: str, term: str, stream: str) -> str:
         """Sum of a term and the residual stream."""
@@ -246,7 +323,11 @@ class Builder:
     @property
     def limit(self) -> int:
         """The most tokens of a sequence: as many as there are positions."""
-        return len(self._nodes["embed.sum"].params.position) - self.first_position
+        table = self._nodes["embed.sum"].params.position
+        if table is None:
+            rows = self.checkpoint.setting("max_position_embeddings", int, least=1)
+            return min(rows, MAX_KEYS)
+        return len(table) - self.first_position
 
     # -- heads ----------------------------------------------------------------------------------
 

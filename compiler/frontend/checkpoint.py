@@ -134,11 +134,14 @@ class Checkpoint:
             )
         return hidden, heads
 
-    def refuse_unsupported(self) -> None:
-        """Raise for a config key that asks for arithmetic which is not here."""
-        for key, neutral in REFUSED.items():
+    def refuse_unsupported(self, neutral: dict[str, tuple] | None = None) -> None:
+        """Raise for a config key that asks for arithmetic which is not here.
+
+        neutral  more keys and their values than REFUSED has, or others
+        """
+        for key, values in {**REFUSED, **(neutral or {})}.items():
             value = self.config.get(key)
-            if value not in neutral:
+            if value not in values:
                 raise CheckpointError(
                     f"config key {key!r} = {shown(value)} is not supported",
                     where=str(self.path / "config.json"),
@@ -171,6 +174,10 @@ class Checkpoint:
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Return weights one below the other, in the kind of array that `tensor` returns."""
         return np.concatenate(arrays)
+
+    def zeros(self, count: int) -> np.ndarray:
+        """Return zeros [count], in the kind of array that `tensor` returns: a bias of none."""
+        return np.zeros(count, np.float32)
 
     def __contains__(self, key: str) -> bool:
         """Say whether the weights hold this key."""

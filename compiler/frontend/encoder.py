@@ -67,7 +67,7 @@ def family_of(checkpoint: Checkpoint) -> Family:
             where=str(checkpoint.path / "config.json"),
             hint="supported: " + ", ".join(FAMILIES),
         )
-    checkpoint.refuse_unsupported()
+    checkpoint.refuse_unsupported(family.neutral)
     return family
 
 

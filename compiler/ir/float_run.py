@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from intformer.ir.graph import TANH_GELU, Graph, Node
+from intformer.ir.graph import TANH_GELU, Graph, Node, taken
 from intformer.relay_ops.i_gelu import QUICK
 from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
@@ -92,7 +92,9 @@ def _embed(node: Node, inputs: dict):
     x = torch.from_numpy(tables.word[inputs["input_ids"]])
     if tables.types is not None:
         x = x + torch.from_numpy(tables.types[inputs["token_type_ids"]])
-    return x + torch.from_numpy(tables.position[inputs["position_ids"]])
+    if tables.position is not None:
+        x = x + torch.from_numpy(tables.position[inputs["position_ids"]])
+    return x
 
 
 def _norm(node: Node, inputs: dict, x):
@@ -113,7 +115,32 @@ def _linear(node: Node, inputs: dict, x):
 
 
 def _act(node: Node, inputs: dict, x):
-    return activate(x, node.attrs["function"])
+    return activate(x[:, taken(node)], node.attrs["function"])
+
+
+def _mul(node: Node, inputs: dict, active, x):
+    return active * x[:, taken(node)]
+
+
+def _rotary(node: Node, inputs: dict, qkv):
+    import torch
+
+    return turned(node, torch.from_numpy(inputs["position_ids"]), qkv)
+
+
+def turned(node: Node, position_ids, qkv):
+    """Return [n, 3C] of a node of kind rotary; tensors of torch, differentiable."""
+    import torch
+
+    cos, sin = (
+        torch.as_tensor(table, dtype=torch.float32, device=qkv.device)[position_ids.long()]
+        for table in (node.params.cos, node.params.sin)
+    )
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    parts = qkv.unflatten(1, (3, node.attrs["heads"], 2, -1))
+    first, second = parts[:, :2, :, 0], parts[:, :2, :, 1]
+    both = torch.stack([first * cos - second * sin, second * cos + first * sin], 3)
+    return torch.cat([both, parts[:, 2:]], 1).flatten(1)
 
 
 def _add(node: Node, inputs: dict, term, stream):
@@ -235,6 +262,8 @@ RUN = {
     "linear": _linear,
     "act": _act,
     "add": _add,
+    "mul": _mul,
+    "rotary": _rotary,
     "attention": _attention,
     "take": _take,
     "mean": _mean,

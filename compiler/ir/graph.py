@@ -9,8 +9,10 @@ input                                    rows that come from elsewhere
 embed      ids of the batch  Tables
 norm       x                 Norm
 linear     x                 Linear      tied: the weight is the word table
-act        x                             function: a value of ACTIVATIONS
+act        x                             function: a value of ACTIVATIONS; half
 add        term, stream                  the stream is the residual that goes past the term
+mul        act, x                        half: of x, that the activation is multiplied with
+rotary     qkv, position_ids Rotary      heads; queries and keys are turned, values pass
 attention  qkv, cu_seqlens   None, Bias  heads
 take       x, index                      rows: what a picked row stands for; last: of a sequence
 mean       x, cu_seqlens                 one row per sequence; form: "mean_sqrt", the sum over the
@@ -18,6 +20,9 @@ mean       x, cu_seqlens                 one row per sequence; form: "mean_sqrt"
                                          weighs t + 1; absent: the plain mean
 max        x, cu_seqlens                 one row per sequence
 concat     parts, 2 or more              channels side by side
+
+An activation with the attribute `half`, 0 or 1, reads that half of the channels of x; a gated
+activation is such an act, and a mul of it with the other half, which a linear reads.
 
 Every kind may have the attribute `ranges`: keys of what the checkpoint recorded of the edge, in the
 order in which its integers are brought to these ranges.
@@ -45,8 +50,8 @@ ACTIVATIONS = {  # config value -> the function it names
     "tanh": "tanh",
 }
 KINDS = (
-    *("input", "embed", "norm", "linear", "act", "add", "attention"),
-    *("take", "mean", "max", "concat"),
+    *("input", "embed", "norm", "linear", "act", "add", "mul", "rotary", "attention", "take"),
+    *("mean", "max", "concat"),
 )
 POOLING = ("mean", "max")  # kinds that make one row of a sequence's rows
 WORD_STEM = "embed.word"  # where the word table is stored, which a tied decoder multiplies with
@@ -81,13 +86,14 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Embedding tables that are added up; word [V, E], position [P, E].
+    """Embedding tables that are added up; word [V, E].
 
-    types  [T, E], or None where there is nothing to choose
+    position  [P, E], or None where embeddings have no positions
+    types     [T, E], or None where there is nothing to choose
     """
 
     word: np.ndarray
-    position: np.ndarray
+    position: np.ndarray | None
     types: np.ndarray | None
 
 
@@ -99,6 +105,17 @@ class Bias:
     """
 
     table: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """Rotary positions: channels j and j + d / 2 of a head of d are a pair, turned by an angle.
+
+    cos, sin  float64 [P, d / 2], of the angle of every position and pair
+    """
+
+    cos: np.ndarray
+    sin: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +135,7 @@ class Node:
     name: str
     inputs: tuple[str, ...]
     channels: int
-    params: Linear | Norm | Tables | Bias | None = None
+    params: Linear | Norm | Tables | Bias | Rotary | None = None
     stem: str = ""
     attrs: dict[str, object] = field(default_factory=dict)
 
@@ -209,8 +226,10 @@ class Graph:
 
     def parts(self, edge: str) -> int:
         """Return how many tensors an edge's channels are, of one size: q, k and v are three."""
-        params = self[edge].params
-        return params.parts if isinstance(params, Linear) else 1
+        node = self[edge]
+        if node.kind == "rotary":
+            return self.parts(node.inputs[0])
+        return node.params.parts if isinstance(node.params, Linear) else 1
 
     def adds(self, edge: str) -> list[Node]:
         """Return the sums in which an edge is the residual."""
@@ -235,18 +254,19 @@ class Graph:
         """Return edge -> channels of all whose range decides a scale.
 
         The others follow: a sum of table entries has a bound, a term of a sum the scale of the sum,
-        an input of an activation that of its output, and logits the bound of their weights.
+        an input of an activation that of its output, what is turned that of the result, and logits
+        the bound of their weights.
         """
         found = {}
         for node in self.nodes:
-            if node.kind in ("norm", "act", "add", "attention"):
+            if node.kind in ("norm", "act", "add", "mul", "rotary", "attention"):
                 found[node.name] = node.channels
             elif node.kind in (*POOLING, "concat") and self.linear_reader(node.name):
                 found[node.name] = node.channels
             elif node.kind == "linear":
                 readers = self.final_readers(node.name)
-                scaled = ("attention", "linear", "norm")
-                if self.adds(node.name) or any(r.kind in scaled for r in readers):
+                kinds = {reader.kind for reader in readers}
+                if self.adds(node.name) or kinds & {"attention", "linear", "mul", "norm"}:
                     found[node.name] = node.channels
         return found
 
@@ -286,5 +306,12 @@ TABLES = {WORD_STEM: "word", "embed.type": "types", "embed.position": "position"
 
 def _edges(node: Node) -> range:
     """Return which inputs of a node are edges: the first ones; embed has none."""
-    every = {"add": 2, "concat": len(node.inputs)}
+    every = {"add": 2, "mul": 2, "concat": len(node.inputs)}
     return range({"input": 0, "embed": 0, **every}.get(node.kind, 1))
+
+
+def taken(node: Node) -> slice:
+    """Return which channels an act reads of its input, a mul of its second one."""
+    if (half := node.attrs.get("half")) is None:
+        return slice(None)
+    return slice(half * node.channels, (half + 1) * node.channels)

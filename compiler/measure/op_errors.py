@@ -13,6 +13,7 @@ import numpy as np
 from intformer.relay_ops import (
     attention,
     attention_ibert,
+    gate,
     i_gelu,
     i_gelu_ibert,
     i_layernorm,
@@ -21,6 +22,7 @@ from intformer.relay_ops import (
     mean_pool,
     requantize16,
     rescale,
+    rotary,
     weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic
@@ -244,6 +246,8 @@ def linear_rows() -> Iterator[OpError]:
     yield OpError("requantize", "both", "200000 accumulators", "max, LSB", float(error), 0.501)
     yield from rescale_rows(rng)
     yield requantize16_row()
+    yield rotary_row(rng)
+    yield gate_row(rng)
 
     lengths = np.array([1, 2, 3, 127, 512])
     offsets = np.concatenate([[0], lengths.cumsum()])
@@ -306,3 +310,49 @@ def requantize16_row() -> OpError:
             worst, where = float(gap.max()), float(ratio[gap.argmax()])
     domain = f"all {len(x)} x, ratios below 2^-1 (worst: {where:.3g})"
     return OpError("requantize16", "native", domain, "max, LSB", worst, 0.755)
+
+
+def rotary_row(rng: np.random.Generator) -> OpError:
+    """Pairs of any length that int8 holds, turned by any angle, against float on real inputs."""
+    size, pairs = 4000, 16
+    angles = rng.uniform(0, 2 * np.pi, (size, pairs))
+    angles[:8] = np.arange(8)[:, None] * (np.pi / 4)
+    cos, sin = np.cos(angles), np.sin(angles)
+    length, start = INT8_MAX * np.sqrt(rng.random((size, 1, 2))), rng.uniform(0, 7, (2, size, 1, 2))
+    real = length[..., None] * np.stack([np.cos(start[0]), np.sin(start[0])], -1)
+    real = np.broadcast_to(real[..., None], (size, 1, 2, 2, pairs))
+    first, second = real[:, 0, :, 0], real[:, 0, :, 1]
+    c, s = cos[:, None], sin[:, None]
+    true = np.stack([first * c - second * s, second * c + first * s], 2)
+    x = np.zeros((size, 3, 2, pairs))
+    x[:, :2] = np.rint(real[:, 0] * 2**rotary.FRACTION_BITS)
+    out = rotary.reference(
+        x.astype(np.int16).reshape(size, -1),
+        np.arange(size),
+        *rotary.tables(cos, sin),
+        heads=1,
+        head_dim=2 * pairs,
+    ).reshape(size, 3, 2, pairs)[:, :2]
+    gap = float(np.abs(out - true).max())
+    domain = f"{4 * size * pairs} channels of pairs of any length and angle"
+    return OpError("rotary", "native", domain, "max, LSB of int8", gap, 0.53)
+
+
+def gate_row(rng: np.random.Generator) -> OpError:
+    """The product of an activation and a factor, any ratio of scales, within the result."""
+    worst, where = 0.0, 0.0
+    point = i_gelu.point(9, "silu")
+    for ratio in 2.0 ** -rng.uniform(1, 23, 300):
+        x = rng.integers(-INT16_MAX, INT16_MAX + 1, (2000, 2))
+        # the factor that brings the product into the range of the result
+        x[:, 0] = np.clip(x[:, 0], -INT8_MAX / ratio / INT16_MAX, INT8_MAX / ratio / INT16_MAX)
+        x = x.astype(np.int16)
+        tables = gate.tables(np.array([ratio]))
+        out = gate.reference(x, point, *tables, form="silu", active=1)
+        true = i_gelu.reference(x[:, 1:], point, form="silu") * x[:, :1].astype(float) * ratio
+        gap = float(np.abs(out - true).max())
+        if gap > worst:
+            worst, where = gap, float(ratio)
+    domain = f"products of int16, ratios 2^-23..2^-1 (worst: {where:.2g})"
+    # besides the rounding: half a unit of mult, 2^-33, times a product below 2^30
+    return OpError("gate", "native", domain, "max, LSB of int8", worst, 0.5 + 2**30 / 2**33)

@@ -70,13 +70,22 @@ def _round_up(n: int) -> int:
 
 
 def _channel_maps(model: IntModel) -> dict[str, tuple[int, int, int]]:
-    """Heads are padded where attention reads or writes them; all else is one run of channels."""
+    """Heads are padded where attention reads or writes them; all else is one run of channels.
+
+    Where pairs are turned, each half of a head is padded; where a gate reads, each factor.
+    """
     maps = {name: (1, v.channels, _round_up(v.channels)) for name, v in model.values.items()}
+    turned = {node.outputs[0] for node in model.nodes if OPS[node.op].pairs}
     for node in model.nodes:
-        if OPS[node.op].heads:
-            heads, size = node.attrs["heads"], node.attrs["head_dim"]
-            maps[node.inputs[0]] = (3 * heads, size, _round_up(size))
-            maps[node.outputs[0]] = (heads, size, _round_up(size))
+        op, (out, *_) = OPS[node.op], node.outputs
+        if op.heads or op.pairs:
+            x = node.inputs[0]
+            parts = 2 if op.pairs or x in turned else 1
+            groups, size = node.attrs["heads"] * parts, node.attrs["head_dim"] // parts
+            maps[x] = (3 * groups, size, _round_up(size))
+            maps[out] = maps[x] if op.pairs else (groups, size, _round_up(size))
+        if op.halves:
+            maps[node.inputs[0]] = (2, *maps[out][1:])
     for node in reversed(model.nodes):  # what is elementwise keeps its consumer's map
         if OPS[node.op].elementwise:
             maps[node.inputs[0]] = maps[node.outputs[0]]
@@ -108,6 +117,9 @@ def _spec(model: IntModel, layout: Layout, node: Node, argument: int, tied: set)
             return _weight(layout, name, user.inputs[0], user.outputs[0])
         return _channels(layout, name, out, 0)
     op = OPS[node.op]
+    if op.pairs:
+        last = model.tensors[name].shape[-1]
+        return _spread(name, (1, last, last), _round_up(last), 0)
     if argument in op.room:
         last = model.tensors[name].shape[-1]
         return _spread(name, (1, last, last), last + op.room[argument], 0)

@@ -91,8 +91,10 @@ def physical_attrs(model: IntModel, layout: Layout, node: Node) -> dict:
         "channels": outputs[0].channels,
         "results": list(node.outputs),
     }
-    if OPS[node.op].heads:
-        attrs["head_dim"] = layout.maps[node.outputs[0]][2]
+    if OPS[node.op].heads or OPS[node.op].pairs:
+        groups, _, padded = layout.maps[node.outputs[0]]
+        parts = 3 if OPS[node.op].pairs else 1  # queries, keys and values
+        attrs["head_dim"] = groups // (parts * node.attrs["heads"]) * padded
     if OPS[node.op].by_sequence:
         attrs["max_length"] = model.meta["max_length"]
     return attrs

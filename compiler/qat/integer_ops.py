@@ -9,9 +9,18 @@ import numpy as np
 import torch
 
 from intformer.ir.float_run import beyond, biases
-from intformer.relay_ops import attention, i_gelu, i_layernorm, max_pool, mean_pool, requantize16
+from intformer.relay_ops import (
+    attention,
+    i_gelu,
+    i_layernorm,
+    max_pool,
+    mean_pool,
+    requantize16,
+)
+from intformer.relay_ops import gate as gating
 from intformer.relay_ops import i_tanh as tanh
 from intformer.relay_ops import matmul as product
+from intformer.relay_ops import rotary as turning
 
 LIMITS = {"int8": (-128, 127), "int16": (-(2**15), 2**15 - 1), "int32": (-(2**31), 2**31 - 1)}
 
@@ -56,16 +65,16 @@ def bit_length(v):
 # -- ops of both recipes ------------------------------------------------------------------------
 
 
-def embed(*arrays, lo, hi, types):
+def embed(*arrays, lo, hi, types, positions=1):
     """relay_ops.embed."""
-    count = 2 + types
+    count = 1 + types + positions
     ids, tables = arrays[:count], arrays[count:]
     rows = []
     for i in range(count):
         table, mult, shift = tables[3 * i : 3 * i + 3]
         at = ids[i]
         rows.append(dyadic(table[at].long(), mult[at][:, None].long(), shift[at][:, None].long()))
-    total = sum(rows[:-1]).clamp_(lo, hi)
+    total = sum(rows[:-1], torch.zeros_like(rows[-1])).clamp_(lo, hi)
     return (total + rows[-1]).clamp_(lo, hi)
 
 
@@ -167,6 +176,25 @@ def gelu(x, point, *, form):
     for c in rest:
         h = mul_round(h, u).add_(c)
     return x.clamp(min=0) - mul_round(t, h)
+
+
+def gate(x, point, mult, offset, *, form, active):
+    """relay_ops.gate."""
+    halves = x.chunk(2, 1)
+    product = gelu(halves[active], point, form=form) * halves[1 - active]
+    limits = {"lift": 0, "lo": -gating.LIMIT, "hi": gating.LIMIT, "dtype": "int8"}
+    return rescale(product, mult, offset, **limits)
+
+
+def rotary(qkv, position_ids, cos, sin, *, heads, head_dim):
+    """relay_ops.rotary."""
+    x = qkv.unflatten(1, (3, heads, 2, head_dim // 2))
+    first, second = x[:, :2, :, 0], x[:, :2, :, 1]
+    c, s = (table[position_ids][:, None, None] for table in (cos, sin))
+    both = torch.stack([first * c - second * s, second * c + first * s], 3)
+    both = (both + 2 ** (turning.SHIFT - 1)) >> turning.SHIFT
+    out = torch.cat([both, x[:, 2:]], 1).flatten(1)
+    return out.clamp_(-turning.LIMIT, turning.LIMIT)
 
 
 def layernorm(x, eps, g_mult, g_bias, r_mult, r_bias):
@@ -274,6 +302,8 @@ OPS = {
     "rescale": rescale,
     "requantize16": requantize_16,
     "i_gelu": gelu,
+    "gate": gate,
+    "rotary": rotary,
     "i_layernorm": layernorm,
     "attention": attend,
     "attention_bias": attend,

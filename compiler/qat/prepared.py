@@ -212,7 +212,8 @@ class PreparedNative(Prepared):
         """Take a Ranges for the encoder of `model`."""
         graph, meta = read_encoder(checkpoint, head)
         super().__init__(checkpoint, model, {**meta, "nonlinear": nonlinear})
-        self.meta["position_count"] = len(graph.tables.position)
+        first = self.meta["pad_token_id"] + 1 if self.meta["position_rule"] == "padding" else 0
+        self.meta["position_count"] = first + self.meta["max_length"]
         self.weights = weights
         self.ranges: Ranges = ranges
         self.dropout = dropout_of(checkpoint, graph)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from intformer.ir.float_run import activate, averaged, mask_of
-from intformer.ir.graph import Graph, Node
+from intformer.ir.float_run import activate, averaged, mask_of, turned
+from intformer.ir.graph import Graph, Node, taken
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
 from intformer.qat.ranges import Ranges
 from intformer.quantize.methods import SMALLEST
-from intformer.quantize.native.scales import INT8_MAX, split_scales
+from intformer.quantize.native.scales import INT8_MAX, paired, split_scales
 from intformer.relay_ops import i_gelu
 
 TINY = 1e-20
@@ -91,7 +91,8 @@ class Simulation:
         if self.grain == "tensor":
             whole = tables.word.detach().abs().amax() / INT8_MAX
         x = fake_quant.fake_rows(rows, whole)
-        x = x + functional.embedding(tokens.positions, tables.position)
+        if tables.position is not None:
+            x = x + functional.embedding(tokens.positions, tables.position)
         if tables.types is not None:
             x = x + functional.embedding(tokens.types, tables.types)
         return x
@@ -123,7 +124,7 @@ class Simulation:
 
     def act(self, node: Node, tokens: Tokens, x):
         """Apply an activation; its operand's scale says how fine i-GELU is."""
-        function = node.attrs["function"]
+        function, x = node.attrs["function"], x[:, taken(node)]
         if not self.integers or function == "relu":
             return activate(x, function)
         if function == "tanh":
@@ -145,6 +146,14 @@ class Simulation:
         """Add a term to the residual."""
         return term + stream
 
+    def mul(self, node: Node, tokens: Tokens, active, x):
+        """Multiply an activation with the other half of what it reads."""
+        return active * x[:, taken(node)]
+
+    def rotary(self, node: Node, tokens: Tokens, qkv):
+        """Turn queries and keys by their positions."""
+        return turned(node, tokens.positions, qkv)
+
     def attention(self, node: Node, tokens: Tokens, qkv):
         """Attention of int8 queries, keys and values."""
         qkv = fake_quant.FakeQuant.apply(qkv, self.qkv_scale(node.inputs[0]))
@@ -156,7 +165,10 @@ class Simulation:
         """Return the int8 scale of every channel of q, k and v, [3C]."""
         peaks = self.ranges.peak(edge)
         peaks = torch.maximum(peaks, peaks.amax().clamp(min=TINY) * SMALLEST)
-        s_q, s_k, s_v, _ = split_scales(*peaks.chunk(3))
+        q, k, v = peaks.chunk(3)
+        if (node := self.graph[edge]).kind == "rotary":
+            q, k = (paired(part, node.attrs["heads"]) for part in (q, k))
+        s_q, s_k, s_v, _ = split_scales(q, k, v)
         return torch.cat([s_q, s_k, s_v])
 
     def take(self, node: Node, tokens: Tokens, x):
@@ -189,6 +201,8 @@ SIMULATE = {
     "linear": Simulation.linear,
     "act": Simulation.act,
     "add": Simulation.add,
+    "mul": Simulation.mul,
+    "rotary": Simulation.rotary,
     "attention": Simulation.attention,
     "take": Simulation.take,
     "mean": Simulation.mean,

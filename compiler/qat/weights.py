@@ -37,6 +37,10 @@ class LiveCheckpoint(Checkpoint):
             raise CheckpointError(f"weight {key!r} is missing", where=str(self.path))
         return self._parameters[key]
 
+    def zeros(self, count: int) -> torch.Tensor:
+        """Return zeros [count] beside the parameters."""
+        return torch.zeros(count, device=next(iter(self._parameters.values())).device)
+
     def join(self, arrays: list[torch.Tensor]) -> torch.Tensor:
         """Return weights one below the other."""
         return torch.cat(arrays)

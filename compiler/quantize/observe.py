@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intformer.ir.float_run import activate, run
-from intformer.ir.graph import Graph, Node
+from intformer.ir.graph import Graph, Node, taken
 from intformer.progress import progress
 
 SAMPLE_ROWS = 512  # rows kept per edge, for percentile and MSE
@@ -50,14 +50,18 @@ class _Moments:
         self.sum = self.sum + wide.sum(0)
         self.squares = self.squares + np.square(wide).sum(0)
 
-    def likely(self, function: str) -> np.ndarray:
-        """Return the largest |function(x)| within SPREAD deviations of the mean, [channels]."""
+    def likely(self, node: Node) -> np.ndarray:
+        """Return the largest |act(x)| within SPREAD deviations of the mean, [channels].
+
+        node  the act, which may read half of the edge
+        """
         import torch
 
         mean = self.sum / self.count
         deviation = np.sqrt(np.maximum(self.squares / self.count - np.square(mean), 0))
         steps = np.linspace(-SPREAD, SPREAD, POINTS)[:, None]
-        found = activate(torch.from_numpy(mean + steps * deviation), function)
+        x = (mean + steps * deviation)[:, taken(node)]
+        found = activate(torch.from_numpy(x), node.attrs["function"])
         return found.abs().amax(0).numpy().astype(np.float32)
 
 
@@ -92,10 +96,7 @@ def observe(graph: Graph, inputs: list[dict], unusual: Sequence[dict] = ()) -> d
         run(graph, batch, tap)
     for batch in progress(inputs, "calibrating"):
         run(graph, batch, sample)
-    likely = {
-        node.name: moments[name].likely(node.attrs["function"])
-        for name, node in activations.items()
-    }
+    likely = {node.name: moments[name].likely(node) for name, node in activations.items()}
     return {
         name: Seen(
             np.maximum(np.stack(p), likely.get(name, 0.0)),

@@ -16,8 +16,7 @@ from intformer.frontend.families import FAMILIES
 from intformer.ir.float_run import run
 from intformer_testing import random_hf
 
-HEADS = [*random_hf.HEADS, *random_hf.MADE_OF]
-EVERY = [(family, head) for family in random_hf.CLASSES for head in HEADS]
+EVERY = [(f, head) for f in random_hf.CLASSES for head in random_hf.heads_of(f, made_of=True)]
 ODD = [  # (family, head, shape)
     ("bert", "sequence-classification", {"hidden": 312, "heads": 12, "labels": 213}),
     ("roberta", "token-classification", {"hidden": 312, "heads": 12, "labels": 1}),

@@ -11,12 +11,14 @@ from intformer.relay_ops import OPS as REFERENCES
 from intformer.relay_ops import (
     attention,
     attention_ibert,
+    gate,
     i_gelu,
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
     requantize16,
     rescale,
+    rotary,
     weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
@@ -41,12 +43,13 @@ def embed(rng):
         mult, shift = make_dyadic(log_uniform(rng, 0.01, 100, rows))
         return integers(rng, -top, top, (rows, 12), dtype), mult, shift
 
-    types = int(rng.integers(2))
-    sizes = [50, 2, 30] if types else [50, 30]
+    types, positions = (int(one) for one in rng.integers(0, 2, 2))
+    sizes = [50] + [2] * types + [30] * positions
     ids = [rng.integers(0, size, 9).astype(np.int32) for size in sizes]
     dtypes = [(np.int8, 127)] + [(np.int16, 32767)] * (len(sizes) - 1)
     tables = [part for size, kind in zip(sizes, dtypes, strict=True) for part in table(size, *kind)]
-    return (*ids, *tables), {"lo": -(2**17) + 1, "hi": 2**17 - 1, "types": types}
+    attrs = {"lo": -(2**17) + 1, "hi": 2**17 - 1, "types": types, "positions": positions}
+    return (*ids, *tables), attrs
 
 
 def matmul(rng):
@@ -90,6 +93,21 @@ def gelu(rng):
     k = int(rng.integers(least, most + 1))
     x = integers(rng, -32767, 32767, (9, 6), np.int16)
     return (x, i_gelu.point(k, form)), {"form": form}
+
+
+def gated(rng):
+    (x, point), attrs = gelu(rng)
+    mult, offset = gate.tables(log_uniform(rng, 2.0**-23, 0.5, 3))
+    return (x, point, mult, offset), {**attrs, "active": int(rng.integers(2))}
+
+
+def turned(rng):
+    heads, size = int(rng.integers(1, 4)), int(rng.choice([2, 10, 64]))
+    angles = rng.uniform(0, 7, (30, size // 2))
+    x = integers(rng, -32767, 32767, (9, 3 * heads * size), np.int16)
+    positions = integers(rng, 0, 29, 9, np.int32)
+    tables = rotary.tables(np.cos(angles), np.sin(angles))
+    return (x, positions, *tables), {"heads": heads, "head_dim": size}
 
 
 def layernorm(rng):
@@ -178,6 +196,8 @@ CASES = {
     "relu": lambda rng: ((rows(rng, np.int32, 2**31 - 1),), {}),
     "i_tanh": lambda rng: ((rows(rng, np.int32, 2**18),), {}),
     "i_gelu": gelu,
+    "gate": gated,
+    "rotary": turned,
     "i_layernorm": layernorm,
     "take_rows": lambda rng: (
         (rows(rng), OFFSETS),

@@ -8,10 +8,12 @@ from intformer.relay_ops import (
     OPS,
     attention,
     attention_bias,
+    gate,
     i_gelu,
     i_layernorm,
     requantize16,
     rescale,
+    rotary,
     weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
@@ -54,6 +56,14 @@ def test_embed_without_types():
     one = (np.array([2**30]), np.array([30]))
     out = run("embed", i32(0), i32(0), i8([7]), *one, i8([-3]), *one, lo=-9, hi=9, types=0)
     assert out.tolist() == [[4]]
+
+
+def test_embed_without_positions():
+    one = (np.array([2**30]), np.array([30]))
+    words, attrs = (i8([7, -8]), *one), {"lo": -9, "hi": 6, "positions": 0}
+    assert run("embed", i32(0), *words, **attrs, types=0).tolist() == [[6, -8]]
+    types = (i8([1, -2]), *one)  # the words' 7 is clamped first
+    assert run("embed", i32(0), i32(0), *words, *types, **attrs, types=1).tolist() == [[6, -9]]
 
 
 def test_embed_refuses_an_id_beyond_the_table():
@@ -274,6 +284,48 @@ def test_silu_on_paper():
     x = i16([8 * one], [-8 * one], [one], [-one], [0])
     y = run("i_gelu", x, i_gelu.point(11, "silu"), form="silu").ravel() / one
     np.testing.assert_allclose(y, [7.9973, -0.0027, 0.7311, -0.2689, 0], atol=1.6e-3)
+
+
+def test_a_gate_on_paper():
+    """silu(8) = 7.9973 and silu(0) = 0 of the first half, times 3 and -3, at a scale of 1 / 4."""
+    one, unit = 2**11, 2**8
+    x = i16([8 * one, 0, 3 * unit, -3 * unit], [8 * one, 8 * one, -3 * unit, 99 * unit])
+    tables = gate.tables(np.full(2, 4 / (one * unit)))
+    about = {"form": "silu", "active": 0}
+    out = run("gate", x, i_gelu.point(11, "silu"), *tables, **about)
+    assert out.dtype == np.int8 and out.tolist() == [[96, 0], [-96, 127]]  # 95.97
+    swapped = np.concatenate([x[:, 2:], x[:, :2]], 1)
+    other = run("gate", swapped, i_gelu.point(11, "silu"), *tables, form="silu", active=1)
+    assert other.tolist() == out.tolist()
+
+
+def test_a_gate_refuses_a_result_too_fine_for_its_product():
+    with pytest.raises(RangeError, match=r"0\.6, above 0\.5"):
+        gate.tables(np.array([0.1, 0.6]))
+
+
+def test_rotary_on_paper():
+    """Two heads of one pair; a quarter turn: (x1, x2) becomes (-x2, x1); values pass by."""
+    quarter, none = np.pi / 2, 0.0
+    tables = rotary.tables(*(f(np.array([[none], [quarter]])) for f in (np.cos, np.sin)))
+    assert [t.ravel().tolist() for t in tables] == [[32767, 0], [0, 32767]]
+    unit = 2**rotary.FRACTION_BITS
+    queries, keys = [5 * unit, -3 * unit, 100 * unit, 64], [0, unit, -unit, 200 * unit]
+    x = i16(queries + keys + [1, -2, 300, -300])
+    x = np.concatenate([x, x])
+    out = run("rotary", x, i32(0, 1), *tables, heads=2, head_dim=2)
+    assert out.dtype == np.int8
+    values = [1, -2, 127, -127]
+    assert out[0].tolist() == [5, -3, 100, 0, 0, 1, -1, 127, *values]  # 64 / 128 at 32767 / 32768
+    assert out[1].tolist() == [3, 5, 0, 100, -1, 0, -127, -1, *values]
+
+
+def test_rotary_refuses_positions_and_tables_that_do_not_fit():
+    x, table = i16([0] * 6), i16([1], [2])
+    with pytest.raises(RangeError, match=r"position 2\.\.2 outside 0\.\.1"):
+        run("rotary", x, i32(2), table, table, heads=1, head_dim=2)
+    with pytest.raises(RangeError, match="for heads of 4"):
+        run("rotary", i16([0] * 12), i32(0), table, table, heads=1, head_dim=4)
 
 
 def test_gelu_refuses_the_one_number_without_a_negative_and_a_wrong_point():

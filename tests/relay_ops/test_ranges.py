@@ -13,12 +13,14 @@ from intformer.relay_ops import (
     OPS,
     attention,
     attention_ibert,
+    gate,
     i_gelu,
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
     requantize16,
     rescale,
+    rotary,
     weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import make_dyadic
@@ -217,6 +219,50 @@ def test_requantize16_interval_is_reached(rng):
         OPS["requantize16"].bounds(Interval.of(-(2**15), 0), *tables)
     with pytest.raises(RangeError, match="below 0"):
         OPS["requantize16"].bounds(Interval.of(-1, 0), tables[0], -tables[1])
+
+
+def test_gate_interval_is_reached(rng):
+    """By the largest activation or its least, and either end of the other factor."""
+    limit, point = i_gelu.LIMIT, i_gelu.point(11, "silu")
+    low, high = -rng.integers(1, limit, 20), rng.integers(1, limit, 20)
+    tables = gate.tables(2.0 ** -rng.uniform(20, 23, 20))
+    whole = np.full(20, limit)
+    x = Interval.of(np.concatenate([-whole, low]), np.concatenate([whole, high]))
+    about = {"form": "silu", "active": 0}
+    interval = OPS["gate"].bounds(x, point, *tables, **about)
+    every = np.arange(-limit, limit + 1)[:, None] + np.zeros(20, np.int64)
+    found = [
+        OPS["gate"].reference(
+            np.concatenate([every, np.broadcast_to(end, every.shape)], 1).astype(np.int16),
+            point,
+            *tables,
+            **about,
+        )
+        for end in (low, high)
+    ]
+    found = np.concatenate(found)
+    assert inside(found, interval)
+    assert np.abs(found.min(0) - interval.low).max() <= 1  # as near as GELU's interval is
+    assert np.abs(found.max(0) - interval.high).max() <= 1
+    with pytest.raises(RangeError, match="beyond"):
+        OPS["gate"].bounds(Interval.of(-limit, limit + 1), point, *tables, **about)
+
+
+def test_rotary_interval_is_reached(rng):
+    """By the pair whose signs and position add up."""
+    angles = rng.uniform(0, 7, (50, 3))
+    cos, sin = rotary.tables(np.cos(angles), np.sin(angles))
+    top = rng.integers(1, 2**13, 18)
+    about = {"heads": 1, "head_dim": 6}
+    interval = OPS["rotary"].bounds(Interval.of(-top, top), Interval.of(0, 49), cos, sin, **about)
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 2)).reshape(2, -1).T  # of both channels of a pair
+    x = np.stack([np.tile(np.repeat(s, 3), 3) * top for s in signs]).astype(np.int16)
+    x, places = np.repeat(x, 50, 0), np.tile(np.arange(50), 4).astype(np.int32)
+    found = OPS["rotary"].reference(x, places, cos, sin, **about)
+    assert (found.max(0) == interval.high).all() and (found.min(0) >= interval.low).all()
+    assert np.abs(found.min(0) - interval.low).max() <= 1  # the rounding is upwards
+    with pytest.raises(RangeError, match="does not fit int16"):
+        OPS["rotary"].bounds(Interval.of(0, 2**15), Interval.of(0, 49), cos, sin, **about)
 
 
 def test_add_takes_int16_alone():

@@ -22,11 +22,13 @@ from intformer.relay_ops import (
     attention,
     attention_ibert,
     expr,
+    gate,
     i_gelu,
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
     i_tanh,
+    rotary,
     weighted_pool,
 )
 from intformer.relay_ops.fixedpoint import dyadic, make_dyadic, mul_round
@@ -340,6 +342,61 @@ def test_gelu_of_every_legal_input(target):
     assert len(set(program.kernels)) == len(i_gelu.FORMS)
     x = np.arange(-i_gelu.LIMIT, i_gelu.LIMIT + 1)
     program.check({"x": np.resize(x, (-(-len(x) // 1001), 1001)).astype(np.int16)})
+
+
+@on_every_target
+def test_gates(target):
+    """Either half activated, as an operand and not; halves that are no whole vectors; extremes."""
+    g, rng, arrays = Graph(), np.random.default_rng(0), {}
+    for width in (3, 60, 64):
+        x = g.given(f"x{width}", "int16", 2 * width)
+        mult, offset = gate.tables(2.0 ** -rng.uniform(1, 23, width))
+        for active, form in enumerate(("silu", "erf")):
+            point = i_gelu.point(9 + active, form)
+            more = {"form": form, "active": active}
+            g.op("gate", [x, point, mult, offset], f"y{active}_{width}", "int8", width, **more)
+        g.operand(f"y0_{width}")
+        arrays[x] = integers(rng, -i_gelu.LIMIT, i_gelu.LIMIT, (41, 2 * width), np.int16)
+        arrays[x][:2], arrays[x][2, ::2] = [[-i_gelu.LIMIT], [i_gelu.LIMIT]], -i_gelu.LIMIT
+    Program(g, target).check(arrays)
+
+
+@on_every_target
+@pytest.mark.parametrize(("heads", "size"), [(3, 64), (2, 20), (1, 2)])
+def test_rotary(target, heads, size):
+    """Halves of whole vectors and not; every position, in any order; pairs that overflow int8."""
+    g, rng = Graph(), np.random.default_rng(0)
+    x = g.given("x", "int16", 3 * heads * size)
+    angles = np.arange(37)[:, None] * rng.uniform(0, 1, size // 2)
+    tables = rotary.tables(np.cos(angles), np.sin(angles))
+    about = {"heads": heads, "head_dim": size}
+    g.op("rotary", [x, "position_ids", *tables], "y", "int8", 3 * heads * size, **about)
+    program = Program(g, target)
+    for rows in (1, 8, 37):
+        qkv = integers(rng, -(2**15) + 1, 2**15 - 1, (rows, 3 * heads * size), np.int16)
+        qkv[0] = 2**15 - 1
+        places = rng.permutation(37)[:rows].astype(np.int32)
+        program.check({"x": qkv, "position_ids": places, "cu_seqlens": offsets([rows])})
+
+
+@on_every_target
+def test_attention_of_turned_heads(target):
+    """Heads whose halves are padded apart: attention reads them so, and its context is so."""
+    heads, size, rng = 2, 20, np.random.default_rng(0)
+    g = Graph(64)
+    x = g.given("x", "int16", 3 * heads * size)
+    angles = np.arange(64)[:, None] * rng.uniform(0, 1, size // 2)
+    about = {"heads": heads, "head_dim": size}
+    inputs = [x, "position_ids", *rotary.tables(np.cos(angles), np.sin(angles))]
+    g.op("rotary", inputs, "y", "int8", 3 * heads * size, **about)
+    tables = attention.tables(0.01, 1.0, 0.02, size, np.full(heads * size, 0.02))
+    inputs = ["y", "cu_seqlens", *tables.values()]
+    g.op("attention", inputs, "context", "int8", heads * size, **about)
+    lengths = (1, 17, 8, 33)
+    places = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
+    qkv = integers(rng, -(2**14), 2**14, (len(places), 3 * heads * size), np.int16)
+    arrays = {"x": qkv, "position_ids": places, "cu_seqlens": offsets(lengths)}
+    Program(g, target).check(arrays)
 
 
 @on_every_target
@@ -820,17 +877,17 @@ def embedding_tables(vocabulary, width, dtype, rng):
 
 
 @on_every_target
-@pytest.mark.parametrize("types", [0, 1])
-def test_embed(target, types):
+@pytest.mark.parametrize(("types", "positions"), [(0, 1), (1, 1), (1, 0), (0, 0)])
+def test_embed(target, types, positions):
     rng = np.random.default_rng(types)
-    ids = ["input_ids", "token_type_ids", "position_ids"]
-    sizes, kinds = (130, 124, 127), ("int8", "int16", "int16")
-    if not types:
-        ids, sizes, kinds = ids[::2], sizes[::2], kinds[::2]
+    ids = ["input_ids", *["token_type_ids"] * types, *["position_ids"] * positions]
+    sizes = (130, *[124] * types, *[127] * positions)
+    kinds = ("int8", *["int16"] * (types + positions))
+    about = {"types": types} if positions else {"types": types, "positions": 0}
     g = Graph()
     tables = [t for s, k in zip(sizes, kinds, strict=True) for t in embedding_tables(s, 60, k, rng)]
     for out, limit in (("clamped", 2**17 - 1), ("whole", INT32_MAX)):
-        g.op("embed", [*ids, *tables], out, "int32", 60, types=types, lo=-limit, hi=limit)
+        g.op("embed", [*ids, *tables], out, "int32", 60, **about, lo=-limit, hi=limit)
     program = Program(g, target)
     for n in (1, 8, 131):
         rows = {i: integers(rng, 0, s - 1, n, np.int32) for i, s in zip(ids, sizes, strict=True)}
@@ -1014,7 +1071,7 @@ def test_concat(target):
 def test_no_op_is_forgotten():
     """Every op has a test above: alone, or in a chain that the fusion makes."""
     alone = {*("requantize", "residual_add", "relu", "add_bias", "i_gelu", "i_tanh", "matmul")}
-    alone |= {*("rescale", "requantize16", "add")}
+    alone |= {*("rescale", "requantize16", "add", "gate", "rotary")}
     alone |= {*("i_gelu_ibert", "i_layernorm", "i_layernorm_ibert", "attention")}
     alone |= {*("attention_bias", "attention_ibert", "embed", "take_rows", "mean_pool")}
     alone |= {"max_pool", "weighted_pool", "concat"}

@@ -7,6 +7,7 @@ from intformer.frontend.families.distilbert import DISTILBERT
 from intformer.frontend.families.electra import ELECTRA
 from intformer.frontend.families.ibert import IBERT
 from intformer.frontend.families.mpnet import MPNET
+from intformer.frontend.families.nomic_bert import NOMIC_BERT
 from intformer.frontend.families.roberta import ROBERTA
 
 FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
@@ -19,4 +20,5 @@ FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
     "electra": ELECTRA,
     "albert": ALBERT,
     "mpnet": MPNET,
+    "nomic_bert": NOMIC_BERT,
 }

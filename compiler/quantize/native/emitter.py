@@ -3,11 +3,11 @@
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.ir.graph import WORD_STEM, Linear, Norm
+from intformer.ir.graph import WORD_STEM, Linear, Node, Norm
 from intformer.quantize.emit import Emitter
 from intformer.quantize.methods import TINY, round_rows, row_peaks
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
-from intformer.relay_ops import i_gelu, i_layernorm, i_tanh
+from intformer.relay_ops import gate, i_gelu, i_layernorm, i_tanh
 
 BIAS_MAX = 2**24  # of a row that is almost zero; leaves `rescale` its precision
 TANH_LIMIT = 2**18 - 1  # 64 in Q12
@@ -144,6 +144,29 @@ class NativeEmitter(Emitter):
         out = self.value(name, "int32", source.channels, i_tanh.OUTPUT_SCALE, origin, source.rows)
         self.node("i_tanh", (x,), out)
         self.stands_for(name, out)
+        return out
+
+    def gate(self, acc: str, node: Node, s8: np.ndarray) -> str:
+        """Activate half of an accumulator, times the other half; returns int8 at scale s8 [F].
+
+        node  of kind mul
+        """
+        act, edge = self.graph[node.inputs[0]], node.inputs[1]
+        kind, active = act.attrs["function"], act.attrs["half"]
+        bits, step = i_gelu.scale(self.scales.gelu_top(act.name), kind)
+        form, _ = i_gelu.FUNCTIONS[kind]
+        factor = self.scales.gate(node)
+        halves = [factor, factor]
+        halves[active] = np.full(node.channels, step)
+        origin = f"{self.calibrated}; {bits} fraction bits of the activation"
+        x = self.rescale(acc, edge + ".int16", "int16", np.concatenate(halves), origin, INT16_MAX)
+        tables = {"point": i_gelu.point(bits, form)}
+        tables["mult"], tables["offset"] = gate.tables(step * factor / s8)
+        names = [self.constant(f"{node.name}.{key}", table) for key, table in tables.items()]
+        rows = self.values[acc].rows
+        out = self.value(node.name, "int8", node.channels, s8, self.calibrated, rows)
+        self.node("gate", (x, *names), out, form=form, active=active)
+        self.stands_for(node.name, out)
         return out
 
     def activation8(self, acc: str, name: str, kind: str, s8: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from intformer.ir.model import IntModel
 from intformer.quantize.methods import TINY
 from intformer.quantize.native.emitter import NativeEmitter
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
-from intformer.relay_ops import attention, attention_bias, weighted_pool
+from intformer.relay_ops import attention, attention_bias, rotary, weighted_pool
 from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
 SUM_MAX = 2**17 - 1  # of the embedding sum, in int32
@@ -89,7 +89,7 @@ def emit(scales: Scales, origin: str, rounded: dict, grain: str) -> IntModel:
 def embed(e: Rules, node: Node) -> None:
     """Sum of the tables' rows, at a scale that holds the largest sum."""
     t = node.params
-    tables = [t.word, t.position] if t.types is None else [t.word, t.types, t.position]
+    tables = [table for table in (t.word, t.types, t.position) if table is not None]
     reach = sum(float(np.abs(table).max()) for table in tables)
     scale = max(reach, TINY) * (1 + 1e-3) / SUM_MAX
     origin = "bound: largest sum of table entries"
@@ -97,9 +97,12 @@ def embed(e: Rules, node: Node) -> None:
     constants = e.table("embed.word", t.word, INT8_MAX, scale)
     if t.types is not None:
         constants += e.table("embed.type", t.types, INT16_MAX, scale)
-    constants += e.table("embed.position", t.position, INT16_MAX, scale)
-    types = int(t.types is not None)
-    e.node("embed", (*node.inputs, *constants), out, lo=-SUM_MAX, hi=SUM_MAX, types=types)
+    attrs = {"types": int(t.types is not None)}
+    if t.position is not None:
+        constants += e.table("embed.position", t.position, INT16_MAX, scale)
+    else:
+        attrs["positions"] = 0
+    e.node("embed", (*node.inputs, *constants), out, lo=-SUM_MAX, hi=SUM_MAX, **attrs)
     e.stands_for(node.name, out)
     e.wide[node.name] = out
 
@@ -137,7 +140,12 @@ def linear(e: Rules, node: Node) -> None:
 
 
 def act(e: Rules, node: Node) -> None:
-    """Activation of an accumulator: an int8 operand, or what a LayerNorm reads."""
+    """Activation of an accumulator: an int8 operand, or what a LayerNorm reads.
+
+    One that is multiplied with the other half is computed there.
+    """
+    if any(reader.kind == "mul" for reader in e.graph.readers(node.name)):
+        return
     acc, function = e.wide[node.inputs[0]], node.attrs["function"]
     if e.graph.linear_reader(node.name):
         scale = e.scales.operand(node.name)
@@ -157,12 +165,37 @@ def add(e: Rules, node: Node) -> None:
     e.stands_for(node.name, node.name)
 
 
+def multiply(e: Rules, node: Node) -> None:
+    """Half of an accumulator activated, times the other half, to an int8 operand."""
+    scale = e.scales.operand(node.name)
+    e.operands[node.name] = e.gate(e.wide[node.inputs[1]], node, scale)
+
+
+def turn(e: Rules, node: Node) -> None:
+    """Queries and keys to int16, turned by their positions to int8; values to int8."""
+    (edge, index), c = node.inputs, node.channels // 3
+    s_q, s_k, s_v, _ = e.scales.attention(node.name)
+    finer = [s_q / 2**rotary.FRACTION_BITS, s_k / 2**rotary.FRACTION_BITS, s_v]
+    qkv = e.rescale(e.wide[edge], edge, "int16", np.concatenate(finer), e.calibrated, INT16_MAX)
+    tables = rotary.tables(node.params.cos, node.params.sin)
+    names = [
+        e.constant(f"{node.name}.{key}", table)
+        for key, table in zip(("cos", "sin"), tables, strict=True)
+    ]
+    heads, scale = node.attrs["heads"], np.concatenate([s_q, s_k, s_v])
+    out = e.value(node.name, "int8", 3 * c, scale, e.calibrated)
+    e.node("rotary", (qkv, index, *names), out, heads=heads, head_dim=c // heads)
+    e.stands_for(node.name, out)
+    e.operands[node.name] = out
+
+
 def attend(e: Rules, node: Node) -> None:
-    """Queries, keys and values to int8, then attention to an int8 operand."""
+    """Queries, keys and values to int8, unless they are, then attention to an int8 operand."""
     edge, c, heads = node.inputs[0], node.channels, node.attrs["heads"]
     s_q, s_k, s_v, product = e.scales.attention(edge)
-    scale = np.concatenate([s_q, s_k, s_v])
-    qkv = e.rescale(e.wide[edge], edge, "int8", scale, e.calibrated, INT8_MAX)
+    if (qkv := e.operands.get(edge)) is None:
+        scale = np.concatenate([s_q, s_k, s_v])
+        qkv = e.rescale(e.wide[edge], edge, "int8", scale, e.calibrated, INT8_MAX)
     s_context = e.scales.operand(node.name)
     tables = attention.tables(product, 1.0, s_v, c // heads, s_context)
     op = attention.NAME
@@ -287,6 +320,8 @@ RULES = {
     "linear": linear,
     "act": act,
     "add": add,
+    "mul": multiply,
+    "rotary": turn,
     "attention": attend,
     "take": take,
     "mean": mean,

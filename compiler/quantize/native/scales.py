@@ -2,16 +2,17 @@
 
 import numpy as np
 
-from intformer.ir.graph import Graph, Operand
+from intformer.ir.graph import Graph, Node, Operand, taken
 from intformer.progress import progress
 from intformer.quantize.methods import TINY, channel_peaks, equalise, peak
 from intformer.quantize.observe import Seen
-from intformer.relay_ops import i_gelu, i_layernorm, requantize16
+from intformer.relay_ops import gate, i_gelu, i_layernorm, requantize16
 
 INT8_MAX = 127
 INT16_MAX = 2**15 - 1
 HEADROOM = 2.0  # of 16 and 17-bit scales over the calibrated peak
 GRAINS = ("channel", "tensor")  # what has one weight scale
+GATE_SPAN = 64.0  # largest over smallest int16 scale of the factors of activations
 
 
 def split_scales(q, k, v):
@@ -24,6 +25,16 @@ def split_scales(q, k, v):
     product = (q * k).max() / INT8_MAX**2
     s_q = (product * q / k) ** 0.5
     return s_q, product / s_q, v / INT8_MAX, product
+
+
+def paired(peaks, heads: int):
+    """Return peaks [C] of queries or keys, both channels of a rotary pair with the larger.
+
+    peaks  NumPy or torch; what turns into one another has one scale
+    """
+    mine = peaks.reshape(heads, 2, -1)
+    other = mine[:, [1, 0]]
+    return ((mine + other + abs(mine - other)) / 2).reshape(-1)
 
 
 def equalisation(graph: Graph, seen: dict[str, Seen]) -> dict[str, np.ndarray]:
@@ -86,10 +97,19 @@ class Scales:
 
     def attention(self, edge: str):
         """Return split_scales of queries, keys and values."""
-        return split_scales(*np.split(channel_peaks(self.seen[edge], self.method), 3))
+        q, k, v = np.split(channel_peaks(self.seen[edge], self.method), 3)
+        if (node := self.graph[edge]).kind == "rotary":
+            q, k = (paired(peaks, node.attrs["heads"]) for peaks in (q, k))
+        return split_scales(q, k, v)
+
+    def gate(self, node: Node) -> np.ndarray:
+        """Return the int16 scale of each channel of what a mul multiplies an activation with."""
+        peaks = self.seen[node.inputs[1]].peaks.max(0)[taken(node)].astype(np.float64)
+        top = max(float(peaks.max()), TINY)
+        return HEADROOM * np.maximum(peaks, top / GATE_SPAN) / INT16_MAX
 
     def gelu_top(self, edge: str) -> float:
-        """Return the largest output of an activation that a LayerNorm reads."""
+        """Return the largest output of an activation that is no operand itself."""
         return HEADROOM * float(self.seen[edge].peaks.max())
 
     # -- how the operands' are chosen -----------------------------------------------------------
@@ -124,6 +144,10 @@ class Scales:
         maker = self.graph[edge]
         if maker.kind == "norm":
             return i_layernorm.least_scale(maker.params.weight, maker.params.bias)
+        if maker.kind == "mul":
+            act = self.graph[maker.inputs[0]]
+            _, step = i_gelu.scale(self.gelu_top(act.name), act.attrs["function"])
+            return step * self.gate(maker) / gate.MAX_RATIO * (1 + 1e-6)
         if maker.kind != "act" or maker.attrs["function"] in ("relu", "tanh"):
             return 0.0
         _, step = i_gelu.scale(INT8_MAX * float(scale.max()), maker.attrs["function"])

@@ -37,7 +37,7 @@ def cases():
     """Return case -> function (directory) -> IntModel."""
     found = {}
     for family in random_hf.CLASSES:
-        for head in ENDINGS:
+        for head in random_hf.heads_of(family, made_of=True):
             found[f"native/{family}/{head}"] = native(family, head)
         found[f"native/{family}/sentence-embedding"] = native(family, "features", pool="mean")
     found["native/bert/sentence-embedding of the first"] = native("bert", "features", pool="cls")
@@ -61,7 +61,8 @@ def native(family, head, pool=None, grain="channel", **shape):
 
     def make(folder) -> IntModel:
         shape.setdefault("labels", 2 if head == "question-answering" else 3)
-        about = {"hidden": HIDDEN, "ffn": WIDE, "layers": LAYERS, **shape}
+        heads = 2 if family in random_hf.TURNED else 4
+        about = {"hidden": HIDDEN, "ffn": WIDE, "layers": LAYERS, "heads": heads, **shape}
         kind = getattr(transformers, random_hf.CLASSES[family] + ENDINGS[head])
         model = kind(random_hf.config(family, **about))
         rng = fill(model)
@@ -157,16 +158,21 @@ def ranges(config, family, head, pool, rng):
     if family == "albert":  # always there
         peaks["embed.projection"], factors["embed.projection"] = HIDDEN, narrow
     for i in range(layers):
-        sizes = {"qkv": 3 * HIDDEN, "act": wide}
-        for name in ("qkv", "context", "sum1", "norm1", "act", "sum2", "norm2"):
-            peaks[f"layer{i}.{name}"] = sizes.get(name, HIDDEN)
+        sizes = {"turned" if family in random_hf.TURNED else "qkv": 3 * HIDDEN}
+        sizes |= dict.fromkeys(("context", "sum1", "norm1"), HIDDEN)
+        if family in random_hf.GATED:
+            sizes |= {"ffn1": 2 * wide, "gate.act": wide, "gate": wide}
+        else:
+            sizes["act"] = wide
+        sizes |= dict.fromkeys(("sum2", "norm2"), HIDDEN)
+        peaks |= {f"layer{i}.{name}": size for name, size in sizes.items()}
     for i in range(0, layers, layers // shared):
         for name, size in {"qkv": HIDDEN, "out": HIDDEN, "ffn1": HIDDEN, "ffn2": wide}.items():
             factors[f"layer{i}.{name}"] = size
     if pool is None and ENDINGS[head] == "ForMaskedLM":
         peaks |= {"head0.act": narrow, "head0.norm": narrow}
         factors |= {"head0": HIDDEN, "embed.word": narrow}
-        if family in ("bert", "roberta", "xlm-roberta", "distilbert"):
+        if family not in ("electra", "albert"):
             peaks |= {"head0.act": HIDDEN, "head0.norm": HIDDEN}
             factors["embed.word"] = HIDDEN
     elif pool is None and head == "sequence-classification":

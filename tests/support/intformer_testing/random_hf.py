@@ -14,6 +14,7 @@ CLASSES = {  # family -> class stem
     "electra": "Electra",
     "albert": "Albert",
     "mpnet": "MPNet",
+    "nomic_bert": "NomicBert",
 }
 PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions start behind the padding id
 HEADS = {  # head -> class ending
@@ -24,11 +25,21 @@ HEADS = {  # head -> class ending
     "masked-lm": "ForMaskedLM",
 }
 MADE_OF = {"sparse-embedding": "ForMaskedLM"}  # heads that no class of transformers has
+TURNED = ("nomic_bert",)  # rotary positions
+GATED = ("nomic_bert",)  # a gated MLP
 LENGTHS = (5, 1, 17, 2, 3, 11)
 
 
-def config(family, hidden=60, heads=4, layers=2, ffn=100, labels=3, activation="gelu", **extra):
+def heads_of(family, made_of=False):
+    """Heads that transformers has a class for; made_of: those of MADE_OF too."""
+    heads = HEADS | MADE_OF if made_of else HEADS
+    return [head for head in heads if hasattr(transformers, CLASSES[family] + heads[head])]
+
+
+def config(family, hidden=60, heads=None, layers=2, ffn=100, labels=3, activation=None, **extra):
     """A small config; names differ per family."""
+    heads = heads or (3 if family in TURNED else 4)  # an even number of channels each
+    activation = activation or ("silu" if family == "nomic_bert" else "gelu")
     names = {
         "hidden_size": hidden,
         "num_attention_heads": heads,

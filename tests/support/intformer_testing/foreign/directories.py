@@ -58,7 +58,7 @@ def pieces(special: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
 def tokenizer(family: str = "bert", **about):
     """A tokenizer of transformers for a family; `about` are arguments of its class."""
     about = {"model_max_length": LENGTH, **about}
-    name = random_hf.CLASSES[family] + "Tokenizer"
+    name = {"nomic_bert": "Bert"}.get(family, random_hf.CLASSES[family]) + "Tokenizer"
     if family == "roberta":
         vocabulary, merges = byte_pairs()
         about |= {"vocab": dict(vocabulary), "merges": list(merges)}

@@ -1,0 +1,46 @@
+"""Nomic BERT (arXiv 2402.01613): BERT with rotary positions, gated SiLU and no biases."""
+
+from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.families import bert, post_ln, turned
+from intformer.frontend.families.turned import Biases, Spelling
+from intformer.ir.heads import QUESTION_ANSWERING
+
+THETA = 1000.0
+HUB = Spelling(
+    norm="emb_ln",
+    layers="encoder.layers",
+    qkv=("attn.Wqkv",),
+    out="attn.out_proj",
+    norm1="norm1",
+    ffn1=("mlp.fc11", "mlp.fc12"),  # the second one is activated
+    ffn2="mlp.fc2",
+    norm2="norm2",
+)
+MODULES = turned.of_modules("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj")
+
+
+def encoder(g: Builder) -> str:
+    """Embeddings and layers."""
+    keys = turned.spelled(g, HUB, MODULES)
+    x = g.norm("embed.norm", g.embed(positions=False), keys.norm)
+    biases = Biases(attention=False, ffn1=False, ffn2=False)
+    return turned.layers(g, x, keys, biases, turned.table(g, THETA))
+
+
+def words(g: Builder, x: str) -> str:
+    """A logit of every word of the vocabulary."""
+    at = "cls.predictions.transform"
+    x = g.dense(x, f"{at}.dense", g.activation, f"{at}.layer_norm")
+    return g.decoder(x, "cls.predictions.decoder")
+
+
+HEADS = post_ln.heads_of(bert.classify, words)
+del HEADS[QUESTION_ANSWERING]  # transformers has no class of it
+
+NOMIC_BERT = Family(
+    encoder,
+    HEADS,
+    prefix="nomic_bert.",
+    act="silu",
+    dropout=DropoutKeys(default=0.0),
+)

@@ -1,0 +1,67 @@
+"""Rotary positions by config.json: the table of angles, computed in float64.
+
+What transformers writes is `rope_parameters` ({"rope_theta", "rope_type", ...}); older files have
+`rope_theta` and `rope_scaling`. Kinds whose table depends on the length of a text are refused,
+where that can happen: "dynamic" changes nothing up to max_position_embeddings.
+"""
+
+import numpy as np
+
+from intformer.errors import CheckpointError
+from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.folder import shown
+from intformer.ir.graph import Rotary
+
+PARAMETERS, SCALING, THETA = "rope_parameters", "rope_scaling", "rope_theta"
+KINDS = ("default", "linear", "dynamic")
+KNOWN = {"rope_theta", "rope_type", "type", "factor"}  # of a dict of parameters
+PARTIAL = "partial_rotary_factor"
+
+
+def rotary(theta: float, head_dim: int, rows: int, factor: float = 1.0) -> Rotary:
+    """Return the table of positions 0..rows - 1: angle = position / (factor theta^(2 j / d))."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim) / factor
+    angles = np.arange(rows)[:, None] * frequencies
+    return Rotary(np.cos(angles), np.sin(angles))
+
+
+def read(checkpoint: Checkpoint, theta: float, head_dim: int, rows: int) -> Rotary:
+    """Return the table that config.json describes.
+
+    theta     base where config.json does not say
+    head_dim  channels of a head; even
+    rows      positions
+    """
+    where = str(checkpoint.path / "config.json")
+    if head_dim % 2:
+        raise CheckpointError(f"heads of {head_dim} channels have no rotary pairs", where=where)
+    key = PARAMETERS if checkpoint.config.get(PARAMETERS) is not None else SCALING
+    about = checkpoint.setting(key, dict, {})
+    theta = checkpoint.setting(THETA, float, theta)
+    return of(about, theta, head_dim, rows, key, where)
+
+
+def of(about: dict, theta: float, head_dim: int, rows: int, key: str, where: str) -> Rotary:
+    """Return the table of one dict of parameters.
+
+    theta  base where the dict does not say
+    key    of config.json that holds the dict, for errors
+    where  config.json
+    """
+
+    def refuse(name: str, value, hint: str):
+        message = f"config key '{key}.{name}' = {shown(value)} is not supported"
+        raise CheckpointError(message, where=where, hint=hint)
+
+    kind = about.get("rope_type", about.get("type", "default"))
+    if kind not in KINDS:
+        refuse("rope_type", kind, "supported: " + ", ".join(KINDS))
+    if about.get(PARTIAL, 1) != 1:
+        refuse(PARTIAL, about[PARTIAL], "all channels of a head must be turned")
+    for name in about.keys() - KNOWN - {PARTIAL}:
+        refuse(name, about[name], "known: " + ", ".join(sorted(KNOWN)))
+    theta, factor = about.get(THETA, theta), about.get("factor", 1.0)
+    for name, value in ((THETA, theta), ("factor", factor)):
+        if type(value) not in (int, float) or not 0 < value < np.inf:
+            refuse(name, value, "it is a number above 0")
+    return rotary(float(theta), head_dim, rows, float(factor) if kind == "linear" else 1.0)
