@@ -13,6 +13,7 @@ from intformer.relay_ops import (
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
+    i_stream_norm,
     i_tanh,
     matmul,
     max_pool,
@@ -23,6 +24,7 @@ from intformer.relay_ops import (
     rescale,
     residual_add,
     rotary,
+    stream_add,
     take_rows,
     weighted_pool,
 )
@@ -32,6 +34,7 @@ from intformer.relay_ops.op import IntOp
 OPS: dict[str, IntOp] = {
     "embed": embed.OP,
     "i_layernorm": i_layernorm.OP,
+    "i_stream_norm": i_stream_norm.OP,
     "i_layernorm_ibert": i_layernorm_ibert.OP,
     "matmul": matmul.OP,
     "requantize": requantize.OP,
@@ -43,6 +46,7 @@ OPS: dict[str, IntOp] = {
     "attention_ibert": attention_ibert.OP,
     "residual_add": residual_add.OP,
     "add": add.OP,
+    "stream_add": stream_add.OP,
     "i_gelu": i_gelu.OP,
     "requantize16": requantize16.OP,
     "gate": gate.OP,

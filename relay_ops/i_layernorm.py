@@ -13,6 +13,7 @@ section 3.6), with eps and without division.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -51,12 +52,17 @@ def inverse_root(m: np.ndarray) -> np.ndarray:
 def normalise(x: np.ndarray, eps: np.ndarray) -> np.ndarray:
     """(x - mean) / sqrt(var + eps) in Q23, int64 [r, n]; x int32 [r, n], eps int64 [1]."""
     x = x.astype(np.int64)
+    check_domain(x.shape[1], int(np.abs(x).max(initial=0)), int(eps[0]))
+    return scaled(x, eps[0])
+
+
+def scaled(x: np.ndarray, eps: np.ndarray, rms: bool = False) -> np.ndarray:
+    """`normalise` of x int64 [r, n] with eps int64 [] or [r, 1]; rms: without the mean."""
     n = x.shape[1]
-    _check_domain(n, int(np.abs(x).max(initial=0)), int(eps[0]))
     f = fraction_bits(n)
-    s1 = x.sum(1, keepdims=True)
+    s1 = 0 if rms else x.sum(1, keepdims=True)
     s2 = (x * x).sum(1, keepdims=True)
-    v = np.maximum(((n * s2 - s1 * s1) << f) + eps[0], 1)
+    v = np.maximum(((n * s2 - s1 * s1) << f) + eps, 1)
     half = (bit_length(v) + 1) // 2
     rho = inverse_root((v << (62 - 2 * half)) >> 30)
     shift = Y_BITS + 2 + f // 2 - half
@@ -70,7 +76,8 @@ def bit_length(v: np.ndarray) -> np.ndarray:
     return bits - ((v >> (bits - 1)) == 0)
 
 
-def _affine(y: np.ndarray, mult: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def affine(y: np.ndarray, mult: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Gamma and beta over the output scale, int64, before the clamp."""
     return (((y * mult.astype(np.int64)) >> 32) + bias) >> OUT_BITS
 
 
@@ -89,31 +96,33 @@ def reference(
             2^-7 (with half an output step); g for the int8 output, r for the int16 one. mult = 0
             gives beta.
     """
-    _check_affine(g_bias, r_bias)
+    check_affine(g_bias, r_bias)
     y = normalise(x, eps)
-    out8 = clamp(_affine(y, g_mult, g_bias), -LIMIT8, LIMIT8, "int8")
-    return out8, clamp(_affine(y, r_mult, r_bias), -LIMIT16, LIMIT16, "int16")
+    out8 = clamp(affine(y, g_mult, g_bias), -LIMIT8, LIMIT8, "int8")
+    return out8, clamp(affine(y, r_mult, r_bias), -LIMIT16, LIMIT16, "int16")
 
 
-def _check_domain(n: int, peak: int, eps: int) -> None:
+def check_domain(n: int, peak: int, eps: int, where: str = NAME) -> None:
+    """Raise RangeError for what the arithmetic has no room for."""
     if n > MAX_CHANNELS:
-        raise RangeError(f"{n} channels, above {MAX_CHANNELS}", where=NAME)
+        raise RangeError(f"{n} channels, above {MAX_CHANNELS}", where=where)
     if peak > INPUT_LIMIT:
-        raise RangeError(f"|x| can be {peak}, above {INPUT_LIMIT}", where=NAME)
+        raise RangeError(f"|x| can be {peak}, above {INPUT_LIMIT}", where=where)
     if not 0 <= eps < EPS_LIMIT:
         raise RangeError(
             f"eps is {eps} in squared units of the input scale, outside 0..2^61 - 1",
-            where=NAME,
+            where=where,
             hint="the input scale is too small for eps; raise it",
         )
 
 
-def _check_affine(*biases: np.ndarray) -> None:
+def check_affine(*biases: np.ndarray, where: str = NAME) -> None:
+    """Raise RangeError for a bias that is too large."""
     for bias in biases:
         worst = int(np.abs(bias.astype(np.int64)).max(initial=0))
         if worst > BIAS_LIMIT:
             channel = int(np.abs(bias.astype(np.int64)).argmax())
-            raise RangeError(f"|bias| is {worst}, above 2^30 (channel {channel})", where=NAME)
+            raise RangeError(f"|bias| is {worst}, above 2^30 (channel {channel})", where=where)
 
 
 def bounds(
@@ -136,14 +145,15 @@ def bounds(
     Products: m y^2 < 2^32 2^30, y t < 2^31 2^32, d rho < 2^62. S2 <= n 2^34, so n S2 <= 2^58.
     """
     n = len(g_mult)
-    _check_domain(n, int(x.magnitude.max()), int(eps[0]))
-    _check_affine(g_bias, r_bias)
+    check_domain(n, int(x.magnitude.max()), int(eps[0]))
+    check_affine(g_bias, r_bias)
     y = math.isqrt((n - 1) << (2 * Y_BITS)) + 4  # 2^-28 of 2^29 is 2, the root and the floor 2 more
-    out8 = _affine_bounds(y, g_mult, g_bias).clamp(-LIMIT8, LIMIT8)
-    return out8, _affine_bounds(y, r_mult, r_bias).clamp(-LIMIT16, LIMIT16)
+    out8 = affine_bounds(y, g_mult, g_bias).clamp(-LIMIT8, LIMIT8)
+    return out8, affine_bounds(y, r_mult, r_bias).clamp(-LIMIT16, LIMIT16)
 
 
-def _affine_bounds(y: int, mult: np.ndarray, bias: np.ndarray) -> Interval:
+def affine_bounds(y: int, mult: np.ndarray, bias: np.ndarray) -> Interval:
+    """Interval of `affine` for |y| at most `y`."""
     reach = np.abs(exact(mult)) * y
     ends = (((end >> 32) + exact(bias)) >> OUT_BITS for end in (-reach, reach))
     return Interval(*ends)
@@ -155,7 +165,7 @@ def least_scale(gamma: np.ndarray, beta: np.ndarray) -> np.ndarray:
     return np.maximum(gain, np.abs(beta) * 2.0**OUT_BITS / (BIAS_LIMIT - 2**OUT_BITS))
 
 
-def _affine_tables(gamma: np.ndarray, beta: np.ndarray, scale) -> tuple[np.ndarray, np.ndarray]:
+def affine_tables(gamma: np.ndarray, beta: np.ndarray, scale) -> tuple[np.ndarray, np.ndarray]:
     """Mult and bias int32 [C] of gamma and beta over `scale`.
 
     Both round away from zero at halves, so that negating gamma and beta negates both (bias but for
@@ -185,6 +195,13 @@ def min_scale(n: int, eps: float) -> float:
     return math.sqrt(eps * n * n * 2 ** fraction_bits(n) / (EPS_LIMIT - 1))
 
 
+def whole_eps(n: int, eps: float, scale_in: float, where: str = NAME) -> np.ndarray:
+    """Eps in units of V, int64 [1]."""
+    whole = round(n * n * 2 ** fraction_bits(n) * eps / scale_in**2)
+    check_domain(n, 0, whole, where)
+    return np.array([whole], np.int64)
+
+
 def tables(
     scale_in: float,
     gamma: np.ndarray,
@@ -199,25 +216,32 @@ def tables(
     scale8    of the int8 output, one number or [C]; scale16 of the int16 output
     """
     n = len(gamma)
-    whole_eps = round(n * n * 2 ** fraction_bits(n) * eps / scale_in**2)
-    _check_domain(n, 0, whole_eps)
-    g = _affine_tables(gamma, beta, scale8)
-    r = _affine_tables(gamma, beta, scale16)
+    g = affine_tables(gamma, beta, scale8)
+    r = affine_tables(gamma, beta, scale16)
     names = ("g_mult", "g_bias", "r_mult", "r_bias")
     return {
-        "eps": np.array([whole_eps], np.int64),
+        "eps": whole_eps(n, eps, scale_in),
         **dict(zip(names, (*g, *r), strict=True)),
     }
 
 
 def define(args: list, attrs: dict) -> list:
     """Tensor expressions over [b, 8, W]; n is attrs["channels"], the padding columns hold 0."""
+    source, eps, *constants = args
+    y = normalised(source, attrs["channels"], lambda *_: eps[0])
+    pairs = (constants[:2], LIMIT8), (constants[2:], LIMIT16)
+    return [output(y, *both, limit, attrs, i) for i, (both, limit) in enumerate(pairs)]
+
+
+def normalised(source, n: int, eps: Callable, rms: bool = False):
+    """`scaled` as tensor expressions: int32 [b, 8, W].
+
+    source  int16 or int32 [b, 8, W]; eps(block, row) int64
+    """
     from tvm import te, tirx
 
     from intformer.relay_ops import expr
 
-    source, eps, *affine = args
-    n = attrs["channels"]
     f = fraction_bits(n)
 
     def const(value):
@@ -236,13 +260,15 @@ def define(args: list, attrs: dict) -> list:
         e = row(f"ln_error_{step}", error)
         return row(f"ln_newton_{step}", lambda *i: (y[i] * (const(3 << 30) - e[i])) >> const(31))
 
-    s1 = expr.row_sum(x, source.shape, "int32", "ln_sum")
+    s1 = None if rms else expr.row_sum(x, source.shape, "int32", "ln_sum")
     s2 = expr.row_sum(lambda *i: expr.product(x(*i), x(*i)), source.shape, "int64", "ln_squares")
 
     def variance(i, r):
-        total = s1[i, r].astype("int64")
-        v = ((s2[i, r] * const(n) - total * total) << const(f)) + eps[0]
-        return te.max(v, const(1))
+        v = s2[i, r] * const(n)
+        if not rms:
+            total = s1[i, r].astype("int64")
+            v = v - total * total
+        return te.max((v << const(f)) + eps(i, r), const(1))
 
     v = row("ln_variance", variance)
     bits = expr.bit_length(v, "ln_bits")
@@ -261,26 +287,31 @@ def define(args: list, attrs: dict) -> list:
     up = row("ln_up", lambda *i: expr.power_of_two(te.max(shift[i], const(0))))
     # both wrap when a row is constant, and d is 0 then
     gain = row("ln_gain", lambda *i: (up[i] * const(n)).astype("uint32"))
-    mean = row("ln_mean", lambda *i: (up[i] * s1[i].astype("int64")).astype("uint32"))
+    mean = None
+    if not rms:
+        mean = row("ln_mean", lambda *i: (up[i] * s1[i].astype("int64")).astype("uint32"))
     down = row("ln_down", lambda *i: te.max(const(0) - shift[i], const(0)).astype("int32"))
 
-    def normalised(i, r, c):
-        d = (x(i, r, c).astype("uint32") * gain[i, r] - mean[i, r]).astype("int32")
+    def deviation(i, r, c):
+        d = x(i, r, c).astype("uint32") * gain[i, r]
+        d = (d if rms else d - mean[i, r]).astype("int32")
         return expr.mul_high(d >> down[i, r], root[i, r])
 
-    y = te.compute(source.shape, normalised, name="ln_normalised")
+    return te.compute(source.shape, deviation, name="ln_normalised")
 
-    def output(which: int, limit: int):
-        mult, bias = affine[2 * which : 2 * which + 2]
 
-        def out(i, r, c):
-            t = expr.mul_high(y[i, r, c], mult[c]) + bias[c]
-            q = t >> tirx.const(OUT_BITS, "int32")
-            return expr.store(expr.clamp(q, -limit, limit), attrs, which)
+def output(y, mult, bias, limit: int, attrs: dict, which: int):
+    """Output `which` of an op, [b, 8, W], from `normalised` and its constants."""
+    from tvm import te, tirx
 
-        return te.compute(source.shape, out, name=f"i_layernorm_{which}")
+    from intformer.relay_ops import expr
 
-    return [output(0, LIMIT8), output(1, LIMIT16)]
+    def out(i, r, c):
+        t = expr.mul_high(y[i, r, c], mult[c]) + bias[c]
+        q = t >> tirx.const(OUT_BITS, "int32")
+        return expr.store(expr.clamp(q, -limit, limit), attrs, which)
+
+    return te.compute(y.shape, out, name=f"i_layernorm_{which}")
 
 
 OP = IntOp(NAME, reference, bounds, define, by_row=True, source="own; arXiv 2101.01321 section 3.6")

@@ -20,9 +20,13 @@ from intformer.relay_ops.op import IntOp
 
 NAME = "rescale"
 BITS = 32
-USUAL_LIFT = {"int8": 0, "int16": 4}  # one for all layers, so that they share their kernels
+USUAL_LIFT = {
+    "int8": 0,
+    "int16": 4,
+    "int32": 4,
+}  # one for all layers, so that they share their kernels
 # steps of the output that the rounding of mult and offset may cost before a lift is searched
-WELL = {"int8": 1 / 16, "int16": 1 / 4}
+WELL = {"int8": 1 / 16, "int16": 1 / 4, "int32": 1 / 4}
 
 
 def reference(

@@ -1,7 +1,7 @@
 """Schedule rules for NVIDIA GPUs: one per kind of kernel, found by block name.
 
     matmul   tiles of the result on tensor cores, see cuda_matmul.py
-    ln_sum   one warp per row, its channels in registers, see cuda_layernorm.py
+    ln_squares one warp per row, its channels in registers, see cuda_layernorm.py
     else     one thread per four channels of a row
 
 Every kernel takes the device addresses of its tensors and of the counts of a run (COUNTS), and says
@@ -76,7 +76,7 @@ def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) 
             cuda_matmul.body(kernel, tile, chosen["depth"], rows)
             grid = [["one", 1, columns // tile.columns], [rows, tile.rows, 1], ["one", 1, 1]]
             threads = tile.threads
-        elif "ln_sum" in names:
+        elif "ln_squares" in names:
             threads = cuda_layernorm.body(kernel, rows)
             grid = [[rows, threads // 32, 1], ["one", 1, 1], ["one", 1, 1]]
         else:

@@ -6,7 +6,7 @@ matmul   tile      register tile: 10 * rows + vectors of columns, what fits the 
          order     0: all rows of a chunk pass by one tile of columns, 1: the other way round
          chunk     KiB of input rows that stay in the second-level cache
          prefetch  bytes ahead at which weights are asked for; 0: never
-ln_sum   unroll    vectors of channels side by side
+ln_squares unroll  vectors of channels side by side
 else     unroll    as above
          rows      rows of one parallel task: a block of eight, or one
 
@@ -33,7 +33,7 @@ def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
         return _matmul(isa, int(columns) * LANES, int(depth))
     vectors = sch.get(sch.get_loops(list(names.values())[-1])[-1]).extent // isa.lanes
     unroll = [n for n in (1, 2, 4) if int(vectors) % n == 0]
-    if "ln_sum" in names:
+    if "ln_squares" in names:
         return {"unroll": unroll}
     return {"unroll": unroll, "rows": [BLOCK, 1]}
 

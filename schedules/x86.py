@@ -3,7 +3,7 @@
     matmul   weights stay in the first-level cache for one tile of columns while all rows pass by;
              the register tile (8 rows x 3 vectors with VNNI: 24 accumulators, 3 weight vectors, one
              broadcast) is finished with its whole epilogue before it is stored
-    ln_sum   one block of eight rows at a time; statistics of the eight rows side by side
+    ln_squares one block of eight rows at a time; statistics of the eight rows side by side
     else     eight rows at a time, one vector of channels after the other
 
 These are the defaults; `space.py` lists what may be decided otherwise. Tried and dropped for
@@ -84,7 +84,7 @@ def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) 
             func = _prefetched(func, chosen["prefetch"] // LINE, vectors * isa.lanes)
         chunk = max(1, (chosen["chunk"] << 10) // (BLOCK * length))
         return _tasks(func, chunk, math.gcd(chosen["columns"], panels), bool(chosen["order"]))
-    if "ln_sum" in names:
+    if "ln_squares" in names:
         _layernorm(sch, isa, chosen["unroll"])
     else:
         _rows(sch, isa, **chosen)
@@ -236,12 +236,12 @@ def _vectorize_rows(sch: Schedule, block, name: str, isa, unroll: int) -> None:
         sch.vectorize(inner)
         init = sch.decompose_reduction(block, chunk)
         sch.vectorize(sch.get_loops(init)[-1])
-    elif name in ("ln_bits", "ln_root", "ln_factor"):  # [8, bit]
+    elif name in ("ln_bits", "ln_wide_bits", "ln_root", "ln_factor"):  # [8, bit]
         row, bit = loops
         sch.reorder(bit, row)
         sch.vectorize(row)
         sch.vectorize(sch.get_loops(sch.decompose_reduction(block, bit))[-1])
-    elif name in ("ln_sum", "ln_squares"):
+    elif name in ("ln_sum", "ln_squares", "ln_wide"):
         sch.decompose_reduction(block, loops[-1])
     elif len(loops) == 1:  # [8]
         sch.vectorize(loops[0])

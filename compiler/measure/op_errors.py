@@ -4,6 +4,7 @@
 widths for the native recipe, the published figures for ibert (arXiv 2101.01321, table 1).
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from intformer.relay_ops import (
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
+    i_stream_norm,
     i_tanh,
     mean_pool,
     requantize16,
@@ -224,6 +226,8 @@ def layernorm_rows() -> Iterator[OpError]:
     for width, error, bound in zip((8, 16), worst.tolist(), (0.51, 1.0), strict=True):
         yield OpError("i-LayerNorm", "native", domain, f"max, LSB of int{width}", error, bound)
 
+    yield from stream_norm_rows(rng)
+
     n = 768
     x = np.rint(rng.normal(size=(64, n)) * 2.0 ** rng.uniform(10, 18, (64, 1))).astype(np.int32)
     true = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
@@ -232,6 +236,32 @@ def layernorm_rows() -> Iterator[OpError]:
     yield OpError(
         "i-LayerNorm", "ibert", "Gaussian rows, saved shift 6", "max absolute", worst, 0.1
     )
+
+
+def stream_norm_rows(rng: np.random.Generator) -> Iterator[OpError]:
+    """Both norms of a residual stream: rows that lose bits, and rows that do not."""
+    domain = "rows of i-LayerNorm, times 1 and 2^8"
+    for rms, name in ((False, "LayerNorm of a stream"), (True, "RMSNorm")):
+        worst = 0.0
+        for n in (2, 26, 312, 768, 1024, 4096):
+            x = layernorm_inputs(n, rng)
+            for factor, eps in itertools.product((1, 2**8), (1e-12, 1e-5)):
+                worst = max(worst, stream_norm_error(x * factor, eps, rms, rng))
+        yield OpError(name, "native", domain, "max, LSB of int8", worst, 0.51)
+
+
+def stream_norm_error(x: np.ndarray, eps: float, rms: bool, rng: np.random.Generator) -> float:
+    """Largest gap to the float norm, in LSB of int8."""
+    scale, n = 1e-3, x.shape[1]
+    gamma, beta = rng.normal(size=n), rng.normal(size=n)
+    real = x.astype(np.float64) * scale
+    if not rms:
+        real -= real.mean(1, keepdims=True)
+    true = real / np.sqrt(np.square(real).mean(1, keepdims=True) + eps) * gamma + beta
+    out_scale = np.abs(true).max() / INT8_MAX
+    table = i_stream_norm.tables(scale, gamma, beta, eps, out_scale)
+    out = i_stream_norm.reference(x, *table.values(), rms=rms, dtype="int8")
+    return float(np.abs(out - true / out_scale).max())
 
 
 # -- the linear ops --------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ CHAINS = {  # longest first: the first that fits is taken
     ],
     "dense_tanh": [("matmul", R, "i_tanh", R)],
     "dense_relu": [("matmul", "relu", "rescale")],
+    "dense_add": [("matmul", "rescale", "stream_add")],
     "dense": [
         ("matmul", "rescale"),
         ("matmul", R, "add_bias", R),
@@ -35,7 +36,12 @@ CHAINS = {  # longest first: the first that fits is taken
         ("residual_add", "i_layernorm_ibert", R),
         ("residual_add", "i_layernorm_ibert"),
     ],
-    "layernorm": [("i_layernorm",), ("i_layernorm_ibert", R), ("i_layernorm_ibert",)],
+    "layernorm": [
+        ("i_layernorm",),
+        ("i_stream_norm",),
+        ("i_layernorm_ibert", R),
+        ("i_layernorm_ibert",),
+    ],
 }
 
 

@@ -13,6 +13,7 @@ from intformer.relay_ops import (
     attention,
     i_gelu,
     i_layernorm,
+    i_stream_norm,
     max_pool,
     mean_pool,
     requantize16,
@@ -96,7 +97,7 @@ def requantize(x, mult, shift, *, lo, hi, dtype):
 
 
 def add(a, b):
-    """relay_ops.add."""
+    """relay_ops.add, and relay_ops.stream_add."""
     return a + b
 
 
@@ -199,9 +200,33 @@ def rotary(qkv, position_ids, cos, sin, *, heads, head_dim):
 
 def layernorm(x, eps, g_mult, g_bias, r_mult, r_bias):
     """relay_ops.i_layernorm: (int8, int16)."""
+    y = normalised(x, eps)
+    return (
+        affine(y, g_mult, g_bias, i_layernorm.LIMIT8),
+        affine(y, r_mult, r_bias, i_layernorm.LIMIT16),
+    )
+
+
+def stream_norm(x, eps, mult, bias, *, rms, dtype):
+    """relay_ops.i_stream_norm."""
+    squares = (x * x).sum(1, keepdim=True).clamp_(min=1)
+    half = (bit_length(squares) + 1) >> 1
+    k = (half - i_stream_norm.kept_bits(x.shape[1])).clamp_(min=0)
+    short = (x + ((torch.ones_like(k) << k) >> 1)) >> k
+    return affine(normalised(short, eps >> (2 * k), rms), mult, bias, i_stream_norm.LIMITS[dtype])
+
+
+def affine(y, mult, bias, limit):
+    """relay_ops.i_layernorm.affine, clamped."""
+    return (((y * mult) >> 32).add_(bias) >> i_layernorm.OUT_BITS).clamp_(-limit, limit)
+
+
+def normalised(x, eps, rms=False):
+    """relay_ops.i_layernorm.scaled."""
     n = x.shape[1]
     f = i_layernorm.fraction_bits(n)
-    s1, s2 = x.sum(1, keepdim=True), (x * x).sum(1, keepdim=True)
+    s2 = (x * x).sum(1, keepdim=True)
+    s1 = torch.zeros_like(s2) if rms else x.sum(1, keepdim=True)
     v = (((n * s2 - s1 * s1) << f) + eps).clamp_(min=1)
     half = (bit_length(v) + 1) >> 1
     m = (v << (62 - 2 * half)) >> 30
@@ -210,13 +235,7 @@ def layernorm(x, eps, g_mult, g_bias, r_mult, r_bias):
         rho = (rho * (3 * 2**30 - ((m * ((rho * rho) >> 32)) >> 30))) >> 31
     rho.clamp_(max=2**31 - 1)
     shift = i_layernorm.Y_BITS + 2 + f // 2 - half
-    y = (((n * x - s1) << shift.clamp(min=0)) >> (-shift).clamp(min=0)) * rho >> 32
-
-    def affine(mult, bias, limit):
-        out = ((y * mult) >> 32).add_(bias) >> i_layernorm.OUT_BITS
-        return out.clamp_(-limit, limit)
-
-    return affine(g_mult, g_bias, i_layernorm.LIMIT8), affine(r_mult, r_bias, i_layernorm.LIMIT16)
+    return (((n * x - s1) << shift.clamp(min=0)) >> (-shift).clamp(min=0)) * rho >> 32
 
 
 def _numerators() -> np.ndarray:
@@ -305,6 +324,8 @@ OPS = {
     "gate": gate,
     "rotary": rotary,
     "i_layernorm": layernorm,
+    "i_stream_norm": stream_norm,
+    "stream_add": add,
     "attention": attend,
     "attention_bias": attend,
 }

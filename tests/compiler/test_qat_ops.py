@@ -16,6 +16,7 @@ from intformer.relay_ops import (
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
+    i_stream_norm,
     requantize16,
     rescale,
     rotary,
@@ -71,7 +72,7 @@ def requantize(rng):
 
 
 def rescaled(rng):
-    dtype, limit = [("int8", 127), ("int16", 32767)][rng.integers(2)]
+    dtype, limit = [("int8", 127), ("int16", 32767), ("int32", 2**20)][rng.integers(3)]
     reach = int(2 ** rng.integers(12, 27))
     ratio = limit * log_uniform(rng, 0.01, 4, 6) / reach
     lift = rescale.lift_bits(ratio, np.full(6, reach), dtype)
@@ -118,6 +119,17 @@ def layernorm(rng):
     gamma[0] = 0
     tables = i_layernorm.tables(1e-3, gamma, beta, 1e-12, rng.uniform(0.01, 0.1, n), 1e-3)
     return (x, *tables.values()), {}
+
+
+def stream_norm(rng):
+    n, limit = int(rng.choice([1, 2, 60, 384, 1024])), 2 ** int(rng.integers(10, 26))
+    x = integers(rng, -limit, limit, (7, n), np.int32)
+    x[0], x[1], x[1, 0], x[2], x[3] = 5, -limit, limit, 0, 2**25
+    tables = i_stream_norm.tables(
+        1e-3, rng.normal(size=n), rng.normal(size=n), 1e-5, rng.uniform(0.01, 0.1, n)
+    )
+    dtype = str(rng.choice(["int8", "int16"]))
+    return (x, *tables.values()), {"rms": bool(rng.integers(2)), "dtype": dtype}
 
 
 def attend(rng):
@@ -199,6 +211,8 @@ CASES = {
     "gate": gated,
     "rotary": turned,
     "i_layernorm": layernorm,
+    "i_stream_norm": stream_norm,
+    "stream_add": lambda rng: ((rows(rng, np.int32, 2**29), rows(rng, np.int32, 2**29)), {}),
     "take_rows": lambda rng: (
         (rows(rng), OFFSETS),
         {"rows": "sequence", "last": bool(rng.integers(2))},

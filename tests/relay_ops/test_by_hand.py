@@ -11,6 +11,7 @@ from intformer.relay_ops import (
     gate,
     i_gelu,
     i_layernorm,
+    i_stream_norm,
     requantize16,
     rescale,
     rotary,
@@ -353,6 +354,27 @@ def test_layernorm_on_paper():
     table = i_layernorm.tables(0.001, gamma, beta, 1e-12, 1 / 8, 1 / 1024)
     out8, out16 = run("i_layernorm", i32([-1000, 1000]), *table.values())
     assert out8.tolist() == [[-12, 20]] and out16.tolist() == [[-1536, 2560]]
+
+
+def test_stream_norm_on_paper():
+    """LayerNorm of -1, 1 is itself; RMSNorm of 3, 4, 0, 0 divides by 2.5; far above 2^17 too."""
+    for size in (1000, 2**24 // 4):
+        table = i_stream_norm.tables(1 / size, np.full(2, 2.0), np.full(2, 0.5), 1e-12, 1 / 8)
+        args = i32([-size, size]), *table.values()
+        out = run("i_stream_norm", *args, rms=False, dtype="int8")
+        assert out.tolist() == [[-12, 20]]
+        table = i_stream_norm.tables(1 / size, np.full(4, 2.5), np.zeros(4), 1e-12, 1 / 16)
+        args = i32([3 * size, 4 * size, 0, 0]), *table.values()
+        out = run("i_stream_norm", *args, rms=True, dtype="int16")
+        assert out.tolist() == [[48, 64, 0, 0]]
+
+
+def test_stream_norm_divides_eps_by_what_a_row_lost():
+    """A variance of 1 and an eps of 3: half of the row."""
+    for size in (2**10, 2**17, 2**20):
+        table = i_stream_norm.tables(1 / size, np.ones(2), np.zeros(2), 3.0, 1 / 64)
+        out = run("i_stream_norm", i32([-size, size]), *table.values(), rms=False, dtype="int8")
+        assert out.tolist() == [[-32, 32]]
 
 
 def test_attention_on_paper():

@@ -1,5 +1,6 @@
 """The range analysis: lemmas at their extremes, whole models inside their intervals, refusals."""
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -18,6 +19,7 @@ from intformer.relay_ops import (
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
+    i_stream_norm,
     requantize16,
     rescale,
     rotary,
@@ -162,6 +164,31 @@ def test_attention_lemmas_sum_and_probabilities(rng):
             assert (e.max(1) == attention.TOP).all()
     nothing = attention_ibert.probabilities(np.zeros((1, 3), np.int64))
     assert (nothing == 0).all()
+
+
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize("n", [2, 64, 768, 1024, 4096])
+def test_stream_norm_interval_holds_rows_at_every_limit(n, rms):
+    top = i_stream_norm.INPUT_LIMIT
+    table = i_stream_norm.tables(1e-3, np.ones(n), np.zeros(n), 1e-6, math.sqrt(n) / 100)
+    kind = {"rms": rms, "dtype": "int8"}
+    interval = OPS["i_stream_norm"].bounds(Interval.of(-top, top), *table.values(), **kind)
+    one = top * np.eye(4, n)
+    x = np.concatenate([one, -one, one + top // 2, top - 2 * one, np.full((1, n), top)])
+    x = np.clip(x, -top, top).astype(np.int32)
+    for size in (1, 2**4, 2**8, 2**15):
+        y = i_stream_norm.reference(x // size, *table.values(), **kind)
+        assert inside(y, interval)
+    assert interval.max in (100, 101)
+    with pytest.raises(RangeError, match="i_stream_norm"):
+        OPS["i_stream_norm"].bounds(Interval.of(0, top + 1), *table.values(), **kind)
+
+
+def test_stream_sum_must_fit():
+    half = Interval.of(-(2**30), 2**30 - 1)
+    assert OPS["stream_add"].bounds(half, half).max == 2**31 - 2
+    with pytest.raises(RangeError, match="stream_add"):
+        OPS["stream_add"].bounds(half, Interval.of(0, 2**30 + 1))
 
 
 @pytest.mark.parametrize("form", i_gelu.FORMS)

@@ -27,6 +27,7 @@ from intformer.relay_ops import (
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
+    i_stream_norm,
     i_tanh,
     rotary,
     weighted_pool,
@@ -620,6 +621,36 @@ def test_layernorm_of_int16(target):
 
 
 @functools.cache
+def stream_norm(target, n, rms, dtype):
+    g = Graph()
+    tables = i_stream_norm.tables(1e-3, np.ones(n), np.zeros(n), 1e-5, 1.0)
+    inputs = [g.given("x", "int32", n), *tables.values()]
+    y = g.op("i_stream_norm", inputs, "y", dtype, n, rms=rms)
+    if dtype == "int8":
+        g.operand(y)
+    return Program(g, target)
+
+
+@on_every_target
+@pytest.mark.parametrize("rms", [False, True])
+@pytest.mark.parametrize("n", [1, 3, 60, 312, 4096])
+def test_stream_norm(target, n, rms):
+    """Rows on both sides of where they lose bits, and at the limit."""
+    rng = np.random.default_rng(n)
+    kept = 2 ** i_stream_norm.kept_bits(n)
+    sizes = {i_stream_norm.INPUT_LIMIT, 2**16, kept, kept + 1}
+    x = np.concatenate([norm_rows(n, min(size, 2**25), rng) for size in sizes])
+    gamma = rng.uniform(0.1, 3, n) * rng.choice([-1, 1], n)
+    program = stream_norm(target, n, rms, "int16" if n == 60 else "int8")
+    assert program.kernels == ["layernorm_0"]
+    for scale, eps, step in ((1e-3, 1e-12, 0.02), (1e-5, 1e-6, 1.0), (0.3, 1e-5, 0.1)):
+        tables = i_stream_norm.tables(scale, gamma, rng.normal(size=n), eps, step)
+        named = {f"y.{i + 1}": table for i, table in enumerate(tables.values())}
+        for whole_eps in (tables["eps"][0], i_layernorm.EPS_LIMIT - 1):
+            program.check({"x": x}, {**named, "y.1": np.array([whole_eps])})
+
+
+@functools.cache
 def ibert_norm(target, n):
     g = Graph()
     tables = i_layernorm_ibert.tables(np.ones(n), np.zeros(n), 0.05)
@@ -1074,5 +1105,5 @@ def test_no_op_is_forgotten():
     alone |= {*("rescale", "requantize16", "add", "gate", "rotary")}
     alone |= {*("i_gelu_ibert", "i_layernorm", "i_layernorm_ibert", "attention")}
     alone |= {*("attention_bias", "attention_ibert", "embed", "take_rows", "mean_pool")}
-    alone |= {"max_pool", "weighted_pool", "concat"}
+    alone |= {"max_pool", "weighted_pool", "concat", "i_stream_norm", "stream_add"}
     assert set(OPS) == alone

@@ -31,6 +31,7 @@ from intformer.relay_ops import (
     i_gelu_ibert,
     i_layernorm,
     i_layernorm_ibert,
+    i_stream_norm,
     requantize16,
     rescale,
 )
@@ -117,7 +118,7 @@ class Graph:
         ]
         for name, kind in zip(outs, dtypes, strict=True):
             self.values[name] = Value(kind, rows, channels, None, "test")
-        if op in ("requantize", "rescale"):
+        if op in ("requantize", "rescale", "i_stream_norm"):
             attrs["dtype"] = dtype
         if op == "take_rows":
             attrs["rows"] = rows
@@ -349,7 +350,8 @@ class Chain:
 
     def rescale(self, out, following):
         """To int16 for GELU, else to int8. Some channels are cut off, one is 0, one has ties."""
-        dtype, limit = ("int16", i_gelu.LIMIT) if following == "i_gelu" else ("int8", 127)
+        kinds = {"i_gelu": ("int16", i_gelu.LIMIT), "stream_add": ("int32", 2**20)}
+        dtype, limit = kinds.get(following, ("int8", 127))
         lift = rescale.USUAL_LIFT[dtype]
         ratio = limit / self.reach * self.rng.uniform(0.5, 4, self.n)
         ratio[0], ratio[-1] = 2.0 ** np.floor(np.log2(ratio[0])), 0.0
@@ -396,6 +398,10 @@ class Chain:
         a, b = (self.give(name, "int16", -(2**15), 2**15 - 1, self.n) for name in "ab")
         self.append("add", [a, b], out)
 
+    def stream_add(self, out, following):
+        stream = self.give("stream", "int32", -(2**25), 2**25, self.n)
+        self.append("stream_add", [self.last, stream], out)
+
     def norm_input(self):
         if self.last is None:
             self.last = self.give("x", "int32", -(2**15), 2**15, self.n)
@@ -406,6 +412,12 @@ class Chain:
         tables = i_layernorm.tables(1e-3, *self.norm_input(), 1e-12, 3 / 127, 9 / 32767)
         outs = (out, f"{out}_wide")
         self.append("i_layernorm", [self.last, *tables.values()], outs, ("int8", "int16"))
+        self.graph.operand(out)
+
+    def i_stream_norm(self, out, following):
+        tables = i_stream_norm.tables(1e-3, *self.norm_input(), 1e-12, 3 / 127)
+        inputs = [self.last, *tables.values()]
+        self.append("i_stream_norm", inputs, out, "int8", rms=False)
         self.graph.operand(out)
 
     def i_layernorm_ibert(self, out, following):
