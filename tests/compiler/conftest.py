@@ -1,7 +1,19 @@
 import pytest
 
 from intformer.link import build as library
-from intformer_testing import random_hf, small_tokenizer, toy
+from intformer_testing import random_hf, sanitized, small_tokenizer, toy
+
+
+def pytest_collection_modifyitems(items):
+    sanitized.skip_others(items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sanitizers():
+    """Build with sanitizers where the environment says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        sanitized.patch(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -531,6 +531,7 @@ def test_a_kernel_may_read_24_rows_past_the_end(tmp_path, tokens):
             char *end = (char *)c->tensors[i].data + rows * t->width * t->bits / 8;
             printf("%d ", end <= c->arena + c->arena_size);
           }}
+          free_context(c);
           return 0;
         }}
     """

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from intformer.link import build as library
+from intformer_testing import sanitized
 
 PRINT = """
     static void print(const intformer_api *api) {
@@ -37,7 +38,8 @@ def run_c(tmp_path, source: str, *links: Path | str, env=None) -> str:
         "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n"
         '#include "intformer.h"\n' + textwrap.dedent(source)
     )
-    command = ["cc", "-O1", "-Wall", "-Werror", file, "-o", program, f"-I{library.SOURCES}"]
+    command = ["cc", "-O1", "-Wall", "-Werror", *sanitized.FLAGS]
+    command += [file, "-o", program, f"-I{library.SOURCES}"]
     subprocess.run([*command, *links, "-lpthread", "-ldl"], check=True)
     folders = ":".join(str(Path(link).parent) for link in links)
     done = subprocess.run(

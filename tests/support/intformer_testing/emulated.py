@@ -70,11 +70,13 @@ class Emulated(Via):
     """A library that runs in an emulator.
 
     cpu  model of the emulator
+    env  environment variables beside this process's own
     """
 
-    def __init__(self, path: Path, program: Path, cpu: str):
+    def __init__(self, path: Path, program: Path, cpu: str, **env: str):
         emulator, root = HERE[LibraryFile(path).image.machine]
-        super().__init__(path, f"{emulator} -cpu {cpu} -L {root}")
+        more = " ".join(f"{name}={value}" for name, value in env.items())
+        super().__init__(path, f"env {more} {emulator} -cpu {cpu} -L {root}")
         self.made = program
 
     def program(self, folder: Path) -> Path:
