@@ -14,6 +14,7 @@ PUBLIC = {  # name -> module that has it
     "compile": "intformer.pipeline",
     "load": "intformer.runtime",
     "predict": "intformer.runtime.edge",
+    "run_server": "intformer.serve",
     "verify": "intformer.proof.verify",
     "evaluate": "intformer.measure.accuracy",
     "train": "intformer.qat.training",
@@ -33,6 +34,7 @@ __all__ = [
     "import_model",
     "load",
     "predict",
+    "run_server",
     "train",
     "tune",
     "verify",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from intformer.qat.training import train
     from intformer.runtime import load
     from intformer.runtime.edge import predict
+    from intformer.serve import run_server
     from intformer.tuning.driver import tune
 
 

@@ -13,6 +13,9 @@ EXTRAS = {  # module -> extra that brings it
     "accelerate": "qat",
     "matplotlib": "qat",
     "sentence_transformers": "sentence-transformers",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
 }
 MOST_SHOWN = 600  # characters of one part of an error; values in it come from files
 

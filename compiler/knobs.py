@@ -24,6 +24,11 @@ def threads() -> int:
 # (compiler/link/c/runtime.c), so that it works without Python.
 
 
+def api_key() -> str | None:
+    """INTFORMER_API_KEY: what requests to `intformer serve` must bring."""
+    return os.environ.get("INTFORMER_API_KEY") or None
+
+
 def cache() -> Path | None:
     """INTFORMER_CACHE: folder of what compilations keep; default intformer in the user's cache."""
     if folder := os.environ.get("INTFORMER_CACHE"):

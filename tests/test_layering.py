@@ -28,7 +28,7 @@ LAYERS = [
     ("relay_ops",),
     ("schedules", "tuning_logs"),
     ("ir.heads", "ir.model", "ir.plan", "passes.packing", "runtime"),
-    ("integrations",),
+    ("integrations", "serve"),
     ("passes.memory", "proof.inputs", "proof.tir_check"),
     ("progress", "ir"),
     ("backends",),

@@ -26,7 +26,7 @@ class Option:
     parse     text -> value
     choices   legal values
     metavar   of the value in --help
-    repeat    may be given several times; the value is a list
+    repeat    may be given several times, an argument at least once; the value is a list
     default   of an option that is not a parameter of the function, or is not the only way to give
               one
     """
@@ -80,6 +80,8 @@ def add(
                 name,
                 help=option.help,
                 type=option.parse,
+                metavar=option.metavar,
+                **({"nargs": "+"} if option.repeat else {}),
                 **({} if default is REQUIRED else {"nargs": "?", "default": default}),
             )
         elif isinstance(default, bool):

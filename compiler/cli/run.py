@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> Result:
     """Texts to answers."""
     from intformer.runtime import load
     from intformer.runtime.edge import predict
+    from intformer.runtime.edge.answers import plain
     from intformer.runtime.texts import decoded, parse_texts, read_texts
 
     texts, pairs = args.texts, args.pairs
@@ -76,11 +77,6 @@ def run(args: argparse.Namespace) -> Result:
         f"{shown(answer)}\t{' | '.join(row)}" for row, answer in zip(rows, answers, strict=True)
     ]
     return data, lines
-
-
-def plain(answer: object) -> object:
-    """Return an answer without NumPy in it."""
-    return answer.tolist() if hasattr(answer, "tolist") else answer
 
 
 def shown(answer: object) -> str:

@@ -181,6 +181,11 @@ def answer_spans(
         )
 
 
+def plain(answer: object) -> object:
+    """Return an answer without NumPy in it."""
+    return answer.tolist() if hasattr(answer, "tolist") else answer
+
+
 ANSWERS = {  # head -> its function
     heads.SENTENCE_EMBEDDING: vectors_of_texts,
     heads.FEATURES: vectors_of_tokens,

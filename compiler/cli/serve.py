@@ -1,0 +1,46 @@
+"""`intformer serve`: answers requests over HTTP."""
+
+import argparse
+from collections.abc import Callable
+
+from intformer.cli.options import Option, amount, count_or_none, given, positive
+from intformer.cli.text import Result
+
+ABOUT = "serve libraries over HTTP, as text-embeddings-inference and OpenAI do"
+
+
+def function() -> Callable:
+    """Return the function whose parameters the options are."""
+    from intformer.serve import run_server
+
+    return run_server
+
+
+def options() -> dict[str, Option]:
+    """Return how each parameter is given."""
+    return {
+        "libraries": Option("compiled library", argument=True, repeat=True, metavar="library"),
+        "host": Option("address to listen at; 0.0.0.0: every one of this machine"),
+        "port": Option("port to listen at", parse=positive),
+        "threads": Option("threads of each library; 0: as many as allowed", parse=count_or_none),
+        "api_key": Option(
+            "file with the key that requests must bring (default: INTFORMER_API_KEY, or none)",
+            metavar="FILE",
+        ),
+        "max_batch_tokens": Option("tokens of a run", parse=positive),
+        "max_concurrent_requests": Option(
+            "requests at a time; more are answered 429", parse=positive
+        ),
+        "max_client_batch_size": Option("texts in a request", parse=positive),
+        "max_body_bytes": Option("bytes of a request", parse=positive),
+        "timeout": Option("seconds a request may take", parse=amount),
+        "auto_truncate": Option("cut texts that are too long, unless a request says otherwise"),
+    }
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Serve until a signal comes."""
+    from intformer.serve import run_server
+
+    run_server(**given(args, run_server))
+    return {"ok": True}, ["stopped"]

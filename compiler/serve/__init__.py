@@ -1,0 +1,68 @@
+"""HTTP: the routes of text-embeddings-inference and of OpenAI over compiled libraries.
+
+gate      what every request passes: key, limits, deadline, log
+app       the application
+engine    the thread that runs a library for all requests
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from intformer.errors import IntformerError, require
+from intformer.runtime.library import load
+from intformer.serve.limits import Limits
+
+__all__ = ["Limits", "run_server"]
+
+
+def run_server(
+    libraries: Sequence[str | os.PathLike],
+    limits: Limits = Limits(),  # noqa: B008 - it cannot be changed
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    threads: int = 0,
+    api_key: str | os.PathLike | None = None,
+) -> None:
+    """Serve compiled libraries until SIGINT or SIGTERM, then finish what was taken.
+
+    libraries  their files; requests name them by the file's name without its ending
+    limits     what the server takes on
+    host       address to listen at; 0.0.0.0 is every one of this machine
+    port       to listen at
+    threads    that compute for each library; 0: as many as affinity and quota allow
+    api_key    file whose first line requests must bring as `Authorization: Bearer KEY`; None: what
+               INTFORMER_API_KEY has, or no key
+    """
+    require("fastapi", "uvicorn", "prometheus_client")
+    import uvicorn
+
+    from intformer import knobs
+    from intformer.serve.app import application
+    from intformer.serve.gate import key_of
+
+    names = [Path(one).stem for one in libraries]
+    if len(set(names)) != len(names):
+        raise IntformerError(
+            "two libraries of one name",
+            where=", ".join(map(str, libraries)),
+            hint="requests name them by their files: rename one",
+        )
+    loaded = {name: load(one) for name, one in zip(names, libraries, strict=True)}
+    if threads:
+        for library in loaded.values():
+            library.set_threads(threads)
+    app = application(loaded, limits, key_of(api_key, knobs.api_key()))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("intformer.serve").setLevel(logging.INFO)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        access_log=False,  # it would show queries; the gate has its own
+        log_level="info",
+        server_header=False,
+        timeout_graceful_shutdown=int(limits.timeout) + 1,
+    )
