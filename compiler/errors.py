@@ -12,6 +12,7 @@ EXTRAS = {  # module -> extra that brings it
 } | {
     "accelerate": "qat",
     "matplotlib": "qat",
+    "onnx": "onnx",
     "sentence_transformers": "sentence-transformers",
     "fastapi": "serve",
     "uvicorn": "serve",

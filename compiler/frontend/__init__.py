@@ -6,7 +6,10 @@ from pathlib import Path
 from intformer.errors import CheckpointError
 from intformer.frontend.architectures import CLASSES as MODEL_TYPES
 from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend.folder import Folder
 from intformer.frontend.lora import CONFIG_FILE as ADAPTER_FILE
+from intformer.frontend.onnx.checkpoint import OnnxCheckpoint, file_name
+from intformer.frontend.weights import has_weights
 from intformer.ir.model import IntModel
 
 
@@ -58,9 +61,9 @@ def import_model(
     method: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> IntModel:
-    """Read a Hugging Face model directory into an IntModel.
+    """Read a Hugging Face model directory or an ONNX file into an IntModel.
 
-    source     directory with config.json and weights
+    source     directory with config.json and weights; or an ONNX file, or a directory with one
     recipe     "native" or "ibert"; None: what the model type defaults to
     mode       "hf_compat" or "fixed", for IBert checkpoints only
     head       name of one of ir.heads.HEADS ("sentence-embedding", ...); None: what the directory
@@ -72,8 +75,10 @@ def import_model(
     method     "ema", "minmax", "percentile" or "mse"; None: the best on held-out calibration text
     tokenizer  a tokenizer.json to use and carry instead of the directory's own
     """
-    checkpoint = Checkpoint(source, tokenizer=tokenizer)
+    checkpoint = opened(source, tokenizer=tokenizer)
     options = {"recipe": recipe, "mode": mode, "head": head, "method": method}
+    if isinstance(checkpoint, OnnxCheckpoint):
+        return import_calibrated(checkpoint, calibrate=calibrate, **options)
     if checkpoint.file(Q8BERT_FILE):
         refuse_adapter(checkpoint)
         return import_q8bert(checkpoint, calibrate=calibrate, **options)
@@ -92,6 +97,19 @@ def import_model(
         return import_trained(checkpoint, **options)
     read = import_ibert if model_type == "ibert" else import_calibrated
     return read(checkpoint, calibrate=calibrate, **options)
+
+
+def opened(source: str | Path, *, tokenizer: str | Path | None = None) -> Checkpoint:
+    """Return the checkpoint at a path: a directory, or an ONNX file or a directory with one.
+
+    Weights that transformers reads come first.
+    """
+    path = Path(source)
+    if path.suffix == ".onnx" and not path.is_dir():
+        return OnnxCheckpoint(path, tokenizer=tokenizer)
+    if path.is_dir() and not has_weights(Folder(path)) and file_name(path):
+        return OnnxCheckpoint(path, tokenizer=tokenizer)
+    return Checkpoint(path, tokenizer=tokenizer)
 
 
 def refuse_adapter(checkpoint: Checkpoint) -> None:

@@ -35,6 +35,8 @@ class Checkpoint:
     tokenizer  a tokenizer.json to use instead of the directory's own
     """
 
+    takes_types = True  # whether the model tells token types apart, if its model_type does
+
     def __init__(self, source: str | Path, *, tokenizer: str | Path | None = None):
         """Read config.json; raises CheckpointError for anything unusable."""
         self.path = Path(source)
@@ -223,7 +225,9 @@ class Checkpoint:
     def _files(self) -> dict[str, bytes]:
         from intformer.frontend.tokenizer import tokenizer_files
 
-        return {"config.json": self.read("config.json"), **tokenizer_files(self)}
+        config = self.read("config.json")
+        found = {} if config is None else {"config.json": config}
+        return {**found, **tokenizer_files(self)}
 
 
 def _named(kind: type) -> str:

@@ -1,11 +1,14 @@
 """A directory becomes a float graph and the meta that goes with it."""
 
+from dataclasses import dataclass
+
 from intformer.errors import CheckpointError
 from intformer.frontend import labels, sentence_transformers
 from intformer.frontend.architectures import head_named
 from intformer.frontend.builder import Builder, Family
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
+from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 from intformer.ir import heads
 from intformer.ir.graph import Graph
 from intformer.ir.heads import Head
@@ -38,11 +41,36 @@ def architecture(checkpoint: Checkpoint) -> str:
     return str((checkpoint.setting("architectures", list, []) or ["Model"])[0])
 
 
+@dataclass(frozen=True)
+class About:
+    """What meta says of an encoder that its graph does not say.
+
+    family         model_type
+    position_rule  Family.positions
+    pad            padding id
+    limit          the most tokens of a sequence
+    warnings       what the user should know about how it is read
+    """
+
+    family: str
+    position_rule: str
+    pad: int
+    hidden: int
+    heads: int
+    activation: str
+    limit: int
+    warnings: list[str]
+
+
 def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Graph, dict]:
     """Return the float graph of a checkpoint and the part of IntModel.meta that comes from it.
 
     head  name of one of ir.heads.HEADS; None: what the directory says
     """
+    if isinstance(checkpoint, OnnxCheckpoint):
+        from intformer.frontend.onnx.read import read
+
+        return read(checkpoint, head)
     family = family_of(checkpoint)
     answering, pooling = pick_head(checkpoint, head)
     g = Builder(checkpoint, family)
@@ -54,7 +82,17 @@ def read_encoder(checkpoint: Checkpoint, head: str | None = None) -> tuple[Graph
     else:
         family.heads[answering](g, x)
     graph = g.graph(answering)
-    return graph, _meta(checkpoint, family, g, graph, pooling)
+    about = About(
+        family=checkpoint.config["model_type"],
+        position_rule=family.positions,
+        pad=g.pad,
+        hidden=g.hidden,
+        heads=g.heads,
+        activation=g.activation,
+        limit=g.limit,
+        warnings=notes(checkpoint, g.limit, g.first_position),
+    )
+    return graph, about_meta(checkpoint, about, graph, pooling)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -71,28 +109,29 @@ def family_of(checkpoint: Checkpoint) -> Family:
     return family
 
 
-def _meta(checkpoint: Checkpoint, family: Family, g: Builder, graph: Graph, pooling: str) -> dict:
-    tables, limit = graph.tables, g.limit
+def about_meta(checkpoint: Checkpoint, about: About, graph: Graph, pooling: str) -> dict:
+    """Return the part of IntModel.meta that comes from a directory and its graph."""
+    tables = graph.tables
     channels = graph[graph.output].channels
     return {
-        "family": checkpoint.config["model_type"],
+        "family": about.family,
         "head": graph.head.name,
         **labels.answers(checkpoint, graph.head, channels),
         **sentence_transformers.meta(checkpoint, graph.head),
         "vocab_size": len(tables.word),
         "type_vocab_size": 1 if tables.types is None else len(tables.types),
-        "max_length": limit,
-        "truncate_length": sentence_transformers.truncate_length(checkpoint, limit),
-        "pad_token_id": g.pad,
-        "position_rule": family.positions,
-        "hidden": g.hidden,
-        "heads": g.heads,
+        "max_length": about.limit,
+        "truncate_length": sentence_transformers.truncate_length(checkpoint, about.limit),
+        "pad_token_id": about.pad,
+        "position_rule": about.position_rule,
+        "hidden": about.hidden,
+        "heads": about.heads,
         "layers": len(graph.of_kind("attention")),
         "ffn": graph.of_kind("act")[0].channels,
-        "activation": g.activation,
+        "activation": about.activation,
         "pooling": pooling,
         "output_channels": channels,
-        "warnings": notes(checkpoint, limit, g.first_position),
+        "warnings": about.warnings,
     }
 
 

@@ -58,17 +58,31 @@ WORD_STEM = "embed.word"  # where the word table is stored, which a tied decoder
 
 
 @dataclass(frozen=True, eq=False)
+class Integers:
+    """A weight or table that the source holds as integers, which are kept: values * steps.
+
+    values  int8 [N, K]; int16 of position and type tables
+    steps   float64 [N], the scale of each row
+    """
+
+    values: np.ndarray
+    steps: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Linear:
     """y = x @ weight.T + bias; weight float32 [N, K], bias float32 [N].
 
     parts  how many tensors of the checkpoint the rows are, all of one size
     keys   their keys in the checkpoint, without .weight and .bias
+    given  the integers that the weight is, where the source has them
     """
 
     weight: np.ndarray
     bias: np.ndarray
     parts: int = 1
     keys: tuple[str, ...] = ()
+    given: Integers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +104,13 @@ class Tables:
 
     position  [P, E], or None where embeddings have no positions
     types     [T, E], or None where there is nothing to choose
+    given     field -> the integers that the table is, where the source has them
     """
 
     word: np.ndarray
     position: np.ndarray | None
     types: np.ndarray | None
+    given: dict[str, Integers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +170,11 @@ class Operand:
     linear: Linear
     edges: tuple[str, ...]
     tied: bool
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its columns take no channel factors: the integers are those of something else."""
+        return self.tied or self.linear.given is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,9 +316,12 @@ class Graph:
         weight, changed = weight.astype(np.float32), []
         for node in self.nodes:
             if node.kind == "linear" and node.stem == stem:
-                changed.append(replace(node, params=replace(node.params, weight=weight)))
+                params = replace(node.params, weight=weight, given=None)
+                changed.append(replace(node, params=params))
             if node.kind == "embed" and (table := TABLES.get(stem)):
-                changed.append(replace(node, params=replace(node.params, **{table: weight})))
+                given = {k: v for k, v in node.params.given.items() if k != table}
+                params = replace(node.params, **{table: weight}, given=given)
+                changed.append(replace(node, params=params))
         return self.replaced(changed)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.ir.graph import WORD_STEM, Linear, Node, Norm
+from intformer.ir.graph import WORD_STEM, Integers, Linear, Node, Norm
 from intformer.quantize.emit import Emitter
 from intformer.quantize.methods import TINY, round_rows, row_peaks
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
@@ -41,6 +41,8 @@ class NativeEmitter(Emitter):
         """x int8 times the weight stored at `stem`; bias at this place's scales."""
         f, scale = self.scales.factors[stem], self.channel_scale(x)
         s_x = float(np.mean(scale / f))
+        if stem not in self.steps and linear.given is not None:
+            self.kept(stem, linear.given)
         if stem not in self.steps:
             steps = self.grained(row_peaks(linear.weight, f) / INT8_MAX, linear.parts)
             # a row too small for its bias (or all zero) gets the scale its bias needs
@@ -85,11 +87,22 @@ class NativeEmitter(Emitter):
         self.constant(stem + ".weight", integers)
         self.weight_sums[stem] = np.abs(integers, dtype=np.int16).sum(1, dtype=np.int64)
 
-    def table(self, stem: str, table: np.ndarray, limit: int, scale: float) -> tuple[str, ...]:
+    def kept(self, stem: str, given: Integers) -> None:
+        """Keep the integers that the source has."""
+        self.steps[stem] = given.steps
+        self.constant(stem + ".weight", given.values)
+        self.weight_sums[stem] = np.abs(given.values, dtype=np.int16).sum(1, dtype=np.int64)
+
+    def table(
+        self, stem: str, table: np.ndarray, limit: int, scale: float, given: Integers | None
+    ) -> tuple[str, ...]:
         """Store an embedding table with one scale per row; returns (table, mult, shift) names.
 
         A tied decoder multiplies with the same rows, so their scales hold its bias too.
         """
+        if given is not None:
+            self.kept(stem, given)
+            return (stem + ".weight", *self.dyadic(stem, given.steps / scale))
         top = np.abs(table).max(1)
         steps = np.maximum(top, max(float(top.max()), TINY) * FLUSH) / limit
         if limit == INT8_MAX:  # the others have bits to spare

@@ -94,12 +94,14 @@ def embed(e: Rules, node: Node) -> None:
     scale = max(reach, TINY) * (1 + 1e-3) / SUM_MAX
     origin = "bound: largest sum of table entries"
     out = e.value(node.name, "int32", node.channels, scale, origin)
-    constants = e.table("embed.word", t.word, INT8_MAX, scale)
+    constants = e.table("embed.word", t.word, INT8_MAX, scale, t.given.get("word"))
     if t.types is not None:
-        constants += e.table("embed.type", t.types, INT16_MAX, scale)
+        constants += e.table("embed.type", t.types, INT16_MAX, scale, t.given.get("types"))
     attrs = {"types": int(t.types is not None)}
     if t.position is not None:
-        constants += e.table("embed.position", t.position, INT16_MAX, scale)
+        constants += e.table(
+            "embed.position", t.position, INT16_MAX, scale, t.given.get("position")
+        )
     else:
         attrs["positions"] = 0
     e.node("embed", (*node.inputs, *constants), out, lo=-SUM_MAX, hi=SUM_MAX, **attrs)

@@ -41,7 +41,7 @@ def equalisation(graph: Graph, seen: dict[str, Seen]) -> dict[str, np.ndarray]:
     """Return weight stem -> channel factors f [K] of its operand."""
     return {
         operand.stem: np.ones(operand.linear.weight.shape[1])
-        if operand.tied
+        if operand.fixed
         else equalise([seen[edge] for edge in operand.edges], operand.linear.weight)
         for operand in progress(graph.operands(), "equalising channels")
     }
@@ -130,7 +130,7 @@ class Scales:
             missing = np.maximum(missing, self._least(edge, scale) / scale)
         if missing.max() == 1:
             return
-        if operand.tied:  # its factors are 1: all channels get what the smallest one needs
+        if operand.fixed:  # its factors are 1: all channels get what the smallest one needs
             for edge in operand.edges:
                 self.units[operand.stem, edge] *= float(missing.max())
         else:

@@ -1,0 +1,113 @@
+"""LayerNorm: the operator, and what older exporters make of it."""
+
+import numpy as np
+
+from intformer.frontend.onnx.program import Node
+from intformer.frontend.onnx.values import Known, Stage, View
+
+GEOMETRY = "normalises over more than the channels"
+
+
+def layer_norm(walk, node: Node, args: list) -> list[View]:
+    """The operator LayerNormalization over the last axis."""
+    x, *affine = args
+    axis = int(node.attrs.get("axis", -1))
+    if not isinstance(x, View) or axis not in (-1, x.index.ndim - 1) or len(node.outputs) > 1:
+        raise walk.program.refusal(GEOMETRY, node)
+    gamma, beta = (_vector(walk, node, one) for one in (*affine, None)[:2])
+    edge = walk.builder.norm(x, gamma, beta, float(node.attrs.get("epsilon", 1e-5)), node)
+    channels = walk.builder.channels(edge)
+    made = walk.builder.view(edge, walk.rows_shape(channels, x.index.size))
+    return [View(made.base, made.index.reshape(walk.shape(node)))]
+
+
+def _vector(walk, node: Node, known) -> np.ndarray | None:
+    if known is None:
+        return None
+    if not isinstance(known, Known) or not known.constant:
+        raise walk.program.refusal("gamma or beta is not constant", node)
+    return known.value
+
+
+def reduce_mean(walk, node: Node, args: list) -> View:
+    """Mean over the channels: of x, or of its squared deviations."""
+    x = args[0]
+    if axes_of(args) != [x.index.ndim - 1] or not node.attrs.get("keepdims", 1):
+        raise walk.program.refusal("a mean over what are not the channels", node)
+    if _is(x, "squares"):
+        return _stage(walk, node, "variance", x.base.x)
+    return _stage(walk, node, "mean", x)
+
+
+def axes_of(args: list) -> list[int] | None:
+    """Return the axes that a reduction goes over, counted from 0; None where it names none."""
+    x, *axes = args
+    if not axes or not isinstance(axes[0], Known):
+        return None
+    return [int(axis) % x.index.ndim for axis in axes[0].value.ravel()]
+
+
+def square_root(walk, node: Node, args: list) -> View:
+    """Square root: of a variance with its epsilon."""
+    (x,) = args
+    if not _is(x, "variance"):
+        raise walk.program.refusal("the square root of what is no variance", node)
+    return _stage(walk, node, "deviation", x.base.x, eps=x.base.eps)
+
+
+def _stage(walk, node: Node, kind: str, x: View, **more) -> View:
+    return View.of(Stage(walk.shape(node), kind, x, **more))
+
+
+def _is(x, kind: str) -> bool:
+    return isinstance(x, View) and isinstance(x.base, Stage) and x.base.kind == kind and x.plain
+
+
+def same(a, b) -> bool:
+    """Say whether two views are of the same elements."""
+    return (
+        isinstance(a, View)
+        and isinstance(b, View)
+        and a.base is b.base
+        and np.array_equal(a.index, b.index)
+        and np.array_equal(a.at, b.at)
+    )
+
+
+def _number(known) -> float | None:
+    if isinstance(known, Known) and known.value.size == 1:
+        return float(known.value.ravel()[0])
+    return None
+
+
+def binary(walk, node: Node, a, b) -> View | None:
+    """The steps of a LayerNorm with two operands; None for anything else."""
+    if node.op == "Sub" and _is(b, "mean") and same(a, b.base.x):
+        return _stage(walk, node, "centred", a)
+    if _is(a, "centred") and (
+        (node.op == "Pow" and _number(b) == 2) or (node.op == "Mul" and same(a, b))
+    ):
+        return _stage(walk, node, "squares", a.base.x)
+    if node.op == "Div" and _is(a, "centred") and _is(b, "deviation"):
+        if not same(a.base.x, b.base.x):
+            return None
+        return _stage(walk, node, "normal", a.base.x, eps=b.base.eps)
+    if isinstance(a, Known):
+        a, b = b, a
+    if node.op == "Add" and _is(a, "variance") and _number(b) is not None:
+        return _stage(walk, node, "variance", a.base.x, eps=a.base.eps + _number(b))
+    if _is(a, "normal") and isinstance(b, Known) and b.constant:
+        return _affine(walk, node, a.base, b.value)
+    return None
+
+
+def _affine(walk, node: Node, base: Stage, value: np.ndarray) -> View | None:
+    """Gamma, then beta."""
+    if value.size != base.shape[-1]:
+        return None
+    more = {"eps": base.eps, "gamma": base.gamma, "beta": base.beta}
+    if node.op == "Mul" and base.gamma is None and base.beta is None:
+        return _stage(walk, node, "normal", base.x, **{**more, "gamma": value})
+    if node.op == "Add" and base.beta is None:
+        return _stage(walk, node, "normal", base.x, **{**more, "beta": value})
+    return None

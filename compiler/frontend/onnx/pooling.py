@@ -1,0 +1,85 @@
+"""One row per sequence: means over tokens, and vectors of length 1."""
+
+import numpy as np
+
+from intformer.frontend.builder import SEQUENCES
+from intformer.frontend.onnx.norms import axes_of
+from intformer.frontend.onnx.program import Node
+from intformer.frontend.onnx.values import Known, Stage, View
+
+AXES = "a sum over what are not the tokens"
+SMALLEST = 1e-6  # limits that keep a division from 0
+
+
+def _stage(walk, node: Node, kind: str, x: View) -> View:
+    return View.of(Stage(walk.shape(node), kind, x))
+
+
+def _is(x, kind: str) -> bool:
+    return isinstance(x, View) and isinstance(x.base, Stage) and x.base.kind == kind and x.plain
+
+
+def binary(walk, node: Node, a, b) -> View | None:
+    """A mask, the count of tokens or the length of a vector; None for anything else."""
+    if node.op == "Mul":
+        x, known = (a, b) if isinstance(a, View) else (b, a)
+        if isinstance(known, Known) and _is_mask(walk, x, known.value):
+            return _stage(walk, node, "masked", x)
+    if node.op == "Div" and _is(a, "total") and isinstance(b, Known):
+        return _mean(walk, node, a, b.value)
+    if node.op == "Div" and _is(b, "length") and b.base.x.base is getattr(a, "base", None):
+        return _stage(walk, node, "unit", a)
+    return None
+
+
+def _is_mask(walk, x: View, value: np.ndarray) -> bool:
+    """Say whether a value is 1 at tokens and 0 at padding, for rows of tokens."""
+    if x.index.ndim != 3 or value.size == 1 or value.ndim != 3 or not x.plain:
+        return False
+    mask = np.broadcast_to(walk.probe.mask[:, :, None], x.index.shape)
+    return bool((np.broadcast_to(value, x.index.shape) == mask).all())
+
+
+def reduce_sum(walk, node: Node, args: list) -> View:
+    """Sum over tokens."""
+    x = args[0]
+    if axes_of(args) != [1] or not _is(x, "masked"):
+        raise walk.program.refusal(AXES, node)
+    return _stage(walk, node, "total", x.base.x)
+
+
+def _mean(walk, node: Node, total: View, count: np.ndarray) -> View:
+    counts = walk.probe.mask.sum(1).astype(np.float64)
+    wanted = counts.reshape(-1, *([1] * (total.index.ndim - 1)))
+    if not (np.broadcast_to(count, total.index.shape) == wanted).all():
+        raise walk.program.refusal("divides a sum by what is not the count of tokens", node)
+    edge = walk.builder.edge(total.base.x, node)
+    channels = walk.builder.channels(edge)
+    made = walk.builder.add("mean", (edge, SEQUENCES), channels)
+    view = walk.builder.view(made, (len(counts), channels))
+    return View(view.base, view.index.reshape(walk.shape(node)))
+
+
+def length(walk, node: Node, args: list) -> View:
+    """Euclidean length of a row."""
+    x = args[0]
+    if axes_of(args) != [x.index.ndim - 1]:
+        raise walk.program.refusal("a length over what are not the channels", node)
+    return _stage(walk, node, "length", x)
+
+
+def clip(walk, node: Node, args: list) -> View:
+    """A limit that keeps a length from 0."""
+    x, low, high = (*args, None, None)[:3]
+    small = isinstance(low, Known) and 0 <= float(low.value.ravel()[0]) <= SMALLEST
+    if not _is(x, "length") or not small or high is not None:
+        raise walk.program.refusal("limits what is no length of a vector", node)
+    return x
+
+
+def expand(walk, node: Node, args: list) -> View:
+    """A length for each channel; or a bias of attention for each sequence."""
+    x, shape = args
+    if isinstance(x, View) and isinstance(x.base, Stage) and x.base.kind == "length":
+        return _stage(walk, node, "length", x.base.x)
+    return View(x.base, walk.program.apply(node, [x.index, shape.value])[0], x.curve)
