@@ -15,6 +15,9 @@ CLASSES = {  # model_type -> what its class names start with
     "albert": "Albert",
     "mpnet": "MPNet",
     "nomic_bert": "NomicBert",
+    "gte": "Gte",
+    "jina_embeddings_v3": "JinaEmbeddingsV3",
+    "jina_bert": "JinaBert",  # of the hub, see hub_config.py
     "ibert": "IBert",
 }
 ENDINGS = {head.ending: head for head in heads.HEADS.values() if head.ending} | {

@@ -47,18 +47,22 @@ class DropoutKeys:
     hidden     of embeddings and of what is added to the residual
     attention  of softmax probabilities
     default    of both where config.json does not say
+    attention_default  of probabilities alone, where it differs from that
     heads      head -> (key, default) of its own probability; the others have classifier_dropout
                or, where config.json does not say, that of `hidden`
     stages     heads drop before each of their linears, not before the last alone
     context    the attention's output is dropped too
+    gate       so are gated activations
     """
 
     hidden: str = "hidden_dropout_prob"
     attention: str = "attention_probs_dropout_prob"
     default: float = 0.1
+    attention_default: float | None = None
     heads: dict[Head, tuple[str, float]] = field(default_factory=dict)
     stages: bool = False
     context: bool = True
+    gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Family:
     encoder      adds the nodes up to the last hidden state, and returns its edge
     heads        head -> function that adds the nodes of the head behind an edge
     prefix       of the encoder's keys where a head is on top (a bare model has none)
+    hub_prefix   another prefix, of the hub's own code
     positions    "column": 0, 1, ...; "padding": pad + 1, ... over the ids that are not pad
     eps          LayerNorm epsilon where config.json does not say
     act          activation where config.json does not say
@@ -81,6 +86,7 @@ class Family:
     encoder: "Callable[[Builder], str]"
     heads: "dict[Head, HeadBuilder]"
     prefix: str
+    hub_prefix: str = ""
     positions: str = "column"
     eps: float = 1e-12
     act: str = "gelu"
@@ -107,7 +113,8 @@ class Builder:
         self.activation = activation_of(checkpoint, family)
         self.pad = checkpoint.setting("pad_token_id", int, family.pad, least=0)
         self.first_position = self.pad + 1 if family.positions == "padding" else 0
-        self.prefix = family.prefix if f"{family.prefix}{WORD}.weight" in checkpoint else ""
+        prefixes = (family.prefix, family.hub_prefix)
+        self.prefix = next((p for p in prefixes if f"{p}{WORD}.weight" in checkpoint), "")
         self.at, self.path = "", self.prefix  # before the names of edges, and of keys
         self._nodes: dict[str, Node] = {}
         self._linears: dict[tuple[str, ...], tuple[str, Linear]] = {}  # keys -> stem, weight

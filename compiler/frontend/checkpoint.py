@@ -11,10 +11,12 @@ from intformer.errors import CheckpointError
 from intformer.frontend import sentence_transformers
 from intformer.frontend.architectures import named_model_type
 from intformer.frontend.folder import Folder, shown
+from intformer.frontend.hub_config import canonical, unlike
 from intformer.frontend.lora import MergedWeights, merged, refuse_alone
 from intformer.frontend.weights import GivenWeights, Weights
 
 REFUSED = {  # config keys that change the arithmetic, and the values under which they do not
+    "lora_adaptations": (None, []),  # of jina-embeddings-v3: an adapter per task, none merged
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
     "is_encoder_decoder": (False, None),
@@ -30,8 +32,9 @@ class Checkpoint:
 
     path       the directory; of old sentence-transformers models, its folder with the Transformer
     root       the directory
-    config     config.json as it is, with the model_type that its architecture names where it has
-               none
+    config     config.json under the keys of transformers, with the model_type that its architecture
+               names where it has none
+    unlike     why transformers would not read config.json as it is read here, one line each
     tokenizer  a tokenizer.json to use instead of the directory's own
     """
 
@@ -58,7 +61,9 @@ class Checkpoint:
                 where=str(self.path),
                 hint="save the model with save_pretrained",
             )
-        self.config = named_model_type(config, str(self.path / "config.json"))
+        where = str(self.path / "config.json")
+        self.config = named_model_type(canonical(config, where), where)
+        self.unlike = unlike(config)
 
     def file(self, name: str) -> Path | None:
         """Return the path of a regular file inside the directory (Folder.file)."""
@@ -147,7 +152,7 @@ class Checkpoint:
                 raise CheckpointError(
                     f"config key {key!r} = {shown(value)} is not supported",
                     where=str(self.path / "config.json"),
-                    hint="only plain encoders with absolute positions compile",
+                    hint="supported: " + ", ".join(shown(one) for one in values),
                 )
 
     @cached_property
@@ -162,10 +167,16 @@ class Checkpoint:
         return other
 
     def refuse_rewritten(self) -> None:
-        """Raise where transformers would not read the weights that are read here.
+        """Raise where transformers would not read what is read here.
 
         For whatever hands the directory itself to transformers.
         """
+        for note in self.unlike:
+            raise CheckpointError(
+                f"transformers does not read this directory: {note}",
+                where=str(self.path / "config.json"),
+                hint="save the model with transformers' own class, where there is one",
+            )
         for note in self.weights.rewritten:
             raise CheckpointError(
                 f"transformers does not read these weights: {note}",

@@ -2,7 +2,8 @@
 
 What transformers writes is `rope_parameters` ({"rope_theta", "rope_type", ...}); older files have
 `rope_theta` and `rope_scaling`. Kinds whose table depends on the length of a text are refused,
-where that can happen: "dynamic" changes nothing up to max_position_embeddings.
+where that can happen: "dynamic" changes nothing up to max_position_embeddings. "ntk" is that of the
+hub's GTE, a larger base and a smaller frequency.
 """
 
 import numpy as np
@@ -13,14 +14,14 @@ from intformer.frontend.folder import shown
 from intformer.ir.graph import Rotary
 
 PARAMETERS, SCALING, THETA = "rope_parameters", "rope_scaling", "rope_theta"
-KINDS = ("default", "linear", "dynamic")
+KINDS = ("default", "linear", "dynamic", "ntk")
 KNOWN = {"rope_theta", "rope_type", "type", "factor"}  # of a dict of parameters
 PARTIAL = "partial_rotary_factor"
 
 
 def rotary(theta: float, head_dim: int, rows: int, factor: float = 1.0) -> Rotary:
     """Return the table of positions 0..rows - 1: angle = position / (factor theta^(2 j / d))."""
-    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim) / factor
+    frequencies = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim) / factor
     angles = np.arange(rows)[:, None] * frequencies
     return Rotary(np.cos(angles), np.sin(angles))
 
@@ -35,7 +36,14 @@ def read(checkpoint: Checkpoint, theta: float, head_dim: int, rows: int) -> Rota
     where = str(checkpoint.path / "config.json")
     if head_dim % 2:
         raise CheckpointError(f"heads of {head_dim} channels have no rotary pairs", where=where)
-    key = PARAMETERS if checkpoint.config.get(PARAMETERS) is not None else SCALING
+    given = [key for key in (PARAMETERS, SCALING) if checkpoint.config.get(key)]
+    if len(given) == 2:
+        raise CheckpointError(
+            f"config keys {PARAMETERS!r} and {SCALING!r} say the same",
+            where=where,
+            hint="remove one of them",
+        )
+    key = given[0] if given else PARAMETERS
     about = checkpoint.setting(key, dict, {})
     theta = checkpoint.setting(THETA, float, theta)
     return of(about, theta, head_dim, rows, key, where)
@@ -64,4 +72,8 @@ def of(about: dict, theta: float, head_dim: int, rows: int, key: str, where: str
     for name, value in ((THETA, theta), ("factor", factor)):
         if type(value) not in (int, float) or not 0 < value < np.inf:
             refuse(name, value, "it is a number above 0")
-    return rotary(float(theta), head_dim, rows, float(factor) if kind == "linear" else 1.0)
+    if kind == "linear":
+        return rotary(theta, head_dim, rows, factor)
+    if kind == "ntk":
+        return rotary(theta * factor, head_dim, rows, factor ** (2 / head_dim))
+    return rotary(theta, head_dim, rows)

@@ -70,7 +70,8 @@ def tokenizer_files(checkpoint) -> dict[str, bytes]:
     settings = {
         "token_type_ids": "token_type_ids" in tokenizer.model_input_names
         and checkpoint.config.get("model_type") not in WITHOUT_TYPES
-        and checkpoint.takes_types,
+        and checkpoint.takes_types
+        and checkpoint.config.get("type_vocab_size") != 0,
         "truncation_side": tokenizer.truncation_side,
         "split_special_tokens": bool(tokenizer.split_special_tokens),
         "mask_token": str(tokenizer.mask_token) if tokenizer.mask_token is not None else None,

@@ -14,7 +14,8 @@ def dropout_of(checkpoint: Checkpoint, graph: Graph) -> Dropout:
         return checkpoint.setting(key, float, default, least=0)
 
     hidden = probability(keys.hidden, keys.default)
-    attention = probability(keys.attention, keys.default)
+    of_attention = keys.default if keys.attention_default is None else keys.attention_default
+    attention = probability(keys.attention, of_attention)
     if graph.head in keys.heads:
         last = probability(*keys.heads[graph.head])
     elif graph.head.answers_questions:
@@ -24,4 +25,4 @@ def dropout_of(checkpoint: Checkpoint, graph: Graph) -> Dropout:
     first = last if keys.stages else 0.0
     stages = sum(1 for node in graph.of_kind("linear") if node.name.startswith("head"))
     every = (*([first] * (stages - 1)), last) if stages else ()
-    return Dropout(hidden, attention, keys.context, every)
+    return Dropout(hidden, attention, keys.context, every, keys.gate)

@@ -32,12 +32,14 @@ class Dropout:
     attention  of softmax probabilities
     context    whether the attention's output is dropped too
     head       before each linear of the head
+    gate       whether gated activations are dropped as what is added to the residual is
     """
 
     hidden: float = 0.0
     attention: float = 0.0
     context: bool = True
     head: tuple[float, ...] = ()
+    gate: bool = False
 
 
 class Simulation:
@@ -58,7 +60,8 @@ class Simulation:
         self.tables, self.grain, self.integers, self.half = tables, grain, integers, half
         self.training, self.dropout = training, dropout if training else Dropout()
         self.drops = drops(graph, self.dropout)
-        self.keeps = {edge: 1 - p for edge, p in self.drops.items() if graph[edge].kind == "norm"}
+        operands = ("norm", "mul")
+        self.keeps = {edge: 1 - p for edge, p in self.drops.items() if graph[edge].kind in operands}
 
     def run(self, tokens: Tokens) -> torch.Tensor:
         """Return the output of the last node, float32 [rows, channels]."""
@@ -214,12 +217,14 @@ SIMULATE = {
 def drops(graph: Graph, dropout: Dropout) -> dict[str, float]:
     """Return edge -> probability of the dropout behind it, the head's aside.
 
-    Dropped are the embeddings and what is added to the residual.
+    Dropped are the embeddings, what is added to the residual and, in some families, gates.
     """
     if not dropout.hidden:
         return {}
     (embedded,) = graph.readers(graph.of_kind("embed")[0].name)
     found = {embedded.name: dropout.hidden}
+    if dropout.gate:
+        found |= {node.name: dropout.hidden for node in graph.of_kind("mul")}
     for node in graph.of_kind("add"):
         term = graph[node.inputs[0]]
         if dropout.context or graph[term.inputs[0]].kind != "attention":

@@ -13,7 +13,11 @@ from intformer_testing.kernels import MISSING
 EVERY = [
     (f, h, {}) for f in random_hf.CLASSES if f not in random_hf.TURNED for h in random_hf.HEADS
 ]
-TURNED = [("nomic_bert", "features", {}), ("nomic_bert", "masked-lm", {"activation": "gelu"})]
+TURNED = [
+    ("nomic_bert", "features", {}),
+    ("gte", "sequence-classification", {"type_vocab_size": 0, "hidden": 64, "heads": 1}),
+    ("jina_embeddings_v3", "masked-lm", {}),
+]
 ODD = [
     ("bert", "sequence-classification", {"hidden": 312, "heads": 12, "labels": 213}),
     ("roberta", "token-classification", {"hidden": 312, "heads": 12, "labels": 1}),

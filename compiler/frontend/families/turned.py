@@ -18,7 +18,7 @@ class Spelling:
 
     layers  stem of the layers; what follows lies below one of them
     qkv     one key for all three, or three
-    ffn1    of the first linear layers; of a gated MLP the factor, then what is activated
+    ffn1    of the first linear layers, those of a gated MLP in the order of their halves
     norm    of the embeddings
     """
 
@@ -67,14 +67,14 @@ def layers(
     keys: Spelling,
     biases: Biases,
     table: Rotary | None,
-    gated: bool = True,
+    active: int | None = 1,
     bias: Bias | None = None,
 ) -> str:
     """Add all layers behind the embeddings.
 
-    table  of rotary positions; None: there are none
-    gated  the MLP is gated
-    bias   of attention
+    table   of rotary positions; None: there are none
+    active  which half of a gated MLP is activated; None: it is not gated
+    bias    of attention
     """
     for at in g.layers(g.numbered(keys.layers)):
         parts = 3 // len(keys.qkv)
@@ -84,18 +84,18 @@ def layers(
         y = at.attention("context", qkv, bias)
         y = at.linear("out", y, keys.out, outputs=g.hidden, bias=biases.attention)
         x = at.norm("norm1", at.add("sum1", y, x), keys.norm1)
-        y = feed_forward(at, x, keys, biases, gated)
+        y = feed_forward(at, x, keys, biases.ffn1, active)
         y = at.linear("ffn2", y, keys.ffn2, outputs=g.hidden, bias=biases.ffn2)
         x = at.norm("norm2", at.add("sum2", y, x), keys.norm2)
     return x
 
 
-def feed_forward(at: Builder, x: str, keys: Spelling, biases: Biases, gated: bool) -> str:
+def feed_forward(at: Builder, x: str, keys: Spelling, bias: bool, active: int | None) -> str:
     """Add the first part of an MLP: linear layers, and what activates them."""
-    if not gated:
-        return at.act("act", at.linear("ffn1", x, *keys.ffn1, bias=biases.ffn1))
+    if active is None:
+        return at.act("act", at.linear("ffn1", x, *keys.ffn1, bias=bias))
     parts = 2 // len(keys.ffn1)
-    return at.gate("gate", at.linear("ffn1", x, *keys.ffn1, bias=biases.ffn1, parts=parts), 1)
+    return at.gate("gate", at.linear("ffn1", x, *keys.ffn1, bias=bias, parts=parts), active)
 
 
 def table(g: Builder, theta: float) -> Rotary:

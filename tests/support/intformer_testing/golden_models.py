@@ -5,6 +5,7 @@ computed: torch's results differ in the last bit between CPUs, and a hash shows 
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 
 from intformer.frontend import import_model
 from intformer.ir.model import IntModel
-from intformer_testing import random_hf
+from intformer_testing import jina_bert, random_hf
 
 HIDDEN, WIDE, LAYERS = 32, 48, 2
 RANGES = "intformer_ranges.safetensors"
@@ -30,6 +31,7 @@ EXTRAS = {  # case -> (family, head, what else the configuration says)
     "albert/relu": ("albert", "masked-lm", {"activation": "relu"}),
     "electra/no projection": ("electra", "features", {"embedding_size": HIDDEN}),
     "roberta/one label": ("roberta", "sequence-classification", {"labels": 1}),
+    "gte/no types": ("gte", "features", {"type_vocab_size": 0}),
 }
 
 
@@ -42,6 +44,7 @@ def cases():
         found[f"native/{family}/sentence-embedding"] = native(family, "features", pool="mean")
     found["native/bert/sentence-embedding of the first"] = native("bert", "features", pool="cls")
     found["native/bert/one scale per tensor"] = native("bert", "masked-lm", grain="tensor")
+    found["native/jina_bert/features"] = jina
     for name, (family, head, more) in EXTRAS.items():
         found[f"native/{name}"] = native(family, head, **more)
     found["native/bert/sentence-embedding of the last"] = native("bert", "features", pool="last")
@@ -72,6 +75,18 @@ def native(family, head, pool=None, grain="channel", **shape):
         return import_model(folder, head=None if pool else head)
 
     return make
+
+
+def jina(folder) -> IntModel:
+    """A directory of JinaBERT as published, with ranges as training leaves them."""
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": WIDE, "num_hidden_layers": LAYERS}
+    model = jina_bert.JinaBert(**sizes, num_attention_heads=2)
+    rng = fill(model)
+    jina_bert.write(folder, model)
+    about = SimpleNamespace(**model.about)
+    save_file(ranges(about, "jina_bert", "features", None, rng), folder / RANGES)
+    add_to_config(folder, intformer={"recipe": "native", "weights": "channel"})
+    return import_model(folder, head="features")
 
 
 def ibert(head, mode, pool=None):
@@ -115,7 +130,8 @@ def fill(model):
             if "norm" in name.lower() and name.endswith("weight"):
                 whole += torch.where(whole < 0, -1.0, 1.0)
             weight.copy_(whole)
-        model.tie_weights()
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
     return rng
 
 

@@ -15,6 +15,8 @@ CLASSES = {  # family -> class stem
     "albert": "Albert",
     "mpnet": "MPNet",
     "nomic_bert": "NomicBert",
+    "gte": "Gte",
+    "jina_embeddings_v3": "JinaEmbeddingsV3",
 }
 PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions start behind the padding id
 HEADS = {  # head -> class ending
@@ -25,8 +27,8 @@ HEADS = {  # head -> class ending
     "masked-lm": "ForMaskedLM",
 }
 MADE_OF = {"sparse-embedding": "ForMaskedLM"}  # heads that no class of transformers has
-TURNED = ("nomic_bert",)  # rotary positions
-GATED = ("nomic_bert",)  # a gated MLP
+TURNED = ("nomic_bert", "gte", "jina_embeddings_v3")  # rotary positions
+GATED = ("nomic_bert", "gte", "jina_bert")  # a gated MLP
 LENGTHS = (5, 1, 17, 2, 3, 11)
 
 

@@ -19,6 +19,11 @@ BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MPNET_SPECIAL = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
+TOKENIZERS = {  # family -> whose tokenizer transformers gives it
+    "nomic_bert": "bert",
+    "gte": "xlm-roberta",
+    "jina_embeddings_v3": "xlm-roberta",
+}
 LIKE_ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
@@ -58,7 +63,8 @@ def pieces(special: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
 def tokenizer(family: str = "bert", **about):
     """A tokenizer of transformers for a family; `about` are arguments of its class."""
     about = {"model_max_length": LENGTH, **about}
-    name = {"nomic_bert": "Bert"}.get(family, random_hf.CLASSES[family]) + "Tokenizer"
+    family = TOKENIZERS.get(family, family)
+    name = random_hf.CLASSES[family] + "Tokenizer"
     if family == "roberta":
         vocabulary, merges = byte_pairs()
         about |= {"vocab": dict(vocabulary), "merges": list(merges)}
