@@ -111,8 +111,8 @@ def main(target: str) -> None:
     """Print the figures."""
     from safetensors import safe_open
 
-    sys.path.insert(0, str(Path(__file__).parent))
-    import record
+    sys.path.insert(0, str(Path(__file__).parent / "records"))
+    import intformer_records as records
 
     from intformer.frontend.shapes import random_model
 
@@ -144,7 +144,7 @@ def main(target: str) -> None:
     rows.append(("memory after 1x128 (PSS)", memory))
     for what, figure in rows:
         print(f"{what}: {figure}")
-    record.write(
+    records.write(
         "compile-time", "make compile-time", ("BERT-base, random weights", "measured"), rows
     )
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "records"))
 
-import record
+import intformer_records as records
 
 import intformer
 from intformer.frontend.shapes import random_model, random_sequences
@@ -112,7 +112,7 @@ def main() -> None:
         shape = f"{args.shape} 1x{args.tokens}, {args.target}"
         columns = ("one thread", "ms", "ms with plain rescaling", "share of functions and residual")
         rows = [(shape, f"{a:.2f}", f"{b:.2f}", share)]
-        record.write("functions", "python -P benchmarks/nonlinear_share.py", columns, rows)
+        records.write("functions", "python -P benchmarks/nonlinear_share.py", columns, rows)
         print("; ".join(f"{name}: {value}" for name, value in zip(columns, rows[0], strict=True)))
 
 

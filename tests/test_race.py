@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import intformer_records as records
 import pytest
-import record
 
 from intformer_race import driver, footprint, report, texts
 from intformer_race.cells import AMX, BASE, CONTESTANTS, KEY, OURS, TORCH, VNNI, Cell, contestants
@@ -289,11 +289,11 @@ def test_a_speed_table_has_multiples_of_our_time_and_our_share_of_the_peak():
 
 def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path = record.write("speed", "make bench", ("what", "ms"), [("one", "1.5")])
+    path = records.write("speed", "make bench", ("what", "ms"), [("one", "1.5")])
     found = json.loads(path.read_text())
     assert found["commit"] == "unknown"  # no repository here
-    assert record.markdown(found) == (
-        f"`make bench`, {record.machine()}, {found['date']}, commit unknown\n\n"
+    assert records.markdown(found) == (
+        f"`make bench`, {records.machine()}, {found['date']}, commit unknown\n\n"
         "| what | ms |\n| --- | --- |\n| one | 1.5 |\n"
     )
 

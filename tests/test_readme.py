@@ -14,8 +14,8 @@ import subprocess
 from importlib import import_module
 from pathlib import Path
 
+import intformer_records as records
 import pytest
-import record
 
 from intformer_qat_results import report
 
@@ -39,18 +39,22 @@ def table(header, rows):
 
 
 def models():
-    """Model types and heads, with the recipe of each."""
+    """Model types by recipe and heads."""
     from intformer.frontend.families import FAMILIES
     from intformer.ir.heads import HEADS
 
-    heads = sorted(HEADS.items())
-    rows = []
+    groups = {}
     for model_type, family in sorted(FAMILIES.items()):
         recipe = "ibert" if model_type == "ibert" else "native"
         # every family embeds: a mean of rows, or one of them
-        has = ["yes" if head in family.heads or head.embeds else "no" for _, head in heads]
-        rows.append([f"`{model_type}`", recipe, *has])
-    return table(["model type", "recipe", *(name for name, _ in heads)], rows)
+        lacks = tuple(n for n, h in sorted(HEADS.items()) if h not in family.heads and not h.embeds)
+        groups.setdefault((recipe, lacks), []).append(f"`{model_type}`")
+    heads = ", ".join(f"`{name}`" for name in sorted(HEADS))
+    rows = [
+        [", ".join(types), recipe, f"all but {', '.join(lacks)}" if lacks else "all"]
+        for (recipe, lacks), types in sorted(groups.items(), key=lambda one: -len(one[1]))
+    ]
+    return table(["model types", "recipe", "heads"], rows) + f"\nHeads: {heads}.\n"
 
 
 def targets():
@@ -74,7 +78,7 @@ def ops():
 
 
 def shown(path):
-    return record.markdown(json.loads(path.read_text()))
+    return records.markdown(json.loads(path.read_text()))
 
 
 GENERATED = {

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
 
-import record
+import intformer_records as records
 
 from intformer.errors import IntformerError
 from intformer_accuracy import albert, ibert, mpnet, stsb, texts
@@ -53,7 +53,7 @@ def main() -> int:
             failed += not check.ok
             print(f"{'ok  ' if check.ok else 'FAIL'} {check}", flush=True)
         rows = [check.row() for check in checks]
-        record.write(f"accuracy-{name}", "make accuracy DATA=DIR", COLUMNS, rows)
+        records.write(f"accuracy-{name}", "make accuracy DATA=DIR", COLUMNS, rows)
     print(f"{failed} bounds failed" if failed else "every bound holds")
     return 1 if failed else 0
 

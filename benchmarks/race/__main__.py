@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
 
-import record
+import intformer_records as records
 
 from intformer.errors import IntformerError
 from intformer_race import cells, footprint, libraries, machine, report
@@ -173,9 +173,9 @@ def main() -> int:
     (args.out / "report.md").write_text(report.markdown(results, found))
     report.plot(results, args.out / "race.png")
     for isa in dict.fromkeys(cell["isa"] for cell in results["cells"]):
-        record.write(f"speed-{isa}", results["command"], *report.speed(results, isa))
+        records.write(f"speed-{isa}", results["command"], *report.speed(results, isa))
     columns, rows = ("criterion", "measured", "goal"), [mark.row() for mark in found]
-    record.write("speed-goals", results["command"], columns, rows)
+    records.write("speed-goals", results["command"], columns, rows)
     for mark in found:
         figure = "" if mark.figure is None else f"{mark.figure:.3g}{mark.unit}"
         print(f"{mark.verdict:7}{mark.what}: {figure} ({mark.sense} {mark.bound:g}) {mark.note}")
