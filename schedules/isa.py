@@ -120,6 +120,15 @@ class NeonDot(Neon):
         return _neon("sdot", "int32x4", acc, a, b)
 
 
+@dataclass(frozen=True)
+class NeonMatrix(NeonDot):
+    """The same with smmla, which multiplies matrices: schedules/i8mm.py."""
+
+    def product(self, acc, a, b):
+        """Return acc + a b^T: int32 2 x 2, int8 2 x 8, int8 2 x 8."""
+        return _neon("smmla", "int32x4", acc, a, b)
+
+
 def _neon(name: str, dtype: str, *args):
     """Call an instruction; LLVM finds its form by the types."""
     number = T.llvm_lookup_intrinsic_id(f"llvm.aarch64.neon.{name}")
@@ -182,5 +191,8 @@ NEON = Neon(
     lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
 )
 NEON_DOT = NeonDot(
+    lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
+)
+NEON_I8MM = NeonMatrix(
     lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
 )

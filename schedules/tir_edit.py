@@ -93,6 +93,29 @@ def panels(stmt: tirx.Stmt) -> Panels:
 
 
 @dataclass(frozen=True)
+class PackedPanels:
+    """The loops of a kernel that packs the weights of each tile of columns before its rows.
+
+    column  over tiles of columns; its body is `pack` and `row`
+    pack    what packs them
+    row     over blocks of eight rows
+    """
+
+    column: tirx.For
+    pack: tirx.Stmt
+    row: tirx.For
+
+
+def packed_panels(stmt: tirx.Stmt) -> PackedPanels:
+    """Return the two outermost loops of a statement, and what is between them."""
+    column = _expect(stmt, tirx.For, "loop over tiles of columns")
+    both = _expect(column.body, tirx.SeqStmt, "packing and rows")
+    if len(both) != 2:
+        raise AssertionError(f"packing and rows: expected 2 statements, found {len(both)}")
+    return PackedPanels(column, both[0], _expect(both[1], tirx.For, "loop over blocks of rows"))
+
+
+@dataclass(frozen=True)
 class Separate:
     """A kernel whose matrix product is a nest of its own.
 

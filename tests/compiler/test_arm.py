@@ -16,15 +16,18 @@ from intformer.errors import LibraryError
 from intformer.link import build as linker
 from intformer.link.elf import Elf
 from intformer.proof.verify import verify
+from intformer.runtime import LibraryFile
 from intformer_testing import emulated, golden_models
 from intformer_testing.c_program import run_c
 
-CPUS = {"aarch64-dotprod": "neoverse-n1", "aarch64": "cortex-a57"}  # the second has no sdot
+# the fastest target that each runs
+CPUS = {"aarch64-i8mm": "max", "aarch64-dotprod": "neoverse-n1", "aarch64": "cortex-a53"}
+AUTO = "aarch64-auto"
 CASES = golden_models.cases()
 FAST = {  # the others are slow
     "native/bert/sequence-classification": tuple(CPUS),
     "native/mpnet/features": ("aarch64-dotprod",),
-    "native/bert/sentence-embedding": ("aarch64-dotprod",),
+    "native/bert/sentence-embedding": ("aarch64-i8mm",),
     "ibert/hf_compat/token-classification": ("aarch64",),
 }
 FIRST = next(iter(FAST))
@@ -77,6 +80,37 @@ def test_models_equal_the_reference(made, program, case, target):
     assert compared > 10_000
 
 
+@pytest.mark.parametrize("target", [emulated.needs(AUTO)])
+@pytest.mark.parametrize("fastest", CPUS)
+def test_the_fastest_variant_runs(made, program, target, fastest):
+    path, model = made(FIRST, target)
+    library = emulated.Emulated(path, program, CPUS[fastest])
+    finding, compared = emulated.difference(library, model)
+    assert finding is None and compared > 10_000
+    assert library.variant == fastest
+
+
+@pytest.mark.parametrize("target", [emulated.needs(AUTO)])
+def test_another_variant_by_name(made, program, target):
+    path, model = made(FIRST, target)
+    slowest = emulated.Emulated(path, program, "max", INTFORMER_VARIANT="aarch64")
+    assert emulated.difference(slowest, model)[0] is None
+    assert slowest.variant == "aarch64"
+    absent = emulated.Emulated(path, program, "neoverse-n1", INTFORMER_VARIANT="aarch64-i8mm")
+    with pytest.raises(LibraryError, match=r"this CPU \(or the system\) lacks i8mm"):
+        emulated.difference(absent, model)
+
+
+@needs_zig
+def test_weights_are_there_once(made):
+    auto, alone = (LibraryFile(made(FIRST, target)[0]) for target in (AUTO, "aarch64"))
+    names = {n for n in auto.sections() if not n.startswith("tir/")}
+    assert names == {n for n in alone.sections() if not n.startswith("tir/")}
+    for name in names:
+        if name.startswith("constants/"):
+            assert auto.section(name) == alone.section(name)
+
+
 @pytest.mark.parametrize("target", [emulated.needs("aarch64-dotprod")])
 def test_a_cpu_without_the_feature_refuses(made, program, target):
     path, model = made(FIRST, target)
@@ -99,7 +133,7 @@ def test_verified_by_an_emulator(made, target):
 
 
 @needs_zig
-@pytest.mark.parametrize("target", CPUS)
+@pytest.mark.parametrize("target", [*CPUS, AUTO])
 def test_read_but_not_run_here(made, tmp_path, target):
     path, _ = made(FIRST, target)
     report = verify(path)
@@ -176,7 +210,9 @@ def test_integer_code_is_allowed(built):
         ("frintn", "float arithmetic"),
         ("ucvtf", "float conversion"),
         ("fccmp", "float comparison"),
-        ("smmla", "unknown instruction"),
+        ("smmla", None),
+        ("bfdot", "float arithmetic"),
+        ("ld64b", "unknown instruction"),
         ("bfmmla", "float arithmetic"),
     ],
 )

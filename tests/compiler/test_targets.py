@@ -62,7 +62,11 @@ def test_code_of_an_unknown_machine():
 
 @pytest.mark.parametrize(
     ("flags", "target"),
-    [("fp asimd asimddp", "aarch64-dotprod"), ("fp asimd", "aarch64")],
+    [
+        ("fp asimd asimddp i8mm", "aarch64-i8mm"),
+        ("fp asimd asimddp", "aarch64-dotprod"),
+        ("fp asimd", "aarch64"),
+    ],
 )
 def test_an_arm_machine_runs_its_own(monkeypatch, tmp_path, flags, target):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {flags}\n")

@@ -29,6 +29,7 @@ DECIDED = (
     "ibert/hf_compat/sequence-classification",
 )
 DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
+DECIDED_SLOWLY_FOR = ("aarch64-i8mm", "aarch64-dotprod", "aarch64")  # by `make test-all`
 DECIDED_KINDS = (
     *("add_layernorm", "attention", "attention_bias", "attention_ibert"),
     *("dense", "embed", "mean_pool", "max_pool"),
@@ -116,7 +117,10 @@ def test_scheduled_kernels(golden, tmp_path, target):
     golden("kernels.json", target, kernels)
 
 
-@pytest.mark.parametrize("target", DECIDED_FOR)
+@pytest.mark.parametrize(
+    "target",
+    [*DECIDED_FOR, *(pytest.param(name, marks=pytest.mark.slow) for name in DECIDED_SLOWLY_FOR)],
+)
 def test_decided_kernels(golden, tmp_path, target):
     """One kernel of each kind under decisions that no default takes, heads of several widths."""
     spec = TARGETS[target]

@@ -62,6 +62,19 @@ class ArmTarget(CpuTarget):
 
 TARGETS = (  # the fastest first
     ArmTarget(
+        name="aarch64-i8mm",
+        title="ARM CPU with smmla (Neoverse V1 and N2, Cortex-A710, Apple M2 and newer)",
+        features=("dotprod", "i8mm"),
+        tvm={
+            "kind": "llvm",
+            "mtriple": "aarch64-linux-gnu",
+            "mcpu": "generic",
+            "mattr": ["+neon", "+dotprod", "+i8mm"],
+        },
+        chip="NEON_I8MM",
+        rules="i8mm",
+    ),
+    ArmTarget(
         name="aarch64-dotprod",
         title="ARM CPU with sdot (Cortex-A76, Neoverse N1, Apple M1 and newer)",
         features=("dotprod",),
@@ -83,5 +96,10 @@ TARGETS = (  # the fastest first
             "mattr": ["+neon"],
         },
         chip="NEON",
+    ),
+    ArmTarget(
+        name="aarch64-auto",
+        title="any 64-bit ARM CPU, with kernels for all the others",
+        variants=("aarch64-i8mm", "aarch64-dotprod", "aarch64"),
     ),
 )

@@ -5,11 +5,12 @@ Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst and arch/arm64/include/ua
 
 from intformer.backends.cpu.host import cpuinfo
 
-AT_HWCAP = 16  # words of the auxiliary vector: linux/auxvec.h
+AT_HWCAP, AT_HWCAP2 = 16, 26  # words of the auxiliary vector: linux/auxvec.h
 
 # name -> the numbers of plan_feature in link/c/plan.h: the word, 0, 0, its bit, 0
 CPU_FEATURES: dict[str, tuple[int, int, int, int, int]] = {
     "dotprod": (AT_HWCAP, 0, 0, 20, 0),
+    "i8mm": (AT_HWCAP2, 0, 0, 13, 0),
 }
 
 _LINUX = {"asimd": "neon", "asimddp": "dotprod"}  # Linux's spelling in /proc/cpuinfo

@@ -47,7 +47,10 @@ INTEGER_VECTORS = words("""
 """)
 
 # beyond ARMv8.0: mnemonic -> CPU feature, by LLVM's name
-FEATURES = {"sdot": "dotprod", "udot": "dotprod"}
+FEATURES = {
+    **dict.fromkeys(("sdot", "udot"), "dotprod"),
+    **dict.fromkeys(("smmla", "ummla", "usmmla", "usdot", "sudot"), "i8mm"),
+}
 
 ALLOWED = GENERAL | MOVES | INTEGER_VECTORS | FEATURES.keys()
 
