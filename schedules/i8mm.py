@@ -1,9 +1,7 @@
 """Schedule rule for ARM's smmla, which multiplies matrices of 2 x 8 numbers; all else as in x86.py.
 
-smmla adds to 2 x 2 sums the products of two rows of x with two columns, eight numbers deep.
-Weights lie as every CPU reads them, four numbers of sixteen columns together [N / 16, K / 4, 16, 4].
-So each task first lays the sixteen columns of its tile out anew [K / 8, 16, 8]: two loads, two zips
-and two stores for 32 bytes. Then all rows of the task pass by, and take each of them as it is.
+smmla adds to 2 x 2 sums the products of two rows of x with two columns, eight numbers deep. A panel
+has the sixteen columns of a tile as [K / 8, 16, 8]: two zips for 32 bytes.
 
 Sums stay in their squares while a tile is computed: of four columns, a register has rows 0 and 1 of
 columns 0 and 1, the next one those of columns 2 and 3. Where their rows are read, they are taken
@@ -16,10 +14,11 @@ from tvm import tirx
 from tvm.s_tir import Schedule, TensorIntrin
 from tvm.script import tirx as T
 
-from intformer.ir.constants import BLOCK, LANES
-from intformer.schedules import tir_edit, x86
-from intformer.schedules.space import blocks, decide
-from intformer.schedules.space import space as x86_space
+from intformer.ir.constants import LANES
+from intformer.schedules import panels
+from intformer.schedules.panels import space
+
+__all__ = ["schedule", "space"]
 
 PAIR = 2  # rows, and columns, of a square of sums
 DEPTH = 8  # numbers that a product takes of each row and column
@@ -27,58 +26,18 @@ WIDTH = 2 * PAIR  # columns of two squares: one vector of int32 a row
 HALF = 4  # numbers of a column that lie together in the weights
 
 
-def schedule(func: tirx.PrimFunc, isa, decisions: dict[str, int] | None = None) -> tirx.PrimFunc:
-    """Apply the rule for squares to a matmul, the x86 rule to all else.
-
-    decisions  of `space`; what is missing or no candidate is decided by default
-    """
-    sch = Schedule(func)
-    if not _is_matmul(sch):
-        return x86.schedule(func, isa, decisions)
-    chosen = decide(space(func, isa), decisions)
-    rows, vectors = divmod(chosen["tile"], 10)
-    length = int(tir_edit.operands(sch.get(blocks(sch)[0])).x.shape[2])
-    _matmul(sch, isa, rows, vectors, chosen["steps"])
-    return _tasks(sch.mod["main"], max(1, (chosen["chunk"] << 10) // (BLOCK * length)))
-
-
-def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
-    """Return what may be decided: the x86 space, and for a product, the default first:
-
-    tile   as in space.py; rows come in pairs
-    steps  products of one turn of the innermost loop
-    chunk  KiB of input rows that pass by the columns of a task
-    """
-    found = x86_space(func, isa)
-    if not _is_matmul(Schedule(func)):
-        return found
-    return {"tile": found["tile"], "steps": [1, 2], "chunk": found["chunk"]}
-
-
-def _is_matmul(sch: Schedule) -> bool:
-    return sch.get(blocks(sch)[0]).name_hint == "matmul"
+def schedule(func, isa, decisions: dict[str, int] | None = None):
+    """Apply the rule for squares, see panels.schedule."""
+    return panels.schedule(func, isa, decisions, _matmul)
 
 
 def _matmul(sch: Schedule, isa, rows: int, vectors: int, steps: int) -> None:
     """Schedule all but the tasks."""
-    product, *epilogue = blocks(sch)
-    apart = sch.cache_read(epilogue[0], 0, "global")  # the sums, row by row
-    panel = sch.cache_read(product, 1, "global")  # the weights of a tile
-    sch.transform_layout(
-        panel,
-        ("write", 0),
-        lambda jo, ko, ji, ki: [jo, ko // 2, ji, ko % 2 * HALF + ki],
-    )
-    i, r, j = sch.get_loops(epilogue[-1])
-    outer, tile = sch.split(j, [None, vectors * isa.lanes])
-    row_outer, row = sch.split(r, [None, rows])
-    sch.reorder(outer, i, row_outer, row, tile)
-    sch.parallel(outer)
-    x86.finish(sch, epilogue, row, isa.lanes)
-    sch.unroll(row)
-    sch.compute_at(apart, row_outer, preserve_unit_loops=True)
-    sch.compute_at(product, row_outer, preserve_unit_loops=True)
-    sch.compute_at(panel, outer, preserve_unit_loops=True)
+
+    def place(jo, ko, ji, ki):
+        return [jo, ko // 2, ji, ko % 2 * HALF + ki]
+
+    product, panel, apart = panels.begin(sch, isa, rows, vectors, place, apart=True)
     intrinsics = register(isa)
     _tile(sch, product, steps, intrinsics["product"])
     _squares(sch, apart, intrinsics["apart"])
@@ -115,31 +74,6 @@ def _squares(sch: Schedule, apart, intrinsic: str) -> None:
     for loop in (pair, jo, part):
         sch.unroll(loop)
     sch.tensorize(r, intrinsic)
-
-
-def _tasks(func: tirx.PrimFunc, chunk: int) -> tirx.PrimFunc:
-    """Make parallel tasks of a tile of columns and `chunk` row blocks.
-
-    parallel c in columns: panel, i in blocks
-    -> parallel f in columns * ceil(blocks / chunk): panel, i in the chunk
-    """
-    nest = tir_edit.packed_panels(tir_edit.root_block(func).body)
-    column, row = nest.column, nest.row
-    task = tirx.Var("task", column.loop_var.ty)
-    inner = tirx.Var("block", row.loop_var.ty)
-    first = tirx.floordiv(task, column.extent) * chunk
-    body = tirx.SeqStmt([tirx.Bind(row.loop_var, first + inner), row.body])
-    body = tirx.SeqStmt(
-        [
-            tirx.Bind(column.loop_var, tirx.floormod(task, column.extent)),
-            nest.pack,
-            tirx.For(inner, 0, tirx.min(row.extent - first, chunk), row.kind, body),
-        ]
-    )
-    chunks = tirx.floordiv(row.extent + (chunk - 1), chunk)
-    return tir_edit.with_root_body(
-        func, tirx.For(task, 0, column.extent * chunks, column.kind, body)
-    )
 
 
 # Tensor intrinsics: what a part of a block computes, and how. The sums of four columns are two

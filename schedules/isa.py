@@ -142,6 +142,30 @@ def _halves(x) -> tuple:
     return tuple(tirx.call_intrin(half, f"tirx.vector{part}", x) for part in ("low", "high"))
 
 
+@dataclass(frozen=True)
+class Plain(Isa):
+    """RISC-V, with and without vectors: no dot product, so bytes are taken out of int32 lanes."""
+
+    operand: str = "int8"
+
+    def dot(self, acc, a, b):
+        """Four products of bytes."""
+        return self._products(acc, a, b, 8)
+
+    def dot16(self, acc, a, b):
+        """Two products of 16-bit numbers."""
+        return self._products(acc, a, b, 16)
+
+    def _products(self, acc, a, b, bits: int):
+        kind = f"int32x{self.lanes}"
+        a, b = (T.reinterpret(x, dtype=kind) for x in (a, b))
+        down = T.broadcast(T.int32(32 - bits), self.lanes)
+        for first in range(0, 32, bits):
+            up = T.broadcast(T.int32(32 - bits - first), self.lanes)
+            acc = wrapping_sum(acc, ((a << up) >> down) * ((b << up) >> down))
+        return acc
+
+
 def wrapping_sum(a, b):
     """Return the sum of two int32 vectors, which wraps as the dot product instructions do."""
     unsigned = str(a.ty.dtype).replace("int", "uint")
@@ -196,3 +220,7 @@ NEON_DOT = NeonDot(
 NEON_I8MM = NeonMatrix(
     lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
 )
+# registers in groups of four: a tile of 4, weights, what is computed next
+RVV = Plain(lanes=16, registers=8, matmul_tile=(4, 1), steps=1, score_tiles=(1,), context_tiles=4)
+# lanes are numbers one after the other; a tile spills, but smaller ones there are not
+RV64 = Plain(lanes=4, registers=32, matmul_tile=(2, 4), steps=1, score_tiles=(1,), context_tiles=4)

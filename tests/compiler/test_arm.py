@@ -3,12 +3,11 @@
 Tolerance 0: every value that a library shows equals the NumPy reference.
 """
 
-import subprocess
+from functools import partial
 
 import pytest
 
 import intformer
-from intformer import pipeline
 from intformer.backends.arm import machine_code
 from intformer.backends.arm.mnemonics import fault
 from intformer.backends.targets import TARGETS
@@ -17,13 +16,12 @@ from intformer.link import build as linker
 from intformer.link.elf import Elf
 from intformer.proof.verify import verify
 from intformer.runtime import LibraryFile
-from intformer_testing import emulated, golden_models
+from intformer_testing import emulated, emulated_models
 from intformer_testing.c_program import run_c
 
 # the fastest target that each runs
 CPUS = {"aarch64-i8mm": "max", "aarch64-dotprod": "neoverse-n1", "aarch64": "cortex-a53"}
 AUTO = "aarch64-auto"
-CASES = golden_models.cases()
 FAST = {  # the others are slow
     "native/bert/sequence-classification": tuple(CPUS),
     "native/mpnet/features": ("aarch64-dotprod",),
@@ -38,18 +36,7 @@ needs_zig = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Return a function (case, target) -> (path of a library, its model)."""
-    known = {}
-
-    def make(case, target):
-        if (case, target) not in known:
-            folder = tmp_path_factory.mktemp("arm")
-            model = pipeline.pruned(CASES[case](folder))
-            path = pipeline.compile(model, folder / "model.so", target=target).path
-            known[case, target] = path, model
-        return known[case, target]
-
-    return make
+    return emulated_models.Models(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +44,7 @@ def program(tmp_path_factory):
     return emulated.program(tmp_path_factory.mktemp("program"), "aarch64")
 
 
-@pytest.mark.parametrize(
-    ("case", "target"),
-    [
-        pytest.param(
-            case,
-            target,
-            marks=[
-                *emulated.needs(target).marks,
-                *([] if target in FAST.get(case, ()) else [pytest.mark.slow]),
-            ],
-        )
-        for case in CASES
-        for target in CPUS
-    ],
-)
+@emulated_models.each(CPUS, FAST)
 def test_models_equal_the_reference(made, program, case, target):
     path, model = made(case, target)
     library = emulated.Emulated(path, program, CPUS[target])
@@ -158,18 +131,7 @@ def test_read_but_not_run_here(made, tmp_path, target):
 
 @pytest.fixture
 def built(tmp_path):
-    """Return a function that makes an AArch64 library of C source."""
-
-    def make(source):
-        file, path = tmp_path / "code.c", tmp_path / "code.so"
-        file.write_text(source)
-        command = [*linker.compiler(TARGETS["aarch64"].backend), "-O2", "-shared", "-fPIC"]
-        command += ["-Wl,-T", f"-Wl,{linker.SOURCES / 'zig.ld'}"]
-        env = linker.compiler_files_in(tmp_path)
-        subprocess.run([*command, file, "-o", path, "-lm"], check=True, env=env)
-        return path
-
-    return make
+    return partial(emulated_models.library_of, tmp_path, "aarch64")
 
 
 @needs_zig

@@ -29,7 +29,7 @@ def test_targets_know_their_names():
         assert bool(spec.variants) != bool(spec.rules and spec.tvm)
 
 
-@pytest.mark.parametrize("machine", ["ppc64le", "riscv64", "s390x"])
+@pytest.mark.parametrize("machine", ["ppc64le", "loongarch64", "s390x"])
 def test_another_machine_runs_none_of_them(monkeypatch, machine):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     assert targets.host() is None
@@ -55,22 +55,25 @@ def test_the_c_compiler_of_another_machine_is_not_taken(monkeypatch):
 def test_code_of_an_unknown_machine():
     assert targets.of_machine(62, "x.so") is TARGETS["avx2"].backend
     assert targets.of_machine(183, "x.so") is TARGETS["aarch64"].backend
+    assert targets.of_machine(243, "x.so") is TARGETS["riscv64"].backend
     with pytest.raises(LibraryError, match=r"x\.so") as caught:
-        targets.of_machine(243, "x.so")
-    assert "ELF machine 243" in str(caught.value) and "\n" not in str(caught.value)
+        targets.of_machine(258, "x.so")
+    assert "ELF machine 258" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("flags", "target"),
+    ("machine", "line", "target"),
     [
-        ("fp asimd asimddp i8mm", "aarch64-i8mm"),
-        ("fp asimd asimddp", "aarch64-dotprod"),
-        ("fp asimd", "aarch64"),
+        ("aarch64", "Features\t: fp asimd asimddp i8mm", "aarch64-i8mm"),
+        ("aarch64", "Features\t: fp asimd asimddp", "aarch64-dotprod"),
+        ("aarch64", "Features\t: fp asimd", "aarch64"),
+        ("riscv64", "isa\t\t: rv64imafdcv_zicsr_zvl128b", "riscv64-v"),
+        ("riscv64", "isa\t\t: rv64imafdc_zicsr_zve32x", "riscv64"),
     ],
 )
-def test_an_arm_machine_runs_its_own(monkeypatch, tmp_path, flags, target):
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nFeatures\t: {flags}\n")
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+def test_another_machine_runs_its_own(monkeypatch, tmp_path, machine, line, target):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
     assert targets.host_target() == target
     assert TARGETS["x86-64"].missing_here() == ["a CPU of kind x86_64"]

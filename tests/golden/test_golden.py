@@ -29,7 +29,8 @@ DECIDED = (
     "ibert/hf_compat/sequence-classification",
 )
 DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
-DECIDED_SLOWLY_FOR = ("aarch64-i8mm", "aarch64-dotprod", "aarch64")  # by `make test-all`
+# by `make test-all`
+DECIDED_SLOWLY_FOR = ("aarch64-i8mm", "aarch64-dotprod", "aarch64", "riscv64-v", "riscv64")
 DECIDED_KINDS = (
     *("add_layernorm", "attention", "attention_bias", "attention_ibert"),
     *("dense", "embed", "mean_pool", "max_pool"),

@@ -3,8 +3,8 @@
 from tvm import tirx
 from tvm.script import tirx as T
 
+from intformer.backends.cpu import in_32_bits
 from intformer.relay_ops import expr
-from intformer.relay_ops.expr import as_type
 
 REGISTER = 8  # int16 lanes; LLVM ends the process at vectors of more
 
@@ -32,24 +32,9 @@ def _sqrdmulh(a, b, lanes: int):
     return T.call_llvm_pure_intrin(index, a, b, dtype=f"int16x{lanes}")
 
 
-def sum32(call):
-    """Lower ADD32: in uint32, so that LLVM keeps the sum in 32 bits and the product after it too.
-
-    smull multiplies 32 x 32 bits; there is no product of 64-bit lanes.
-    """
-    a, b = (as_type(x, "uint32") for x in call.args)
-    return as_type(a + b, "int32")
-
-
-def shift32(call):
-    """Lower SHIFT32, in uint32 for the same reason."""
-    x, bits = (as_type(arg, "uint32") for arg in call.args)
-    return as_type(x << bits, "int32")
-
-
 LOWERING = {
     expr.MUL_HIGH: expr.high_product,  # smull, smull2, uzp2
     expr.MUL_ROUND: rounded_product,
-    expr.ADD32: sum32,
-    expr.SHIFT32: shift32,
+    expr.ADD32: in_32_bits.total,
+    expr.SHIFT32: in_32_bits.shifted,
 }

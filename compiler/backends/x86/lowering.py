@@ -2,6 +2,7 @@
 
 from tvm.script import tirx as T
 
+from intformer.backends.cpu import in_32_bits
 from intformer.relay_ops import expr
 from intformer.relay_ops.expr import as_type, like
 
@@ -35,25 +36,9 @@ def rounded_product(call):
     return expr.rounded_product(call)
 
 
-def sum32(call):
-    """Lower ADD32: in uint32, so that LLVM keeps the sum in 32 bits.
-
-    A widened sum would turn the 32 x 32 bit product that follows (vpmuldq, one instruction) into a
-    64 x 64 bit one (vpmullq, three).
-    """
-    a, b = (as_type(x, "uint32") for x in call.args)
-    return as_type(a + b, "int32")
-
-
-def shift32(call):
-    """Lower SHIFT32, in uint32 for the same reason."""
-    x, bits = (as_type(arg, "uint32") for arg in call.args)
-    return as_type(x << bits, "int32")
-
-
 LOWERING = {
     expr.MUL_HIGH: high_product,
     expr.MUL_ROUND: rounded_product,
-    expr.ADD32: sum32,
-    expr.SHIFT32: shift32,
+    expr.ADD32: in_32_bits.total,
+    expr.SHIFT32: in_32_bits.shifted,
 }

@@ -6,12 +6,13 @@
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) || defined(__riscv)
 #include <sys/auxv.h>
 #endif
 
@@ -103,14 +104,23 @@ static int cgroup_quota(void) {
   return least;
 }
 
+/* CPUs of a set; CPU_ALLOC() and CPU_COUNT_S() call functions that not every C library has. */
+static int counted(const unsigned long *set, size_t words) {
+  int count = 0;
+  for (size_t i = 0; i < words; i++)
+    for (unsigned long word = set[i]; word; word &= word - 1) count++;
+  return count;
+}
+
 int if_usable_cpus(void) {
   int cpus = 1;
-  for (int most = 1024; most <= 65536; most *= 4) {
-    cpu_set_t *set = CPU_ALLOC(most);
+  for (size_t most = 1024; most <= 65536; most *= 4) {
+    size_t words = most / (8 * sizeof(unsigned long));
+    unsigned long *set = calloc(words, sizeof *set);
     if (!set) break;
-    bool known = sched_getaffinity(0, CPU_ALLOC_SIZE(most), set) == 0;
-    if (known) cpus = CPU_COUNT_S(CPU_ALLOC_SIZE(most), set);
-    CPU_FREE(set);
+    bool known = sched_getaffinity(0, words * sizeof *set, (cpu_set_t *)set) == 0;
+    if (known) cpus = counted(set, words);
+    free(set);
     if (known) break;
   }
   int quota = cgroup_quota();
@@ -140,7 +150,7 @@ int if_request_tiles(void) {
   return syscall(SYS_arch_prctl, request, tile_data) ? errno : 0;
 }
 #else
-#if defined(__aarch64__)
+#if defined(__aarch64__) || defined(__riscv)
 static bool has(const plan_feature *feature) {
   return getauxval(feature->leaf) >> feature->bit & 1;
 }

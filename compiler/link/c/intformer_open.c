@@ -4,11 +4,13 @@
 #define _GNU_SOURCE
 #endif
 #include <dlfcn.h>
-#include <gnu/libc-version.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <gnu/libc-version.h>
+#endif
 
 #include "intformer.h"
 
@@ -19,6 +21,8 @@ enum { FOOTER = 64, PART = 1 << 16, LANES = 4, OLDEST_ABI = 4 };
 enum { MACHINE = 62 };
 #elif defined(__aarch64__)
 enum { MACHINE = 183 };
+#elif defined(__riscv) && __riscv_xlen == 64
+enum { MACHINE = 243 };
 #else
 enum { MACHINE = 0 };
 #endif
@@ -125,10 +129,17 @@ static const char *check_file(FILE *file, unsigned char footer[FOOTER], unsigned
   return found == word(footer + 16) ? NULL : "library is altered: wrong checksum";
 }
 
-/* Whether this process's glibc is at least major.minor. */
-static int glibc_at_least(unsigned major, unsigned minor) {
+/* The version of this process's glibc; NULL under another C library, which ignores versions. */
+static const char *glibc(void) {
+#ifdef __GLIBC__
+  return gnu_get_libc_version();
+#else
+  return NULL;
+#endif
+}
+
+static int at_least(const char *text, unsigned major, unsigned minor) {
   unsigned have[2] = {0, 0};
-  const char *text = gnu_get_libc_version();
   for (int i = 0; i < 2; i++, text += *text == '.')
     for (; *text >= '0' && *text <= '9'; text++) have[i] = have[i] * 10 + (unsigned)(*text - '0');
   return have[0] > major || (have[0] == major && have[1] >= minor);
@@ -200,9 +211,9 @@ const intformer_api *intformer_open(const char *path, char *err, size_t err_len)
              "compile the model again", abi, OLDEST_ABI, path);
     return NULL;
   }
-  if (!glibc_at_least(major, minor)) {
-    snprintf(err, err_len, "library needs glibc %u.%u, this system has %s - %s", major, minor,
-             gnu_get_libc_version(), path);
+  if (glibc() && !at_least(glibc(), major, minor)) {
+    snprintf(err, err_len, "library needs glibc %u.%u, this system has %s - %s", major, minor, glibc(),
+             path);
     return NULL;
   }
   return load(path, footer, err, err_len);

@@ -84,8 +84,8 @@ typedef struct {
   } sections[];
 } blob_index;
 
-/* x86-64: a bit of CPUID. AArch64: leaf is a word of getauxval(), AT_HWCAP or AT_HWCAP2, and bit one
- * of its bits; the others are 0. */
+/* x86-64: a bit of CPUID. AArch64 and RISC-V: leaf is a word of getauxval(), AT_HWCAP or AT_HWCAP2,
+ * and bit one of its bits; the others are 0. */
 typedef struct {
   const char *name;
   uint32_t leaf, subleaf;

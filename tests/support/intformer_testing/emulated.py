@@ -27,6 +27,13 @@ KERNELS = Path(__file__).parent / "run_kernel.c"
 PREFIX = "__tvm_ffi_"  # of kernels in object files
 HERE = {  # elf machine -> emulator, folder with the C library of that machine
     183: ("qemu-aarch64", Path("/usr/aarch64-linux-gnu")),
+    243: ("qemu-riscv64", Path("/usr/riscv64-linux-gnu")),
+}
+
+
+ALL = {  # elf machine -> model of the emulator with all features that there are
+    183: "max",
+    243: "rv64,v=true,vlen=128,vext_spec=v1.0",
 }
 
 
@@ -104,8 +111,8 @@ class Kernels:
     Those of a process of its own: arrays go in and come back through files.
     """
 
-    def __init__(self, module, target: str, cpu: str = "max"):
-        self.spec, self.cpu = TARGETS[target], cpu
+    def __init__(self, module, target: str):
+        self.spec = TARGETS[target]
         self.folder = Path(tempfile.mkdtemp(prefix="kernels"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.built = codegen.built(module, self.spec)
@@ -136,8 +143,9 @@ class Kernels:
             parts += [np.array(head, np.int64).tobytes(), np.ascontiguousarray(a).tobytes()]
         file = self.folder / "arguments"
         file.write_bytes(b"".join(parts))
-        emulator, root = HERE[self.spec.backend.elf_machine]
-        command = [emulator, "-cpu", self.cpu, "-L", root, self.program, name, file]
+        machine = self.spec.backend.elf_machine
+        emulator, root = HERE[machine]
+        command = [emulator, "-cpu", ALL[machine], "-L", root, self.program, name, file]
         done = subprocess.run(command, capture_output=True, timeout=300)
         assert done.returncode == 0, (done.returncode, done.stderr)
         at = 0
