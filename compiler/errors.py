@@ -79,12 +79,16 @@ def missing_extra(error: ModuleNotFoundError) -> IntformerError:
     )
 
 
+def installed(module: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def require(*modules: str) -> None:
     """Raise the error of `missing_extra` unless all these modules are installed."""
     for name in modules:
-        try:
-            found = find_spec(name)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
+        if not installed(name):
             raise missing_extra(ModuleNotFoundError(name=name))

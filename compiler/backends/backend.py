@@ -200,6 +200,10 @@ class Backend(ABC):
 
     # -- this machine ----
 
+    def missing_compiler(self) -> list[str]:
+        """Return what this machine lacks to compile kernels, beside Python packages."""
+        return []
+
     @abstractmethod
     def missing(self, features: Sequence[str]) -> list[str]:
         """Return what this machine lacks to run code of the family that needs these features."""

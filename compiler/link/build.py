@@ -24,7 +24,7 @@ import intformer
 from intformer import scratch
 from intformer.backends import targets
 from intformer.backends.backend import Backend
-from intformer.errors import CompileError
+from intformer.errors import CompileError, installed
 from intformer.ir.constants import BLOCK
 from intformer.ir.model import INPUTS, IntModel
 from intformer.ir.plan import Buffer, Plan, Variant
@@ -43,6 +43,7 @@ GPU_GRID = 65535  # blocks of a grid in its second and third dimension
 CFLAGS = [
     *("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden"),
     *("-ffunction-sections", "-fno-strict-aliasing", "-D__NO_INLINE__", "-Wall", "-Wextra"),
+    "-U_FORTIFY_SOURCE",  # whose functions musl does not have
 ]
 LDFLAGS = [
     *("-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-Wl,--as-needed"),
@@ -154,6 +155,16 @@ def compiler(backend: Backend | None = None) -> list[str]:
         "no C compiler: neither `cc` on PATH nor the ziglang package",
         hint="apt install gcc, or pip install ziglang",
     )
+
+
+def missing_tools(backend: Backend) -> list[str]:
+    """Return what this machine lacks to make libraries of a back end."""
+    lacks = [name for name in ("tvm", *backend.packages) if not installed(name)]
+    try:
+        compiler(backend)
+    except CompileError:
+        lacks.append("a C compiler for it")
+    return lacks + backend.missing_compiler()
 
 
 def compiler_files_in(folder: Path) -> dict[str, str]:

@@ -18,17 +18,17 @@ from intformer.proof.verify import verify
 from intformer.runtime import LibraryFile
 from intformer_testing import emulated, emulated_models
 from intformer_testing.c_program import run_c
+from intformer_testing.libc import only_in_glibc
 
 # the fastest target that each runs
 CPUS = {"aarch64-i8mm": "max", "aarch64-dotprod": "neoverse-n1", "aarch64": "cortex-a53"}
 AUTO = "aarch64-auto"
+FIRST = "native/bert/sequence-classification"  # its library of all variants is fast
 FAST = {  # the others are slow
-    "native/bert/sequence-classification": tuple(CPUS),
     "native/mpnet/features": ("aarch64-dotprod",),
     "native/bert/sentence-embedding": ("aarch64-i8mm",),
     "ibert/hf_compat/token-classification": ("aarch64",),
 }
-FIRST = next(iter(FAST))
 needs_zig = pytest.mark.skipif(
     not linker.importlib.util.find_spec("ziglang"), reason="this machine lacks the ziglang package"
 )
@@ -75,6 +75,7 @@ def test_another_variant_by_name(made, program, target):
 
 
 @needs_zig
+@pytest.mark.slow
 def test_weights_are_there_once(made):
     auto, alone = (LibraryFile(made(FIRST, target)[0]) for target in (AUTO, "aarch64"))
     names = {n for n in auto.sections() if not n.startswith("tir/")}
@@ -84,6 +85,7 @@ def test_weights_are_there_once(made):
             assert auto.section(name) == alone.section(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [emulated.needs("aarch64-dotprod")])
 def test_a_cpu_without_the_feature_refuses(made, program, target):
     path, model = made(FIRST, target)
@@ -106,7 +108,7 @@ def test_verified_by_an_emulator(made, target):
 
 
 @needs_zig
-@pytest.mark.parametrize("target", [*CPUS, AUTO])
+@pytest.mark.parametrize("target", [AUTO, *(pytest.param(t, marks=pytest.mark.slow) for t in CPUS)])
 def test_read_but_not_run_here(made, tmp_path, target):
     path, _ = made(FIRST, target)
     report = verify(path)
@@ -116,6 +118,7 @@ def test_read_but_not_run_here(made, tmp_path, target):
     assert verify(path, run=False).ok
     with pytest.raises(LibraryError, match=f"library is for {target}, ELF machine 183"):
         intformer.load(path)
+    assert not only_in_glibc(path)
     assert Elf(path).glibc_floor() <= (2, 17)
     assert not [name for name in Elf(path).symbols() if "hf" in name]  # conversions of float16
     source = f"""

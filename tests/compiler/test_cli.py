@@ -14,6 +14,7 @@ import pytest
 import intformer
 from intformer import cli
 from intformer.cli import text, verify
+from intformer.link import build as linker
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check, Report
 from intformer.runtime import edge
@@ -250,9 +251,19 @@ def test_inspect_tells_scales_and_origins(library, call, data):
     assert "calibration: " in out
 
 
+def test_targets_say_what_cannot_be_built(data, monkeypatch):
+    monkeypatch.setattr(linker.shutil, "which", lambda name: None)
+    monkeypatch.setattr(linker.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(linker, "installed", lambda name: name != "capstone")
+    found = {name: about["missing_to_build"] for name, about in data("targets").items()}
+    assert found["x86-64"] == ["a C compiler for it"]
+    assert found["aarch64"] == ["capstone", "a C compiler for it"]
+
+
 def test_targets_and_ops(call, data):
     assert data("targets").keys() == intformer.TARGETS.keys()
     assert "x86-64" in call("targets")[1]
+    assert all(about["missing_to_build"] == [] for about in data("targets").values())
     found = data("ops")
     assert found["ok"]
     assert {row["recipe"] for row in found["rows"]} >= {"native", "ibert"}

@@ -17,14 +17,12 @@ from intformer.link import build as linker
 from intformer.link.elf import Elf
 from intformer.proof.verify import verify
 from intformer_testing import emulated, emulated_models
+from intformer_testing.libc import only_in_glibc
 
 VECTOR_CPU = "rv64,v=true,vext_spec=v1.0,vlen="
 CPUS = {"riscv64-v": VECTOR_CPU + "128", "riscv64": "rv64"}
 FIRST = "native/bert/sequence-classification"
-FAST = {  # the others are slow
-    FIRST: tuple(CPUS),
-    "native/mpnet/features": ("riscv64-v",),
-}
+FAST = {FIRST: tuple(CPUS)}  # the others are slow
 needs_zig = pytest.mark.skipif(
     not linker.importlib.util.find_spec("ziglang"), reason="this machine lacks the ziglang package"
 )
@@ -49,7 +47,7 @@ def test_models_equal_the_reference(made, program, case, target):
 
 
 @pytest.mark.parametrize("target", [emulated.needs("riscv64-v")])
-@pytest.mark.parametrize("bits", [256, 1024])
+@pytest.mark.parametrize("bits", [256, pytest.param(1024, marks=pytest.mark.slow)])
 def test_longer_registers_give_the_same(made, program, target, bits):
     path, model = made(FIRST, target)
     library = emulated.Emulated(path, program, f"{VECTOR_CPU}{bits}")
@@ -71,6 +69,7 @@ def test_read_but_not_run_here(made, target):
     assert verify(path, run=False).ok
     with pytest.raises(LibraryError, match=f"library is for {target}, ELF machine 243"):
         intformer.load(path)
+    assert not only_in_glibc(path)
     assert Elf(path).glibc_floor() <= (2, 27)
     code = machine_code.check(path)
     assert code.features == ({"v"} if target == "riscv64-v" else set())

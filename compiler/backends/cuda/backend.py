@@ -133,6 +133,12 @@ class Cuda(Backend):
 
     # -- this machine ----
 
+    def missing_compiler(self) -> list[str]:
+        """Look for nvcc and for NVRTC."""
+        from intformer.backends.cuda import toolchain
+
+        return [] if toolchain.usable_nvcc() or toolchain.nvrtc_library() else ["nvcc or NVRTC"]
+
     def missing(self, features: Sequence[str]) -> list[str]:
         """Targets know better: what a GPU can do is no feature of a CPU."""
         return []

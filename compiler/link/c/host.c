@@ -1,5 +1,6 @@
 /* Runs the plan on this CPU: which variants it can run, memory, the kernels in order. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -33,8 +34,19 @@ static void after_fork_child(void) {
 
 static atomic_bool unregistered; /* there was no memory for the handlers */
 
+/* glibc links a pthread_atfork() of its own into every library, which calls the first; musl has the
+ * second alone. So the same library loads with either. */
+extern int __register_atfork(void (*before)(void), void (*parent)(void), void (*child)(void),
+                             void *library) __attribute__((weak));
+extern __typeof__(pthread_atfork) pthread_atfork __attribute__((weak));
+
+static int at_fork(void (*before)(void), void (*parent)(void), void (*child)(void)) {
+  if (__register_atfork) return __register_atfork(before, parent, child, NULL);
+  return pthread_atfork ? pthread_atfork(before, parent, child) : ENOSYS;
+}
+
 static int register_handlers(message why) {
-  if (!pthread_atfork(before_fork, after_fork_parent, after_fork_child)) return INTFORMER_OK;
+  if (!at_fork(before_fork, after_fork_parent, after_fork_child)) return INTFORMER_OK;
   atomic_store(&unregistered, true);
   return if_fail(why, INTFORMER_MEMORY, "no memory for the handlers of fork()");
 }

@@ -154,7 +154,3 @@ const void *if_section(const char *name, size_t *size) {
 }
 
 const char *if_section_name(size_t index) { return section_name(index); }
-
-/* What crtbeginS.o would define: pthread_atfork() names the library by it. Libraries are linked
- * without that file, so that nothing in them runs when they are loaded. */
-__attribute__((visibility("hidden"))) void *const __dso_handle = (void *)&__dso_handle;

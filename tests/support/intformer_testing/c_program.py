@@ -31,16 +31,23 @@ def batch_c(ids, offsets) -> str:
     """
 
 
-def run_c(tmp_path, source: str, *links: Path | str, env=None) -> str:
-    """Compile and run a program; return what it prints."""
+def run_c(tmp_path, source: str, *links: Path | str, env=None, cc=("cc",), runs=True) -> str:
+    """Compile and run a program; return what it prints.
+
+    cc    the compiler
+    runs  False: it is compiled only
+    """
     file, program = tmp_path / "main.c", tmp_path / "main"
     file.write_text(
         "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n"
         '#include "intformer.h"\n' + textwrap.dedent(source)
     )
-    command = ["cc", "-O1", "-Wall", "-Werror", *sanitized.FLAGS]
-    command += [file, "-o", program, f"-I{library.SOURCES}"]
+    flags = sanitized.FLAGS if cc == ("cc",) else ()
+    command = [*cc, "-O1", "-Wall", "-Werror", *flags, file, "-o", program]
+    command.append(f"-I{library.SOURCES}")
     subprocess.run([*command, *links, "-lpthread", "-ldl"], check=True)
+    if not runs:
+        return ""
     folders = ":".join(str(Path(link).parent) for link in links)
     done = subprocess.run(
         [program],
