@@ -69,8 +69,9 @@ def compile(
 ) -> Library:
     """Compile a checkpoint (or an IntModel) to a shared library and open it.
 
-    source     Hugging Face directory, read by frontend.import_model with the options recipe, mode,
-               head, calibrate, method and tokenizer; or an IntModel, which takes none of them
+    source     Hugging Face directory or ONNX file, read by frontend.import_model with the options
+               recipe, mode, head, calibrate, method and tokenizer; or an IntModel, which takes none
+               of them
     output     the .so to write; nothing is left there if compiling fails
     target     a key of TARGETS, or "host": the fastest that this machine runs
     name       C identifier of the library (default: from the file name)

@@ -269,11 +269,18 @@ def bounds_of(
 
 
 def tables(
-    scale_q: float, scale_k: float, scale_v: float, head_dim: int, scale_out: np.ndarray
+    scale_q: float,
+    scale_k: float,
+    scale_v: float,
+    head_dim: int,
+    scale_out: np.ndarray,
+    zero_v: int = 0,
+    zero_out: int = 0,
 ) -> dict[str, np.ndarray]:
     """exp, ctx_mult, ctx_offset of `reference` from real scales.
 
     scale_v, scale_out  broadcast to [C]
+    zero_v, zero_out    zero points; that of keys cancels in a softmax, queries have none
     """
     score = float(scale_q) * float(scale_k) / math.sqrt(head_dim)
     ratio = score * math.log2(math.e) * 2**Z_BITS
@@ -287,7 +294,7 @@ def tables(
     lift = max(0, 30 - most.bit_length())
     mult = math.floor(ratio * 2.0 ** (32 - lift))
     ctx_ratio = np.asarray(scale_v, np.float64) / np.asarray(scale_out, np.float64)
-    ctx_mult, ctx_offset = rescale.tables(ctx_ratio / 2**T_BITS, 0)
+    ctx_mult, ctx_offset = rescale.tables(ctx_ratio / 2**T_BITS, 0, zero_out - zero_v * ctx_ratio)
     return {
         "exp": np.array([mult, lift, most], np.int32),
         "ctx_mult": ctx_mult,

@@ -209,14 +209,16 @@ def tables(
     eps: float,
     scale8: float | np.ndarray,
     scale16: float | np.ndarray,
+    zero8: int = 0,
 ) -> dict[str, np.ndarray]:
     """The five constants of `reference`, in its order, from real numbers.
 
     scale_in  real units per LSB of x; gamma, beta [C] real; eps the float model's
     scale8    of the int8 output, one number or [C]; scale16 of the int16 output
+    zero8     zero point of the int8 output
     """
     n = len(gamma)
-    g = affine_tables(gamma, beta, scale8)
+    g = affine_tables(gamma, beta + zero8 * np.asarray(scale8), scale8)
     r = affine_tables(gamma, beta, scale16)
     names = ("g_mult", "g_bias", "r_mult", "r_bias")
     return {

@@ -84,8 +84,11 @@ def lift_bits(ratio: np.ndarray, reach: np.ndarray, dtype: str) -> int:
     return usual if usual in fitting and error(usual) <= WELL[dtype] else min(fitting, key=error)
 
 
-def tables(ratio: np.ndarray, lift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mult and offset, int32 [C], of ratio = input scale / output scale, [C] real, >= 0."""
+def tables(ratio: np.ndarray, lift: int, zero=0) -> tuple[np.ndarray, np.ndarray]:
+    """Return mult and offset, int32 [C], of ratio = input scale / output scale, [C] real, >= 0.
+
+    zero  what is added to the result, one or one per channel
+    """
     ratio = np.asarray(ratio, np.float64)
     scaled = np.rint(ratio * 2.0 ** (BITS - lift))
     if not np.isfinite(scaled).all() or scaled.max(initial=0) > 2**31:
@@ -96,6 +99,13 @@ def tables(ratio: np.ndarray, lift: int) -> tuple[np.ndarray, np.ndarray]:
         )
     scaled = np.where(scaled < 2, 0, np.minimum(scaled, 2**31 - 1))  # 1 is below half a step
     offset = np.where(scaled > 0, np.rint(2.0**31 / np.maximum(scaled, 1)), 0)
+    offset = offset + np.rint(np.asarray(zero) * 2.0**BITS / np.maximum(scaled, 1))
+    if np.abs(offset).max(initial=0) > 2**30:
+        raise RangeError(
+            f"a zero point of {np.abs(zero).max()} takes {np.abs(offset).max():.3g} input LSB",
+            where=NAME,
+            hint="the output scale is far too large for its input",
+        )
     return scaled.astype(np.int32), offset.astype(np.int32)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from intformer.cli.options import Option, given, output_file
 from intformer.cli.progress import Progress
-from intformer.cli.text import Result, calibration_lines
+from intformer.cli.text import Result, calibration_lines, source_lines
 
-ABOUT = "compile a Hugging Face model directory to a shared library"
+ABOUT = "compile a Hugging Face model directory or an ONNX file to a shared library"
 
 
 def function() -> Callable:
@@ -26,7 +26,7 @@ def options() -> dict[str, Option]:
     from intformer.quantize.methods import METHODS
 
     return {
-        "source": Option("directory with config.json and weights", argument=True),
+        "source": Option("directory with config.json and weights, or an ONNX file", argument=True),
         "output": Option("library to write", ("-o", "--output"), parse=output_file),
         "target": Option("chip to compile for, see `intformer targets`; host: this CPU"),
         "calibrate": Option(
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> Result:
         f"{args.output}: {data['bytes'] / 1e6:.1f} MB, {about['head']}, recipe {about['recipe']}, "
         f"target {about['target']}, {data['seconds']} s",
         *calibration_lines(about),
+        *source_lines(about),
         *(f"warning: {warning}" for warning in data["warnings"]),
         f"next: intformer verify {args.output}",
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intformer.cli.options import Option
-from intformer.cli.text import Result, calibration_lines, short, table
+from intformer.cli.text import Result, calibration_lines, short, source_lines, table
 
 if TYPE_CHECKING:
     from intformer.backends.backend import Backend
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> Result:
     )
     lines += table(["key", "value"], [(key, short(value)) for key, value in about.items()])
     lines += calibration_lines(about)
+    lines += source_lines(about)
     lines += ["", *table(["variant", "here", "needs"], variant_rows(library, data))]
     lines += ["", *table(["op", "count"], ops.items())]
     lines += ["", *table(["kernel", "steps"], kernels.items())]

@@ -50,6 +50,16 @@ def calibration_lines(about: dict) -> list[str]:
     ]
 
 
+def source_lines(about: dict) -> list[str]:
+    """Return what a library kept of a quantized source; nothing where it had none."""
+    lines = []
+    for key, what in (("source_integers", "weights"), ("source_scales", "activation scales")):
+        found = about.get(key) or {"kept": 0}
+        if found["kept"]:
+            lines.append(f"{found['kept']} of {found['of']} {what} are those of the source")
+    return lines
+
+
 def short(value: object) -> str:
     """Return a value in at most a line."""
     if isinstance(value, list) and len(value) > 4 and all(isinstance(v, float) for v in value):

@@ -24,6 +24,8 @@ concat     parts, 2 or more              channels side by side
 An activation with the attribute `half`, 0 or 1, reads that half of the channels of x; a gated
 activation is such an act, and a mul of it with the other half, which a linear reads.
 
+norm, act and attention may have the attribute `grid`, a Grid that the int8 operand is on; a linear
+that attention reads may have `grids`, those of queries, keys and values.
 Every kind may have the attribute `ranges`: keys of what the checkpoint recorded of the edge, in the
 order in which its integers are brought to these ranges.
 """
@@ -67,6 +69,24 @@ class Integers:
 
     values: np.ndarray
     steps: np.ndarray
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the source rounds an edge to, one grid per tensor: (integer - zero) * scale.
+
+    zero  of integers from -128 to 127
+    name  of the tensor in the source
+    """
+
+    scale: float
+    zero: int
+    name: str
+
+    @property
+    def reach(self) -> int:
+        """The farthest step from zero."""
+        return 128 + abs(self.zero)
 
 
 @dataclass(frozen=True, eq=False)

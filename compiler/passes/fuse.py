@@ -16,6 +16,7 @@ R = "requantize"
 CHAINS = {  # longest first: the first that fits is taken
     "dense_gelu": [
         ("matmul", "rescale", "i_gelu", "requantize16"),
+        ("matmul", "rescale", "i_gelu", "rescale"),
         ("matmul", "rescale", "i_gelu"),
         ("matmul", "i_gelu_ibert", R),
         ("matmul", "i_gelu_ibert"),

@@ -76,16 +76,20 @@ class Emitter:
         )
         return name
 
-    def rescale(self, x: str, name: str, dtype: str, scale, origin: str, limit: int) -> str:
-        """Bring an accumulator to `scale` (one, or one per channel), +-limit; native recipe."""
+    def rescale(self, x: str, name: str, dtype: str, scale, origin: str, limit: int, zero=0) -> str:
+        """Bring an accumulator to `scale` (one, or one per channel), +-limit; native recipe.
+
+        zero  zero point of the result, one or one per channel; with any, int8 reaches from -128 on
+        """
         source = self.values[x]
         ratio = self.channel_scale(x) / scale
         lift = rescale.lift_bits(ratio, self.reach[x], dtype)
-        mult, offset = rescale.tables(ratio, lift)
+        mult, offset = rescale.tables(ratio, lift, zero)
+        least = -limit - 1 if np.any(zero) else -limit
         self.value(name, dtype, source.channels, scale, origin, source.rows)
         self.same_edge(x, name)
         tables = self.constant(name + ".mult", mult), self.constant(name + ".offset", offset)
-        self.node("rescale", (x, *tables), name, lift=lift, lo=-limit, hi=limit, dtype=dtype)
+        self.node("rescale", (x, *tables), name, lift=lift, lo=least, hi=limit, dtype=dtype)
         return name
 
     def requantize16(self, x: str, name: str, scale: np.ndarray, origin: str) -> str:

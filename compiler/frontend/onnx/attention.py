@@ -56,7 +56,7 @@ def _part(walk, node: Node, view: View, heads: int, turned: bool) -> Part:
     rows = np.arange(batch * length).reshape(batch, 1, length, 1)
     if not np.array_equal(index, rows * outputs + channels[None, :, None, :]):
         raise walk.program.refusal(fault, node)
-    return Part(base, channels, view.factor)
+    return Part(base, channels, view.factor, view.grid)
 
 
 def binary(walk, node: Node, a, b) -> View | None:

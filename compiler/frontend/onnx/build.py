@@ -20,7 +20,7 @@ from intformer.frontend.onnx.values import (
     Stage,
     View,
 )
-from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Linear, Node, Norm, Tables
+from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Grid, Linear, Node, Norm, Tables
 
 DRAWN = 1e-5  # how far sqrt(head_dim) may be off to be taken for it
 
@@ -69,9 +69,25 @@ class Builder:
             edge = self._whole(view.base, node)
         else:
             edge = self._first(view, node)
-        if view.curve is None:
-            return edge
-        return self._act(view, edge, node)
+        if view.curve is not None:
+            edge = self._act(view, edge, node)
+        if view.grid is not None:
+            self._rounds(edge, view.grid, node)
+        return edge
+
+    def _rounds(self, edge: str, grid: Grid, node: OnnxNode) -> None:
+        """Record the grid of an edge, if its operand can be on one."""
+        maker = self.nodes[edge]
+        while maker.kind == "take":
+            maker = self.nodes[maker.inputs[0]]
+        if maker.kind not in ("norm", "act", "attention"):
+            return
+        other = maker.attrs.get("grid", grid)
+        if (other.scale, other.zero) != (grid.scale, grid.zero):
+            raise self.program.refusal(
+                f"{grid.name!r} and {other.name!r} are one value, rounded in two ways", node
+            )
+        self.nodes[maker.name] = replace(maker, attrs={**maker.attrs, "grid": other})
 
     def made(self, view: View) -> bool:
         """Say whether a value's edge was needed before."""
@@ -196,6 +212,10 @@ class Builder:
             for part, f in zip(parts, factors, strict=True)
         )
         qkv = self.linear(parts[0].product.x, joined, key)
+        if all(part.grid for part in parts):
+            grids = tuple(on_part(p, f) for p, f in zip(parts, factors, strict=True))
+            maker = self.nodes[qkv]
+            self.nodes[qkv] = replace(maker, attrs={**maker.attrs, "grids": grids})
         attrs = {"heads": heads}
         made = self.add("attention", (qkv, SEQUENCES), heads * width, attrs=attrs)
         if scores.bias:
@@ -242,6 +262,11 @@ def scaled(part: Part, factor: float) -> Linear:
         weight, bias = weight * np.float32(factor), bias * np.float32(factor)
         given = given and replace(given, steps=given.steps * factor)
     return Linear(weight, bias, keys=whole.keys, given=given)
+
+
+def on_part(part: Part, factor: float) -> Grid:
+    """Return the grid of a part before what it is multiplied with, but for `factor`."""
+    return replace(part.grid, scale=part.grid.scale * abs(factor / part.factor))
 
 
 def join(parts: list[Linear]) -> Linear:

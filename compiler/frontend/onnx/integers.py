@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.onnx.program import Stored
+from intformer.frontend.onnx.program import Program, Stored
 from intformer.frontend.onnx.values import Product, Rows
 from intformer.ir.graph import Graph, Integers, Linear, Tables
 
@@ -104,3 +104,12 @@ def report(graph: Graph) -> dict[str, int]:
     every = [o.linear.given for o in graph.operands() if not o.tied]
     every += [tables.given.get(one) for one in FIELDS.values() if getattr(tables, one) is not None]
     return {"kept": sum(one is not None for one in every), "of": len(every)}
+
+
+def report_scales(graph: Graph, program: Program) -> dict[str, int]:
+    """Return how many of the file's activation scales are kept, and how many there are."""
+    every = {grid.name for grid in program.grids.values()}
+    kept = {node.attrs["grid"].name for node in graph.nodes if "grid" in node.attrs}
+    for node in graph.nodes:
+        kept |= {grid.name for grid in node.attrs.get("grids", ())[1:]}  # queries keep their range
+    return {"kept": len(kept), "of": len(every)}

@@ -8,6 +8,7 @@ import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend.folder import reason
+from intformer.ir.graph import Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,21 +40,6 @@ class Stored:
     name: str
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What QuantizeLinear and DequantizeLinear round a value to: (integer - zero) * scale.
-
-    low, high  the least and the largest integer
-    name       of the tensor in the file
-    """
-
-    scale: float
-    zero: int
-    low: int
-    high: int
-    name: str
-
-
 @dataclass(eq=False)
 class Program:
     """A graph.
@@ -61,7 +47,7 @@ class Program:
     where      the file, for errors
     inputs     name -> extents, None where they are free
     stored     constant -> its integers in the file, where it has some
-    grids      value -> what it is rounded to
+    grids      value -> what QuantizeLinear and DequantizeLinear round it to
     """
 
     where: str

@@ -51,6 +51,7 @@ def read(checkpoint: OnnxCheckpoint, head: str | None) -> tuple[Graph, dict]:
     meta = _meta(checkpoint, graph, pooling, limit, (rule, pad))
     meta["normalize"] = meta["normalize"] or normalize
     meta["source_integers"] = integers.report(graph)
+    meta["source_scales"] = integers.report_scales(graph, program)
     left = [name for name in program.outputs if name not in found_names(answer, program)]
     if left:
         meta["warnings"].append(f"ONNX outputs that are left out: {', '.join(left)}")

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from intformer.frontend.onnx.program import Grid, Node, Program, Stored
+from intformer.frontend.onnx.program import Node, Program, Stored
+from intformer.ir.graph import Grid
 
 INTEGERS = (np.int8, np.uint8)
 FLOAT = (1, 10, 11, 16)  # onnx.TensorProto: float32, float16, float64, bfloat16
@@ -125,8 +126,8 @@ def _grid(p: Program, q: Node, dq: Node) -> Grid:
         raise p.refusal(f"activations of {zero.dtype} are not supported, only of 8 bits", q)
     if not (np.isfinite(scale) and scale > 0):
         raise p.refusal(f"the scale {float(scale)} is not above 0", q)
-    ends = np.iinfo(zero.dtype)
-    return Grid(float(scale), int(zero), int(ends.min), int(ends.max), q.inputs[0])
+    unsigned = np.iinfo(zero.dtype).min - np.iinfo(np.int8).min
+    return Grid(float(scale), int(zero) - int(unsigned), q.inputs[0])
 
 
 def _parameters(p: Program, node: Node) -> tuple[np.ndarray, np.ndarray]:

@@ -62,7 +62,7 @@ def move(walk, node: Node, args: list) -> list[View]:
         raise walk.program.refusal("moves by what the model computes", node)
     arrays = [first.index, *(None if one is None else one.value for one in others)]
     moved = walk.program.apply(node, arrays)
-    return [View(first.base, index, first.curve) for index in moved]
+    return [View(first.base, index, first.curve, first.grid) for index in moved]
 
 
 def cast(walk, node: Node, args: list) -> View:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from intformer.frontend.onnx.program import Stored
+from intformer.ir.graph import Grid
 
 POINTS = np.linspace(-9.0, 9.0, 1801)  # at which elementwise functions are sampled
 CLOSE = 2e-5  # what two curves that are the same may differ by, float32 constants and all
@@ -66,11 +67,13 @@ class Part:
 
     channels  int [heads, head_dim]
     factor    they are multiplied with
+    grid      what the file rounds them to, multiplied
     """
 
     product: Product
     channels: np.ndarray
     factor: float
+    grid: Grid | None
 
 
 @dataclass(eq=False)
@@ -132,11 +135,13 @@ class View:
 
     index  int, of the value's shape on the probe
     curve  the function each goes through, at POINTS; None: none
+    grid   what the file rounds it to, until something is computed of it
     """
 
     base: Base
     index: np.ndarray
     curve: np.ndarray | None = None
+    grid: Grid | None = None
 
     @classmethod
     def of(cls, base: Base) -> "View":

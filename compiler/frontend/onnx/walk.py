@@ -1,5 +1,7 @@
 """Goes through the nodes of a program once and says what each value stands for."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from intformer.frontend.onnx.build import Builder
@@ -41,7 +43,9 @@ class Walk:
         if made is None:
             return
         views = made if isinstance(made, list) else [made]
-        self.views.update(zip(node.outputs, views, strict=False))
+        for name, view in zip(node.outputs, views, strict=False):
+            grid = self.program.grids.get(name)
+            self.views[name] = view if grid is None else replace(view, grid=grid)
 
     def _argument(self, name: str) -> "View | Known | None":
         if not name:

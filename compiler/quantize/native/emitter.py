@@ -52,7 +52,7 @@ class NativeEmitter(Emitter):
             steps = np.maximum(steps, np.maximum(floor, TINY))
             self.weight(stem, linear.weight, f, steps, np.int8)
         acc_scale = s_x * self.steps[stem]
-        bias = np.rint(linear.bias / acc_scale)
+        bias = np.rint(linear.bias / acc_scale) - self.zero_share(name, stem)
         if np.abs(bias).max(initial=0) > 2**31 - 2**27:
             raise CheckpointError(
                 f"a bias of {name} is {np.abs(linear.bias).max():.3g}, too large for its scale",
@@ -71,6 +71,13 @@ class NativeEmitter(Emitter):
         self.stands_for(name, acc)
         self.reach[acc] = self.largest * self.weight_sums[stem] + np.abs(bias)
         return acc
+
+    def zero_share(self, name: str, stem: str) -> np.ndarray | int:
+        """Return what the zero point of an operand adds to a product, [N]."""
+        zero = self.scales.zero(self.graph[name].inputs[0])
+        if zero == 0:
+            return 0
+        return zero * self.tensors[stem + ".weight"].sum(1, dtype=np.int64)
 
     def grained(self, steps: np.ndarray, parts: int) -> np.ndarray:
         """Return a scale per row: its own, or the largest of its part's where tensors have one."""
@@ -118,11 +125,13 @@ class NativeEmitter(Emitter):
 
     def norm(self, x: str, name: str, norm: Norm, s8: np.ndarray, s16: float) -> tuple[str, str]:
         """LayerNorm of x; returns (int8 at scale s8, int16 residual at scale s16)."""
+        zero = self.scales.zero(name)
         channels, rows = self.values[x].channels, self.values[x].rows
         scale = float(self.scale(x))
-        tables = i_layernorm.tables(scale, norm.weight, norm.bias, norm.eps, s8, s16)
+        tables = i_layernorm.tables(scale, norm.weight, norm.bias, norm.eps, s8, s16, zero)
         names = [self.constant(f"{name}.{key}", table) for key, table in tables.items()]
-        out8 = self.value(name + ".int8", "int8", channels, s8, self.calibrated, rows)
+        origin = self.scales.origin(name, self.calibrated)
+        out8 = self.value(name + ".int8", "int8", channels, s8, origin, rows)
         out16 = self.value(name + ".int16", "int16", channels, s16, self.calibrated, rows)
         self.node("i_layernorm", (x, *names), (out8, out16))
         self.stands_for(name, out8, out16)
@@ -185,6 +194,8 @@ class NativeEmitter(Emitter):
     def activation8(self, acc: str, name: str, kind: str, s8: np.ndarray) -> str:
         """Apply the activation to an accumulator; returns int8 at scale s8 [C]."""
         out = name + ".int8"
+        if "grid" in self.graph[name].attrs:
+            return self.on_grid(acc, name, kind, s8)
         if kind == "relu":
             return self.rescale(self.relu(acc, name), out, "int8", s8, self.calibrated, INT8_MAX)
         if kind == "tanh":
@@ -192,6 +203,19 @@ class NativeEmitter(Emitter):
             return self.requantize(wide, out, "int8", s8, self.calibrated, INT8_MAX)
         wide = self.gelu(acc, name, kind, INT8_MAX * float(np.max(s8)))
         return self.requantize16(wide, out, s8, self.calibrated)
+
+    def on_grid(self, acc: str, name: str, kind: str, s8: np.ndarray) -> str:
+        """Apply the activation to an accumulator; returns int8 on the grid that the source has."""
+        grid = self.graph[name].attrs["grid"]
+        if kind == "relu":
+            wide = self.relu(acc, name)
+        elif kind == "tanh":
+            wide = self.tanh(acc, name)
+        else:
+            wide = self.gelu(acc, name, kind, grid.reach * grid.scale)
+        self.reach.setdefault(wide, np.full(self.values[wide].channels, 2.0**15))
+        origin = self.scales.origin(name, self.calibrated)
+        return self.rescale(wide, name + ".int8", "int8", s8, origin, INT8_MAX, grid.zero)
 
     def activation(self, acc: str, name: str, kind: str) -> str:
         """Apply the activation to an accumulator; returns what a LayerNorm reads."""

@@ -195,17 +195,24 @@ def attend(e: Rules, node: Node) -> None:
     """Queries, keys and values to int8, unless they are, then attention to an int8 operand."""
     edge, c, heads = node.inputs[0], node.channels, node.attrs["heads"]
     s_q, s_k, s_v, product = e.scales.attention(edge)
+    zeros = (0, 0, 0)
     if (qkv := e.operands.get(edge)) is None:
-        scale = np.concatenate([s_q, s_k, s_v])
-        qkv = e.rescale(e.wide[edge], edge, "int8", scale, e.calibrated, INT8_MAX)
+        scale, origin = np.concatenate([s_q, s_k, s_v]), e.calibrated
+        if grids := e.graph[edge].attrs.get("grids"):
+            q, k, v = grids
+            origin = f"checkpoint: range of {q.name}, scales of {k.name} and {v.name}"
+            zeros = 0, k.zero, v.zero
+        zero = np.repeat(zeros, c)
+        qkv = e.rescale(e.wide[edge], edge, "int8", scale, origin, INT8_MAX, zero)
     s_context = e.scales.operand(node.name)
-    tables = attention.tables(product, 1.0, s_v, c // heads, s_context)
+    zero = e.scales.zero(node.name)
+    tables = attention.tables(product, 1.0, s_v, c // heads, s_context, zeros[2], zero)
     op = attention.NAME
     if node.params is not None:
         op = attention_bias.NAME
         tables["bias"] = attention_bias.table(node.params.table, product, 1.0, c // heads)
     names = [e.constant(f"{node.name}.{key}", table) for key, table in tables.items()]
-    out = e.value(node.name, "int8", c, s_context, e.calibrated)
+    out = e.value(node.name, "int8", c, s_context, e.scales.origin(node.name, e.calibrated))
     attrs = {"heads": heads, "head_dim": c // heads}
     e.node(op, (qkv, node.inputs[1], *names), out, **attrs)
     e.stands_for(node.name, out)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from intformer.ir.graph import Graph, Node, Operand, taken
+from intformer.errors import CheckpointError
+from intformer.ir.graph import Graph, Grid, Node, Operand, taken
 from intformer.progress import progress
 from intformer.quantize.methods import TINY, channel_peaks, equalise, peak
 from intformer.quantize.observe import Seen
@@ -41,7 +42,7 @@ def equalisation(graph: Graph, seen: dict[str, Seen]) -> dict[str, np.ndarray]:
     """Return weight stem -> channel factors f [K] of its operand."""
     return {
         operand.stem: np.ones(operand.linear.weight.shape[1])
-        if operand.fixed
+        if operand.fixed or any(on_grid(graph, edge) for edge in operand.edges)
         else equalise([seen[edge] for edge in operand.edges], operand.linear.weight)
         for operand in progress(graph.operands(), "equalising channels")
     }
@@ -50,6 +51,11 @@ def equalisation(graph: Graph, seen: dict[str, Seen]) -> dict[str, np.ndarray]:
 def neutral(graph: Graph) -> dict[str, np.ndarray]:
     """Return channel factors that change nothing: weight stem -> ones [K]."""
     return {o.stem: np.ones(o.linear.weight.shape[1]) for o in graph.operands()}
+
+
+def on_grid(graph: Graph, edge: str) -> Grid | None:
+    """Return the grid of an edge's int8 operand, where the source has one."""
+    return graph[graph.source(edge)].attrs.get("grid")
 
 
 class Scales:
@@ -79,6 +85,18 @@ class Scales:
             return np.full(self.graph[edge].channels, max(top, TINY) / INT8_MAX)
         return self.factors[reader.stem] * self.units[reader.stem, self.graph.source(edge)]
 
+    def zero(self, edge: str) -> int:
+        """Return the zero point of the int8 operand of an edge."""
+        grid = on_grid(self.graph, edge)
+        return grid.zero if grid else 0
+
+    def origin(self, edge: str, calibrated: str) -> str:
+        """Return where the scale of an edge's int8 operand comes from."""
+        grid = on_grid(self.graph, edge)
+        if grid is None:
+            return calibrated
+        return f"checkpoint: scale of {grid.name}, zero point {grid.zero}"
+
     def stream(self, edge: str) -> float:
         """Return the int16 scale of an edge that a sum or the output reads.
 
@@ -97,6 +115,11 @@ class Scales:
 
     def attention(self, edge: str):
         """Return split_scales of queries, keys and values."""
+        grids = self.graph[edge].attrs.get("grids")
+        if grids:
+            q, k, v = (np.full(self.graph[edge].channels // 3, grid.scale) for grid in grids)
+            q = q * grids[0].reach / INT8_MAX  # its zero point has no place: all of its range has
+            return q, k, v, q[0] * k[0]
         q, k, v = np.split(channel_peaks(self.seen[edge], self.method), 3)
         if (node := self.graph[edge]).kind == "rotary":
             q, k = (paired(peaks, node.attrs["heads"]) for peaks in (q, k))
@@ -115,6 +138,8 @@ class Scales:
     # -- how the operands' are chosen -----------------------------------------------------------
 
     def _unit(self, operand: Operand, edge: str) -> float:
+        if grid := on_grid(self.graph, edge):
+            return grid.scale
         f = self.factors[operand.stem]
         importance = np.square(operand.linear.weight).sum(0) * np.square(f)
         return max(peak(self.seen[edge], self.method, f, importance), TINY) / INT8_MAX
@@ -130,6 +155,12 @@ class Scales:
             missing = np.maximum(missing, self._least(edge, scale) / scale)
         if missing.max() == 1:
             return
+        for edge in operand.edges:
+            if grid := on_grid(self.graph, edge):
+                raise CheckpointError(
+                    f"the scale {grid.scale:.3g} of {grid.name!r} is too small for what makes it",
+                    hint="quantize the model again with more calibration data",
+                )
         if operand.fixed:  # its factors are 1: all channels get what the smallest one needs
             for edge in operand.edges:
                 self.units[operand.stem, edge] *= float(missing.max())
@@ -144,6 +175,8 @@ class Scales:
         maker = self.graph[edge]
         if maker.kind == "norm":
             return i_layernorm.least_scale(maker.params.weight, maker.params.bias)
+        if "grid" in maker.attrs:
+            return 0.0
         if maker.kind == "mul":
             act = self.graph[maker.inputs[0]]
             _, step = i_gelu.scale(self.gelu_top(act.name), act.attrs["function"])
