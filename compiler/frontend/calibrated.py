@@ -16,7 +16,7 @@ from intformer.ir.model import IntModel
 from intformer.progress import progress
 from intformer.quantize.methods import METHODS
 from intformer.quantize.native import lower
-from intformer.quantize.native.scales import equalisation, neutral
+from intformer.quantize.native.scales import equalisation, neutral, on_grid
 from intformer.quantize.observe import Seen
 from intformer.quantize.observe import observe as watch
 from intformer.runtime.edge import Edge
@@ -34,7 +34,8 @@ def import_calibrated(
     check_options(checkpoint, recipe, mode, method)
     observed = observe(checkpoint, head, calibrate)
     if observed.held:
-        model, scores = best(observed, METHODS if method is None else (method,))
+        tried = METHODS if method is None and undecided(observed.graph) else (method or UNJUDGED,)
+        model, scores = best(observed, tried)
         method = max(scores, key=lambda name: mean(scores[name]))
     else:  # no text is left to judge on
         method, scores = method or UNJUDGED, {}
@@ -50,6 +51,16 @@ def import_calibrated(
         **observed.split.report(),
     }
     return completed(model, observed.meta, observed.files, observed.mask_id, calibration=report)
+
+
+def undecided(graph: Graph) -> bool:
+    """Say whether a method chooses any scale of an operand: the source may have them all."""
+    edges = [edge for operand in graph.operands() for edge in operand.edges]
+    attended = [node.inputs[0] for node in graph.of_kind("attention")]
+    return not (
+        all(on_grid(graph, edge) for edge in edges)
+        and all("grids" in graph[edge].attrs for edge in attended)
+    )
 
 
 def completed(

@@ -405,7 +405,9 @@ def test_unsigned_weights_whose_zero_point_does_not_fit_are_refused(tmp_path):
         read_encoder(opened(tmp_path))
 
 
-@pytest.mark.parametrize("form", ["Cast, Mul", "DequantizeLinear", "DequantizeLinear, Transpose"])
+@pytest.mark.parametrize(
+    "form", ["Cast, Mul", "Cast, Sub, Mul", "DequantizeLinear", "DequantizeLinear, Transpose"]
+)
 def test_weight_only_quantization_keeps_its_weights(exported, tmp_path, form):
     """Float products with weights that the file computes from integers, a scale per channel."""
     model = onnx.load(exported / "model.onnx")
@@ -457,11 +459,14 @@ def weight_only(model, form, name, integers, scale):
     factor = scale if form.startswith("Deq") else scale[None]
     for part, value in ((f"{name}_q", array), (f"{name}_s", factor)):
         model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), part))
-    if form == "Cast, Mul":
-        return [
-            helper.make_node("Cast", [f"{name}_q"], [f"{name}_f"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}_f", f"{name}_s"], [name]),
-        ]
+    if form.startswith("Cast"):
+        less = f"{name}_f"
+        nodes = [helper.make_node("Cast", [f"{name}_q"], [less], to=TensorProto.FLOAT)]
+        if "Sub" in form:  # a zero point of 0
+            model.graph.initializer.append(numpy_helper.from_array(np.float32(0), f"{name}_z"))
+            nodes.append(helper.make_node("Sub", [less, f"{name}_z"], [f"{name}_l"]))
+            less = f"{name}_l"
+        return [*nodes, helper.make_node("Mul", [less, f"{name}_s"], [name])]
     out = f"{name}_t" if turned else name
     axis = 0 if turned else 1
     nodes = [helper.make_node("DequantizeLinear", [f"{name}_q", f"{name}_s"], [out], axis=axis)]

@@ -308,6 +308,23 @@ def test_rescale_rounds_within_one_step(reach, ratio, dtype, seed):
 
 
 @settings(max_examples=200, deadline=None)
+@given(ratio=st.floats(2.0**-12, 0.4), zero=st.integers(-128, 127), seed=st.integers(0, 99))
+def test_rescale_adds_its_zero_point_last(ratio, zero, seed):
+    reach = 2**15
+    lift = rescale.lift_bits(np.array([ratio]), np.array([reach]), "int8")
+    x = np.random.default_rng(seed).integers(-reach, reach + 1, (50, 1)).astype(np.int32)
+    table = rescale.tables(np.array([ratio]), lift, zero)
+    out = rescale.reference(x, *table, lift=lift, lo=-128, hi=127, dtype="int8")
+    true = np.clip(x * ratio + zero, -128, 127)
+    assert np.abs(out - true).max() <= 0.5 + 2 * rescale.WELL["int8"]
+
+
+def test_rescale_refuses_a_zero_point_beyond_its_input():
+    with pytest.raises(RangeError, match="zero point of 100"):
+        rescale.tables(np.array([2.0**-30]), 0, 100)
+
+
+@settings(max_examples=200, deadline=None)
 @given(st.floats(2.0**-13, 0.5, exclude_max=True))
 def test_requantize16_tables_are_precise(ratio):
     """Half of the smallest mult, 2^14, is 2^-15 of it; the largest one stands for a bit more."""
@@ -381,6 +398,29 @@ def test_constant_v_comes_back(rng, keys, peak):
         table = attention.tables(0.03, 0.03, 0.02, 8, np.full(8, 0.02))
         out = attention.reference(qkv, np.array([0, keys]), *table.values(), heads=1, head_dim=8)
         assert np.abs(out.astype(int) - v).max() <= 1
+
+
+@pytest.mark.parametrize(("zero_v", "zero_out"), [(5, 0), (0, -30), (-20, 11)])
+def test_zero_points_of_values_and_context(rng, zero_v, zero_out):
+    """Values 40 times 0.02 come back at 0.04 as 20, whatever their integers are called."""
+    qkv = rng.integers(-100, 101, (33, 24)).astype(np.int8)
+    qkv[:, 16:] = 40 + zero_v
+    table = attention.tables(0.03, 0.03, 0.02, 8, np.full(8, 0.04), zero_v, zero_out)
+    out = attention.reference(qkv, np.array([0, 33]), *table.values(), heads=1, head_dim=8)
+    assert np.abs(out.astype(int) - (20 + zero_out)).max() <= 1
+
+
+def test_layernorm_zero_point_is_added_to_its_int8_output(rng):
+    gamma, beta = rng.normal(size=24), rng.normal(size=24)
+    x = rng.integers(-9000, 9000, (60, 24)).astype(np.int32)
+    plain, shifted = (
+        i_layernorm.reference(
+            x, *i_layernorm.tables(1e-3, gamma, beta, 1e-12, 1 / 16, 1 / 4096, zero).values()
+        )
+        for zero in (0, -9)
+    )
+    np.testing.assert_array_equal(shifted[0], np.maximum(plain[0].astype(int) - 9, -127))
+    np.testing.assert_array_equal(shifted[1], plain[1])
 
 
 def test_uint8_numerators_would_not_do(rng):

@@ -194,13 +194,27 @@ def _scaled(p: Program, node: Node) -> bool:
     """Product of stored integers and a scale."""
     for name, other in (node.inputs, node.inputs[::-1]):
         kept, factor = p.stored.get(name), p.constants[other]
-        if kept is not None and (factor.size == 1 or factor.ndim == kept.integers.ndim):
-            factor = factor.reshape(()) if factor.size == 1 else factor
+        if kept is not None and (factor.size == 1 or factor.ndim <= kept.integers.ndim):
+            factor = factor.reshape(()) if factor.size == 1 else np.atleast_2d(factor)
             scale = (kept.scale * factor).astype(np.float32)
             p.stored[node.outputs[0]] = replace(kept, scale=scale)
             p.constants[node.outputs[0]] = kept.integers * scale
             return True
     return False
+
+
+def _recentred(p: Program, node: Node) -> bool:
+    """Stored integers less a zero point."""
+    kept, zero = p.stored.get(node.inputs[0]), p.constants[node.inputs[1]]
+    if kept is None or zero.size != 1 or kept.zero or kept.scale.size > 1 or kept.scale != 1:
+        return False
+    number = float(zero.ravel()[0])
+    if number != int(number):
+        return False
+    integers = kept.integers - np.int16(number)
+    p.stored[node.outputs[0]] = replace(kept, integers=integers, zero=int(number))
+    p.constants[node.outputs[0]] = integers.astype(np.float32)
+    return True
 
 
 def _transposed(p: Program, node: Node) -> bool:
@@ -225,6 +239,7 @@ FOLDS: dict[str, Callable[[Program, Node], bool]] = {
     "DequantizeLinear": _dequantize,
     "Cast": _cast,
     "Mul": _scaled,
+    "Sub": _recentred,
     "Transpose": _transposed,
     "Identity": _same,
 }
