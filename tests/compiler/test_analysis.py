@@ -239,6 +239,16 @@ def test_every_kind_of_model(tmp_path, family, head):
     assert report.page(found).count("<tr") > len(found.rows)
 
 
+def test_rotary_positions_and_gates(tmp_path):
+    random_hf.save(tmp_path, "nomic_bert", "features")
+    found = study.analyze(tmp_path, IDS, method="ema", qat_steps=0)
+    parts = {row.name.partition(".")[2]: row.part for row in found.rows}
+    assert parts["qkv"] == "Q, K and V before rotation"
+    assert [parts[f"turned {one}"] for one in "QKV"] == ["Q, K and V"] * 3
+    assert (parts["ffn1.int16"], parts["gate"]) == ("activation inputs", "gated activations")
+    assert found.rows[-1].name == "output" and found.snr_db > 15
+
+
 @pytest.mark.parametrize("head", ["sequence-classification", "masked-lm"])
 def test_ibert(tmp_path, head):
     make_ibert.random_model(head=head).save_pretrained(tmp_path)

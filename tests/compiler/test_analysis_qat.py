@@ -128,6 +128,7 @@ def test_what_a_few_steps_should_not_move(tmp_path):
         ("distilbert", "sequence-classification"),
         ("electra", "question-answering"),
         ("albert", "features"),
+        ("gte", "features"),
         ("bert", "sentence-embedding"),
     ],
 )

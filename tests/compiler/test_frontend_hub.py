@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+import intformer
 from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
@@ -16,7 +17,7 @@ from intformer.frontend.encoder import read_encoder
 from intformer.frontend.families.jina_bert import slopes
 from intformer.frontend.hub_config import NOMIC
 from intformer.ir.float_run import run
-from intformer.qat.prepare import prepare
+from intformer.qat import prepare
 from intformer.runtime.edge import Edge
 from intformer_testing import jina_bert, random_hf, small_tokenizer
 
@@ -250,6 +251,16 @@ def test_jina_bert_equals_the_published_description(tmp_path, heads):
     got = integers.run(inputs)[integers.output] * integers.meta["output_scale"]
     assert snr_db(want, got) > 20
     assert "attention_bias" in {node.op for node in integers.nodes}
+
+
+def test_a_library_of_jina_bert_equals_the_reference(tmp_path):
+    jina_bert.save(tmp_path / "model")
+    sequences = random_hf.sequences((7, 12, 30, 3) * 4, seed=1)
+    path = intformer.compile(
+        tmp_path / "model", tmp_path / "m.so", target="x86-64", calibrate=sequences
+    )
+    report = intformer.verify(path)
+    assert report.ok, report
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Recipe native: evaluation carries the library's integers, training their values."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch.nn import functional
 
 import intformer
 from intformer.errors import CheckpointError, IntformerError
+from intformer.frontend.encoder import read_encoder
 from intformer.frontend.trained import RANGES_FILE
 from intformer.ir.float_run import activate, biases
 from intformer.qat import fake_quant, prepare
 from intformer.qat.packing import pack
 from intformer.qat.ranges import Ranges
-from intformer.qat.simulate import Dropout
+from intformer.qat.simulate import Dropout, drops
 from intformer.relay_ops import i_gelu
 from intformer_testing import qat_batch, random_hf, sentence_dirs, small_tokenizer
 
@@ -30,6 +32,9 @@ MODELS = [
     ("electra", "token-classification"),
     ("albert", "question-answering"),
     ("mpnet", "sequence-classification"),
+    ("nomic_bert", "token-classification"),
+    ("gte", "sequence-classification"),
+    ("jina_embeddings_v3", "question-answering"),
     ("bert", "features"),
 ]
 
@@ -117,6 +122,16 @@ def test_pooled_embeddings(source, tmp_path, pooling):
     model.save_pretrained(tmp_path / "saved")
     again = intformer.import_model(tmp_path / "saved")
     assert again.nodes == integer.nodes and again.meta["pooling"] == integer.meta["pooling"]
+
+
+@pytest.mark.parametrize(("family", "gates"), [("gte", True), ("nomic_bert", False)])
+def test_which_families_drop_gated_activations(source, family, gates):
+    model = prepare(source(family, "sequence-classification"))
+    graph, _ = read_encoder(model.checkpoint, "sequence-classification")
+    assert model.dropout.gate == gates
+    assert (model.dropout.hidden, model.dropout.attention) == ((0.1, 0.0) if gates else (0.0, 0.0))
+    dropped = drops(graph, replace(model.dropout, hidden=0.1))
+    assert ("layer0.gate" in dropped) == gates and "layer0.ffn2" in dropped
 
 
 def test_training_follows_the_integers_tap_by_tap(source):
