@@ -202,20 +202,21 @@ class Builder:
 
     # -- nodes ----------------------------------------------------------------------------------
 
-    def embed(self, positions: bool = True) -> str:
-        """Sum of word, position and, where the directory has them, type rows.
+    def embed(self, positions: bool = True, types: bool | None = None) -> str:
+        """Sum of word, position and type rows.
 
         positions  false: the embeddings have none
+        types      whether they have types; None: where the directory has a table
         """
         word = self.table(WORD)
         width = word.shape[1]
-        position, types = self.positions(width) if positions else None, None
-        if self.has(TYPES):
-            types = self.table(TYPES, width)
-            if len(types) == 1 and positions and self.family.fold:  # nothing to choose
-                position, types = position + types[0], None
-        tables = Tables(word, position, types)
-        taken = {TOKENS: word, "token_type_ids": types, PLACES: position}
+        position, kinds = self.positions(width) if positions else None, None
+        if self.has(TYPES) if types is None else types:
+            kinds = self.table(TYPES, width)
+            if len(kinds) == 1 and positions and self.family.fold:  # nothing to choose
+                position, kinds = position + kinds[0], None
+        tables = Tables(word, position, kinds)
+        taken = {TOKENS: word, "token_type_ids": kinds, PLACES: position}
         inputs = tuple(name for name, table in taken.items() if table is not None)
         return self._add("embed", "embed.sum", inputs, width, params=tables)
 

@@ -124,6 +124,24 @@ def test_a_bias_where_there_should_be_none(tmp_path):
     assert "'encoder.layers.0.mlp.fc2.bias' is there" in refusal(tmp_path)
 
 
+def test_nomic_below_the_prefix_of_the_hub(tmp_path):
+    want = nomic(tmp_path)
+    renamed(tmp_path, "bert.{}".format)
+    np.testing.assert_array_equal(outputs(tmp_path), want)
+
+
+def test_types_are_there_where_config_json_says_so(tmp_path):
+    random_hf.save(tmp_path, "gte", "features")
+    whole, file = outputs(tmp_path), tmp_path / "model.safetensors"
+    rewrite(tmp_path, type_vocab_size=0)  # transformers leaves the table unread
+    assert read_encoder(Checkpoint(tmp_path))[0].tables.types is None
+    assert np.abs(outputs(tmp_path) - whole).max() > 0.1
+    key = "embeddings.token_type_embeddings.weight"
+    save_file({k: v for k, v in load_file(file).items() if k != key}, file)
+    rewrite(tmp_path, type_vocab_size=2)
+    assert f"{key!r} is missing" in refusal(tmp_path)
+
+
 # -- rotary positions ------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ MODULES = turned.of_modules("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj")
 def encoder(g: Builder) -> str:
     """Embeddings, which may have no types, and layers."""
     keys = turned.spelled(g, HUB, MODULES)
-    x = g.norm("embed.norm", g.embed(positions=False), keys.norm)
+    x = turned.embed(g, keys.norm)
     biases = Biases(attention=True, ffn1=False, ffn2=True)
     return turned.layers(g, x, keys, biases, turned.table(g, THETA))
 

@@ -37,7 +37,7 @@ def encoder(g: Builder) -> str:
                 where=str(g.checkpoint.path),
                 hint="JinaBERT without such layers compiles",
             )
-    x = g.norm("embed.norm", g.embed(positions=False), KEYS.norm)
+    x = turned.embed(g, KEYS.norm)
     biases = Biases(attention=True, ffn1=False, ffn2=True)
     return turned.layers(g, x, KEYS, biases, None, active=0, bias=alibi(g.heads, g.limit))
 

@@ -24,7 +24,7 @@ def encoder(g: Builder) -> str:
     """Embeddings and layers."""
     refuse_adapters(g)
     keys = turned.spelled(g, HUB, MODULES)
-    x = g.norm("embed.norm", g.embed(positions=False), keys.norm)
+    x = turned.embed(g, keys.norm)
     biases = Biases(attention=True, ffn1=True, ffn2=True)
     return turned.layers(g, x, keys, biases, turned.table(g, THETA), active=None)
 

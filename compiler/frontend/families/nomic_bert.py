@@ -22,7 +22,7 @@ MODULES = turned.of_modules("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj")
 def encoder(g: Builder) -> str:
     """Embeddings and layers."""
     keys = turned.spelled(g, HUB, MODULES)
-    x = g.norm("embed.norm", g.embed(positions=False), keys.norm)
+    x = turned.embed(g, keys.norm)
     biases = Biases(attention=False, ffn1=False, ffn2=False)
     return turned.layers(g, x, keys, biases, turned.table(g, THETA))
 
@@ -41,6 +41,7 @@ NOMIC_BERT = Family(
     encoder,
     HEADS,
     prefix="nomic_bert.",
+    hub_prefix="bert.",
     act="silu",
     dropout=DropoutKeys(default=0.0),
     neutral={  # keys of the hub's files

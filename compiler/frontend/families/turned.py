@@ -61,6 +61,12 @@ def spelled(g: Builder, *spellings: Spelling) -> Spelling:
     return next(found, spellings[0])
 
 
+def embed(g: Builder, norm: str) -> str:
+    """Add embeddings without positions, and their norm; config.json says whether types have any."""
+    types = g.checkpoint.setting("type_vocab_size", int, 1, least=0) > 0
+    return g.norm("embed.norm", g.embed(positions=False, types=types), norm)
+
+
 def layers(
     g: Builder,
     x: str,
