@@ -20,6 +20,7 @@ from intformer.relay_ops.op import IntOp
 
 NAME = "rescale"
 BITS = 32
+ROOM = 2**30  # for x 2^lift, beside the offset
 USUAL_LIFT = {
     "int8": 0,
     "int16": 4,
@@ -67,6 +68,15 @@ def bounds(
     return Interval(lifted.low * mult >> BITS, lifted.high * mult >> BITS).clamp(lo, hi)
 
 
+def holds(ratio: np.ndarray, reach: np.ndarray) -> bool:
+    """Say whether there is a lift for x of |x| <= reach [C] by `ratio`, as in `tables`."""
+    return float(reach.max()) * 2 ** _lowest(float(ratio.max())) < ROOM
+
+
+def _lowest(ratio: float) -> int:
+    return max(0, math.frexp(ratio)[1] + 1)
+
+
 def lift_bits(ratio: np.ndarray, reach: np.ndarray, dtype: str) -> int:
     """Return the lift for x of |x| <= reach [C] and a result of `dtype`; ratio as in `tables`.
 
@@ -74,8 +84,8 @@ def lift_bits(ratio: np.ndarray, reach: np.ndarray, dtype: str) -> int:
     |x| 2^(lift - 33).
     """
     ratio, reach = float(ratio.max()), float(reach.max())
-    lowest = max(0, math.frexp(ratio)[1] + 1)
-    fitting = [b for b in range(lowest, BITS) if reach * 2**b < 2**30] or [lowest]
+    lowest = _lowest(ratio)
+    fitting = [b for b in range(lowest, BITS) if reach * 2**b < ROOM] or [lowest]
 
     def error(lift: int) -> float:
         return ratio * 2.0 ** -(lift + 1) + reach * 2.0 ** (lift - 33)

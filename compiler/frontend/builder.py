@@ -50,6 +50,7 @@ class DropoutKeys:
     attention_default  of probabilities alone, where it differs from that
     heads      head -> (key, default) of its own probability; the others have classifier_dropout
                or, where config.json does not say, that of `hidden`
+    others     keys of probabilities that training does not know: they must be 0
     stages     heads drop before each of their linears, not before the last alone
     context    the attention's output is dropped too
     gate       so are gated activations
@@ -60,6 +61,7 @@ class DropoutKeys:
     default: float = 0.1
     attention_default: float | None = None
     heads: dict[Head, tuple[str, float]] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
     stages: bool = False
     context: bool = True
     gate: bool = False
@@ -81,6 +83,7 @@ class Family:
     fold         a single row of types is added to the positions
     dropout      where training drops what
     neutral      config keys that change the arithmetic, and the values that do not
+    word         key of the word table, below the prefix
     """
 
     encoder: "Callable[[Builder], str]"
@@ -95,6 +98,7 @@ class Family:
     fold: bool = True
     dropout: DropoutKeys = DropoutKeys()
     neutral: dict[str, tuple] = field(default_factory=dict)
+    word: str = WORD
 
 
 class Builder:
@@ -109,12 +113,14 @@ class Builder:
         self.checkpoint, self.family = checkpoint, family
         keys = family.config_keys
         self.hidden, self.heads = checkpoint.heads_of(keys["hidden"], keys["heads"])
-        self.eps = checkpoint.setting("layer_norm_eps", float, family.eps, least=0)
-        self.activation = activation_of(checkpoint, family)
+        eps_key = keys.get("eps", "layer_norm_eps")
+        self.eps = checkpoint.setting(eps_key, float, family.eps, least=0)
+        self.activation = activation_of(checkpoint, keys["activation"], family.act)
         self.pad = checkpoint.setting("pad_token_id", int, family.pad, least=0)
         self.first_position = self.pad + 1 if family.positions == "padding" else 0
         prefixes = (family.prefix, family.hub_prefix)
-        self.prefix = next((p for p in prefixes if f"{p}{WORD}.weight" in checkpoint), "")
+        word = f"{family.word}.weight"
+        self.prefix = next((p for p in prefixes if f"{p}{word}" in checkpoint), "")
         self.at, self.path = "", self.prefix  # before the names of edges, and of keys
         self._nodes: dict[str, Node] = {}
         self._linears: dict[tuple[str, ...], tuple[str, Linear]] = {}  # keys -> stem, weight
@@ -170,17 +176,19 @@ class Builder:
     ) -> Linear:
         """Read one linear layer; `key` is complete. Without a bias there must be none."""
         weight = self.checkpoint.tensor(key + ".weight", (outputs, inputs))
-        if bias:
-            added = self.checkpoint.tensor(key + ".bias", tuple(weight.shape[:1]))
-        elif f"{key}.bias" in self.checkpoint:
+        return Linear(weight, self.bias(f"{key}.bias", len(weight), bias), keys=(key,))
+
+    def bias(self, key: str, count: int, wanted: bool) -> np.ndarray:
+        """Read a bias [count]; zeros where a model has none, which there must not be either."""
+        if wanted:
+            return self.checkpoint.tensor(key, (count,))
+        if key in self.checkpoint:
             raise CheckpointError(
-                f"weight '{key}.bias' is there, but layers of this model have no bias",
+                f"weight {key!r} is there, but layers of this model have no bias",
                 where=str(self.checkpoint.path),
                 hint="config.json and the weights belong to different models",
             )
-        else:
-            added = self.checkpoint.zeros(len(weight))
-        return Linear(weight, added, keys=(key,))
+        return self.checkpoint.zeros(count)
 
     def joined(
         self, keys: tuple[str, ...], inputs: int, outputs: int | None, bias: bool = True
@@ -208,7 +216,7 @@ class Builder:
         positions  false: the embeddings have none
         types      whether they have types; None: where the directory has a table
         """
-        word = self.table(WORD)
+        word = self.table(self.family.word)
         width = word.shape[1]
         position, kinds = self.positions(width) if positions else None, None
         if self.has(TYPES) if types is None else types:
@@ -230,18 +238,19 @@ class Builder:
             )
         return table[: self.first_position + MAX_KEYS]
 
-    def norm(self, name: str, x: str, key: str) -> str:
-        """LayerNorm of x."""
-        return self._norm(name, x, f"{self.path}{key}")
+    def norm(self, name: str, x: str, key: str, bias: bool = True, rms: bool = False) -> str:
+        """LayerNorm or RMSNorm of x. Without a bias there must be none."""
+        return self._norm(name, x, f"{self.path}{key}", bias, rms)
 
-    def _norm(self, name: str, x: str, key: str) -> str:
+    def _norm(self, name: str, x: str, key: str, bias: bool = True, rms: bool = False) -> str:
         channels = self.channels(x)
         if key not in self._norms:
             names = ("weight", "bias")
             if f"{key}.gamma" in self.checkpoint:  # checkpoints converted from TensorFlow
                 names = ("gamma", "beta")
-            read = (self.checkpoint.tensor(f"{key}.{name}", (channels,)) for name in names)
-            self._norms[key] = Norm(*read, self.eps, key)
+            weight = self.checkpoint.tensor(f"{key}.{names[0]}", (channels,))
+            added = self.bias(f"{key}.{names[1]}", channels, bias)
+            self._norms[key] = Norm(weight, added, self.eps, key, rms)
         return self._add("norm", self.at + name, (x,), channels, params=self._norms[key])
 
     def linear(
@@ -313,9 +322,16 @@ class Builder:
         """Sum of a term and the residual stream."""
         return self._add("add", self.at + name, (term, stream), self.channels(stream))
 
-    def attention(self, name: str, qkv: str, bias: Bias | None = None) -> str:
-        """Softmax attention of queries, keys and values, which are side by side in qkv."""
+    def attention(
+        self, name: str, qkv: str, bias: Bias | None = None, window: int | None = None
+    ) -> str:
+        """Softmax attention of queries, keys and values, which are side by side in qkv.
+
+        window  tokens that a query sees on either side; None: all
+        """
         channels, attrs = self.channels(qkv) // 3, {"heads": self.heads}
+        if window is not None:
+            attrs["window"] = window
         inputs = (qkv, SEQUENCES)
         return self._add("attention", self.at + name, inputs, channels, params=bias, attrs=attrs)
 
@@ -378,16 +394,24 @@ class Builder:
             return parts[0]
         return self._add("concat", "head.pooled", tuple(parts), len(parts) * self.channels(x))
 
-    def dense(self, x: str, key: str, function: str | None = None, norm: str | None = None) -> str:
+    def dense(
+        self,
+        x: str,
+        key: str,
+        function: str | None = None,
+        norm: str | None = None,
+        bias: bool = True,
+        norm_bias: bool = True,
+    ) -> str:
         """One stage of a head: linear, activation, LayerNorm, the latter two where they are named.
 
         Keys are complete: heads lie beside the encoder.
         """
         at = self._stage()
-        x = self._linear(at, x, (key,))
+        x = self._linear(at, x, (key,), bias=bias)
         if function:
             x = self.act(f"{at}.act", x, function)
-        return self._norm(f"{at}.norm", x, norm) if norm else x
+        return self._norm(f"{at}.norm", x, norm, norm_bias) if norm else x
 
     def module(self, x: str, weights: Linear | Norm, function: str | None) -> str:
         """One stage with weights from elsewhere: linear, and an activation where one is named.
@@ -407,20 +431,21 @@ class Builder:
         x = self._add("linear", at, (x,), outputs, params=weights, stem=at)
         return self.act(f"{at}.act", x, function) if function else x
 
-    def decoder(self, x: str, key: str) -> str:
+    def decoder(self, x: str, key: str, bias: bool = True) -> str:
         """Masked-LM decoder; tied where its weight is absent or equals the word table."""
         word = self._nodes["embed.sum"].params.word
         weight, above = f"{key}.weight", key.rpartition(".")[0]
         table = self.checkpoint.tensor(weight, word.shape) if weight in self.checkpoint else word
         own, other = f"{key}.bias", f"{above}.bias"  # transformers ties these two
-        bias = self.checkpoint.tensor(own if own in self.checkpoint else other, word.shape[:1])
+        stored = other if bias and own not in self.checkpoint else own
+        added = self.bias(stored, len(word), bias)
         tied, at = np.array_equal(table, word), self._stage()
         return self._add(
             "linear",
             at,
             (x,),
             len(word),
-            params=Linear(table, bias, keys=(key,)),
+            params=Linear(table, added, keys=(key,)),
             stem=WORD_STEM if tied else at,
             attrs={"tied": tied},
         )
@@ -430,10 +455,9 @@ class Builder:
         return f"head{count}"
 
 
-def activation_of(checkpoint: Checkpoint, family: Family) -> str:
-    """Return the activation that config.json names, a value of ACTIVATIONS."""
-    key = family.config_keys["activation"]
-    name = checkpoint.setting(key, str, family.act)
+def activation_of(checkpoint: Checkpoint, key: str, default: str) -> str:
+    """Return the activation that a key of config.json names, a value of ACTIVATIONS."""
+    name = checkpoint.setting(key, str, default)
     if name not in ACTIVATIONS or name == "tanh":
         raise CheckpointError(
             f"config key {key!r} = {name!r} is not supported",

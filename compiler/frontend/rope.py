@@ -34,8 +34,6 @@ def read(checkpoint: Checkpoint, theta: float, head_dim: int, rows: int) -> Rota
     rows      positions
     """
     where = str(checkpoint.path / "config.json")
-    if head_dim % 2:
-        raise CheckpointError(f"heads of {head_dim} channels have no rotary pairs", where=where)
     given = [key for key in (PARAMETERS, SCALING) if checkpoint.config.get(key)]
     if len(given) == 2:
         raise CheckpointError(
@@ -56,6 +54,9 @@ def of(about: dict, theta: float, head_dim: int, rows: int, key: str, where: str
     key    of config.json that holds the dict, for errors
     where  config.json
     """
+
+    if head_dim % 2:
+        raise CheckpointError(f"heads of {head_dim} channels have no rotary pairs", where=where)
 
     def refuse(name: str, value, hint: str):
         message = f"config key '{key}.{name}' = {shown(value)} is not supported"

@@ -99,11 +99,19 @@ def _embed(node: Node, inputs: dict):
 
 def _norm(node: Node, inputs: dict, x):
     import torch
-    from torch.nn import functional
 
     norm = node.params
     weight, bias = torch.from_numpy(norm.weight), torch.from_numpy(norm.bias)
-    return functional.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
+    return normalise(x, weight, bias, norm.eps, norm.rms)
+
+
+def normalise(x, weight, bias, eps: float, rms: bool):
+    """Apply a norm to rows; tensors of torch."""
+    from torch.nn import functional
+
+    if rms:
+        return functional.rms_norm(x, x.shape[-1:], weight, eps) + bias
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def _linear(node: Node, inputs: dict, x):

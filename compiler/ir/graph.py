@@ -13,7 +13,7 @@ act        x                             function: a value of ACTIVATIONS; half
 add        term, stream                  the stream is the residual that goes past the term
 mul        act, x                        half: of x, that the activation is multiplied with
 rotary     qkv, position_ids Rotary      heads; queries and keys are turned, values pass
-attention  qkv, cu_seqlens   None, Bias  heads
+attention  qkv, cu_seqlens   None, Bias  heads; window: tokens seen on either side, else all
 take       x, index                      rows: what a picked row stands for; last: of a sequence
 mean       x, cu_seqlens                 one row per sequence; form: "mean_sqrt", the sum over the
                                          square root of the length, or "weighted_mean", where row t
@@ -110,12 +110,14 @@ class Norm:
     """LayerNorm over the last axis; weight, bias float32 [C].
 
     key  of the module in the checkpoint
+    rms  RMSNorm, which subtracts no mean
     """
 
     weight: np.ndarray
     bias: np.ndarray
     eps: float
     key: str = ""
+    rms: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +267,14 @@ class Graph:
             raise ValueError(f"{edge} is read by the weights {', '.join(found)}: join them")
         return next(iter(found.values()), None)
 
+    def read_wide(self, edge: str) -> bool:
+        """Say whether anything but a linear reads an edge, past every `take`: the caller too."""
+        readers = self.readers(edge)
+        return not readers or any(
+            self.read_wide(node.name) if node.kind == "take" else node.kind != "linear"
+            for node in readers
+        )
+
     def parts(self, edge: str) -> int:
         """Return how many tensors an edge's channels are, of one size: q, k and v are three."""
         node = self[edge]
@@ -275,6 +285,24 @@ class Graph:
     def adds(self, edge: str) -> list[Node]:
         """Return the sums in which an edge is the residual."""
         return [n for n in self.readers(edge) if n.kind == "add" and n.inputs[1] == edge]
+
+    @cached_property
+    def _residuals(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for node in self.of_kind("add"):
+            sums = found.get(node.inputs[1], [])
+            sums.append(node.name)
+            found[node.name] = sums
+        return found
+
+    def residual(self, edge: str) -> list[str]:
+        """Return all sums of the residual stream that a sum belongs to; none for other edges.
+
+        In a stream sums are the residuals of further sums, as in pre-LN models. A sum that goes
+        into a norm alone, as in post-LN models, is no stream.
+        """
+        sums = self._residuals.get(edge, [])
+        return sums if len(sums) > 1 else []
 
     def operands(self) -> list[Operand]:
         """Return every weight of a linear once, in the order of first use."""
@@ -301,6 +329,8 @@ class Graph:
         found = {}
         for node in self.nodes:
             if node.kind in ("norm", "act", "add", "mul", "rotary", "attention"):
+                found[node.name] = node.channels
+            elif node.kind == "embed" and self.adds(node.name):
                 found[node.name] = node.channels
             elif node.kind in (*POOLING, "concat") and self.linear_reader(node.name):
                 found[node.name] = node.channels

@@ -30,7 +30,8 @@ def check_options(recipe: str, nonlinear: str, weights: str) -> None:
 def check_source(checkpoint: Checkpoint, recipe: str, head: Head) -> None:
     """Raise for a directory whose config.json names what a recipe does not have."""
     if recipe == "native":
-        activation_of(checkpoint, family_of(checkpoint))
+        family = family_of(checkpoint)
+        activation_of(checkpoint, family.config_keys["activation"], family.act)
         return
     from intformer.qat.to_ibert import check
 

@@ -1,5 +1,6 @@
 """Where a family drops what while it trains, by the keys of its config.json."""
 
+from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import family_of
 from intformer.ir.graph import Graph
@@ -13,6 +14,13 @@ def dropout_of(checkpoint: Checkpoint, graph: Graph) -> Dropout:
     def probability(key: str, default: float) -> float:
         return checkpoint.setting(key, float, default, least=0)
 
+    for key in keys.others:
+        if value := probability(key, 0.0):
+            raise CheckpointError(
+                f"config key {key!r} = {value} is not supported in training",
+                where=str(checkpoint.path / "config.json"),
+                hint="set it to 0",
+            )
     hidden = probability(keys.hidden, keys.default)
     of_attention = keys.default if keys.attention_default is None else keys.attention_default
     attention = probability(keys.attention, of_attention)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from intformer.ir.float_run import activate, averaged, mask_of, turned
+from intformer.ir.float_run import activate, averaged, mask_of, normalise, turned
 from intformer.ir.graph import Graph, Node, taken
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
@@ -101,9 +101,9 @@ class Simulation:
         return x
 
     def norm(self, node: Node, tokens: Tokens, x):
-        """Apply a LayerNorm, in float."""
+        """Apply a norm, in float."""
         norm = node.params
-        return functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+        return normalise(x, norm.weight, norm.bias, norm.eps, norm.rms)
 
     def linear(self, node: Node, tokens: Tokens, x):
         """Matrix product of an operand at the scale of the edge it comes from."""
@@ -221,8 +221,9 @@ def drops(graph: Graph, dropout: Dropout) -> dict[str, float]:
     """
     if not dropout.hidden:
         return {}
-    (embedded,) = graph.readers(graph.of_kind("embed")[0].name)
-    found = {embedded.name: dropout.hidden}
+    embedded = graph.of_kind("embed")[0].name
+    readers = graph.readers(embedded)
+    found = {readers[0].name if len(readers) == 1 else embedded: dropout.hidden}
     if dropout.gate:
         found |= {node.name: dropout.hidden for node in graph.of_kind("mul")}
     for node in graph.of_kind("add"):

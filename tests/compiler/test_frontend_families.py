@@ -40,6 +40,12 @@ ODD = [  # (family, head, shape)
     ("nomic_bert", "features", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     ("jina_embeddings_v3", "features", {"rope_parameters": {"rope_theta": 7.5}}),
 ]
+ODD += [
+    ("modernbert", "sequence-classification", {"classifier_pooling": "mean", "labels": 1}),
+    ("modernbert", "masked-lm", {"decoder_bias": False, "classifier_activation": "silu"}),
+    ("modernbert", "features", {"norm_bias": True, "attention_bias": True, "mlp_bias": True}),
+    ("modernbert", "features", {"local_attention": 1, "layers": 5, "norm_eps": 1e-3}),
+]
 # Rounding alone leaves more than this; a wrong scale, bias or table leaves less than 5 dB. What a
 # sequence classifier of random weights adds up cancels, so the same noise weighs more there.
 LEAST_SNR_DB = {"sequence-classification": 14}
@@ -187,7 +193,8 @@ def test_what_config_json_leaves_out_is_the_config_class_s_default():
             continue
         config = transformers.AutoConfig.for_model(name)
         assert getattr(config, family.config_keys["activation"]) == family.act, name
-        assert getattr(config, "layer_norm_eps", family.eps) == family.eps, name
+        eps = family.config_keys.get("eps", "layer_norm_eps")
+        assert getattr(config, eps, family.eps) == family.eps, name
         assert config.pad_token_id == family.pad, name
 
 

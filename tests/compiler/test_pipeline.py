@@ -17,6 +17,8 @@ TURNED = [
     ("nomic_bert", "features", {}),
     ("gte", "sequence-classification", {"type_vocab_size": 0, "hidden": 64, "heads": 1}),
     ("jina_embeddings_v3", "masked-lm", {}),
+    ("modernbert", "sequence-classification", {"classifier_pooling": "mean"}),
+    ("modernbert", "masked-lm", {}),
 ]
 ODD = [
     ("bert", "sequence-classification", {"hidden": 312, "heads": 12, "labels": 213}),

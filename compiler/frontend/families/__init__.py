@@ -9,6 +9,7 @@ from intformer.frontend.families.gte import GTE
 from intformer.frontend.families.ibert import IBERT
 from intformer.frontend.families.jina_bert import JINA_BERT
 from intformer.frontend.families.jina_embeddings_v3 import JINA_EMBEDDINGS_V3
+from intformer.frontend.families.modernbert import MODERNBERT
 from intformer.frontend.families.mpnet import MPNET
 from intformer.frontend.families.nomic_bert import NOMIC_BERT
 from intformer.frontend.families.roberta import ROBERTA
@@ -27,4 +28,5 @@ FAMILIES: dict[str, Family] = {  # model_type of config.json (see hub_config.py)
     "gte": GTE,
     "jina_embeddings_v3": JINA_EMBEDDINGS_V3,
     "jina_bert": JINA_BERT,
+    "modernbert": MODERNBERT,
 }

@@ -7,7 +7,7 @@ from intformer.ir.graph import WORD_STEM, Integers, Linear, Node, Norm
 from intformer.quantize.emit import Emitter
 from intformer.quantize.methods import TINY, round_rows, row_peaks
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
-from intformer.relay_ops import gate, i_gelu, i_layernorm, i_tanh
+from intformer.relay_ops import gate, i_gelu, i_layernorm, i_stream_norm, i_tanh, rescale
 
 BIAS_MAX = 2**24  # of a row that is almost zero; leaves `rescale` its precision
 TANH_LIMIT = 2**18 - 1  # 64 in Q12
@@ -136,6 +136,24 @@ class NativeEmitter(Emitter):
         self.node("i_layernorm", (x, *names), (out8, out16))
         self.stands_for(name, out8, out16)
         return out8, out16
+
+    def stream_norm(self, x: str, edge: str, norm: Norm, dtype: str, scale) -> str:
+        """Norm of wide rows, such as a residual stream; returns int8 or int16 at `scale`."""
+        channels, rows = self.values[x].channels, self.values[x].rows
+        tables = i_stream_norm.tables(float(self.scale(x)), norm.weight, norm.bias, norm.eps, scale)
+        name = f"{edge}.{dtype}"
+        names = [self.constant(f"{name}.{key}", table) for key, table in tables.items()]
+        out = self.value(name, dtype, channels, scale, self.calibrated, rows)
+        self.node(i_stream_norm.NAME, (x, *names), out, rms=norm.rms, dtype=dtype)
+        self.stands_for(edge, out)
+        return out
+
+    def term(self, x: str, name: str, scale: float, limit: int) -> str:
+        """Bring a value to the int32 scale of a residual stream, +-limit."""
+        ratio = self.channel_scale(x) / scale
+        if x not in self.reach or not rescale.holds(ratio, self.reach[x]):
+            return self.requantize(x, name, "int32", scale, self.calibrated, limit)
+        return self.rescale(x, name, "int32", scale, self.calibrated, limit)
 
     def gelu(self, acc: str, name: str, kind: str, top: float) -> str:
         """A function of i_gelu of an accumulator, int16, as fine as `top` leaves."""

@@ -14,6 +14,7 @@ from intformer.quantize.methods import TINY
 from intformer.quantize.native.emitter import NativeEmitter
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
 from intformer.relay_ops import attention, attention_bias, rotary, weighted_pool
+from intformer.relay_ops import stream_add as stream_sum
 from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
 SUM_MAX = 2**17 - 1  # of the embedding sum, in int32
@@ -33,7 +34,7 @@ WIDTHS = {
     "weights": "int8, one scale per output channel",
     "bias": "int32",
     "accumulators": "int32",
-    "residual sum": "int32 (17 bits), of two int16 terms",
+    "residual sum": "int32 (17 bits), of two int16 terms; a residual stream: int32, one scale",
     "LayerNorm output": "int8 operand and int16 residual",
     "GELU": "int16, 9 to 13 fraction bits",
     "tanh": "int32, Q12 in",
@@ -110,7 +111,10 @@ def embed(e: Rules, node: Node) -> None:
 
 
 def norm(e: Rules, node: Node) -> None:
-    """LayerNorm, to an int8 operand and an int16 residual at once."""
+    """Norm to an int8 operand and an int16 residual at once; of a stream, to what is read."""
+    if node.params.rms or e.graph.residual(node.inputs[0]):
+        stream_norm(e, node)
+        return
     s8, s16 = e.scales.operand(node.name), e.scales.stream(node.name)
     x8, x16 = e.norm(normable(e, node.inputs[0]), node.name, node.params, s8, s16)
     e.operands[node.name], e.streams[node.name] = x8, x16
@@ -127,6 +131,17 @@ def normable(e: Rules, edge: str) -> str:
         return x
     scale = float(e.scale(x)) * 2.0 ** (e.bits[edge] - SUM_MAX.bit_length())
     return e.requantize(x, f"{edge}.wide", "int32", scale, e.values[x].origin, SUM_MAX)
+
+
+def stream_norm(e: Rules, node: Node) -> None:
+    """Norm of wide rows: an int8 operand for a linear, int16 for whatever else reads it."""
+    x, name = e.wide[node.inputs[0]], node.name
+    if e.graph.linear_reader(name):
+        scale = e.scales.operand(name)
+        e.operands[name] = e.stream_norm(x, name, node.params, "int8", scale)
+    if e.graph.read_wide(name):
+        scale = e.scales.stream(name)
+        e.streams[name] = e.stream_norm(x, name, node.params, "int16", scale)
 
 
 def linear(e: Rules, node: Node) -> None:
@@ -158,12 +173,28 @@ def act(e: Rules, node: Node) -> None:
 
 def add(e: Rules, node: Node) -> None:
     """A term brought to the scale of the residual, which is that of the sum, and added to it."""
+    if e.graph.residual(node.name):
+        stream_add(e, node)
+        return
     term, stream = node.inputs
     x16 = e.streams[stream]
     scale = float(e.scale(x16))
     y16 = e.rescale(e.wide[term], term, "int16", scale, e.calibrated, INT16_MAX)
     e.wide[node.name] = e.value(node.name, "int32", node.channels, scale, e.calibrated)
     e.node("add", (y16, x16), node.name)
+    e.stands_for(node.name, node.name)
+
+
+def stream_add(e: Rules, node: Node) -> None:
+    """A term added to a residual stream, all of one int32 scale."""
+    term, stream = node.inputs
+    scale, limit = e.scales.residual(node.name)
+    x = e.wide.get(stream)
+    if not e.graph.residual(stream):  # what the stream starts with
+        x = e.term(e.streams.get(stream, x), f"{stream}.stream", scale, limit)
+    y = e.term(e.wide[term], term, scale, limit)
+    e.wide[node.name] = e.value(node.name, "int32", node.channels, scale, e.calibrated)
+    e.node(stream_sum.NAME, (y, x), node.name)
     e.stands_for(node.name, node.name)
 
 
@@ -214,6 +245,8 @@ def attend(e: Rules, node: Node) -> None:
     names = [e.constant(f"{node.name}.{key}", table) for key, table in tables.items()]
     out = e.value(node.name, "int8", c, s_context, e.scales.origin(node.name, e.calibrated))
     attrs = {"heads": heads, "head_dim": c // heads}
+    if (window := node.attrs.get("window")) is not None:
+        attrs["window"] = window
     e.node(op, (qkv, node.inputs[1], *names), out, **attrs)
     e.stands_for(node.name, out)
     e.operands[node.name] = out

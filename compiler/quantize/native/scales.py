@@ -7,12 +7,13 @@ from intformer.ir.graph import Graph, Grid, Node, Operand, taken
 from intformer.progress import progress
 from intformer.quantize.methods import TINY, channel_peaks, equalise, peak
 from intformer.quantize.observe import Seen
-from intformer.relay_ops import gate, i_gelu, i_layernorm, requantize16
+from intformer.relay_ops import gate, i_gelu, i_layernorm, i_stream_norm, requantize16
 
 INT8_MAX = 127
 INT16_MAX = 2**15 - 1
 HEADROOM = 2.0  # of 16 and 17-bit scales over the calibrated peak
 GRAINS = ("channel", "tensor")  # what has one weight scale
+TERM_MAX = 2**20  # of a term of a residual stream: 20 bits and a sign
 GATE_SPAN = 64.0  # largest over smallest int16 scale of the factors of activations
 
 
@@ -112,6 +113,18 @@ class Scales:
             least = i_layernorm.least_scale(made_by.params.weight, made_by.params.bias)
             scale = max(scale, float(least.max()))
         return scale
+
+    def residual(self, edge: str) -> tuple[float, int]:
+        """Return the int32 scale of the residual stream that a sum belongs to, and its limit.
+
+        limit  largest |integer| of a term, so that norms have room for the sum of all of them. A
+               term is the difference of two sums, so that HEADROOM holds it where it holds these.
+        """
+        sums = self.graph.residual(edge)
+        edges = [self.graph[sums[0]].inputs[1], *sums]
+        top = max(float(self.seen[name].peaks.max()) for name in edges)
+        limit = min(TERM_MAX, i_stream_norm.INPUT_LIMIT // len(edges))
+        return HEADROOM * max(top, TINY) / limit, limit
 
     def attention(self, edge: str):
         """Return split_scales of queries, keys and values."""

@@ -175,7 +175,10 @@ def ranges(config, family, head, pool, rng):
         peaks["embed.projection"], factors["embed.projection"] = HIDDEN, narrow
     for i in range(layers):
         sizes = {"turned" if family in random_hf.TURNED else "qkv": 3 * HIDDEN}
-        sizes |= dict.fromkeys(("context", "sum1", "norm1"), HIDDEN)
+        norms = ["context", "sum1", "norm1"]
+        if family in random_hf.PRE_NORMED:
+            norms = norms[: 2 if i == 0 and family == "modernbert" else 3]
+        sizes |= dict.fromkeys(norms, HIDDEN)
         if family in random_hf.GATED:
             sizes |= {"ffn1": 2 * wide, "gate.act": wide, "gate": wide}
         else:
@@ -185,7 +188,13 @@ def ranges(config, family, head, pool, rng):
     for i in range(0, layers, layers // shared):
         for name, size in {"qkv": HIDDEN, "out": HIDDEN, "ffn1": HIDDEN, "ffn2": wide}.items():
             factors[f"layer{i}.{name}"] = size
-    if pool is None and ENDINGS[head] == "ForMaskedLM":
+    if family in random_hf.PRE_NORMED:
+        peaks["final.norm"] = HIDDEN
+    if pool is None and family == "modernbert" and head != "features":
+        peaks |= {"head0.act": HIDDEN, "head0.norm": HIDDEN}
+        factors["head0"] = HIDDEN
+        factors["embed.word" if ENDINGS[head] == "ForMaskedLM" else "head1"] = HIDDEN
+    elif pool is None and ENDINGS[head] == "ForMaskedLM":
         peaks |= {"head0.act": narrow, "head0.norm": narrow}
         factors |= {"head0": HIDDEN, "embed.word": narrow}
         if family not in ("electra", "albert"):

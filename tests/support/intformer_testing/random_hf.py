@@ -17,6 +17,7 @@ CLASSES = {  # family -> class stem
     "nomic_bert": "NomicBert",
     "gte": "Gte",
     "jina_embeddings_v3": "JinaEmbeddingsV3",
+    "modernbert": "ModernBert",
 }
 PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions start behind the padding id
 HEADS = {  # head -> class ending
@@ -27,8 +28,9 @@ HEADS = {  # head -> class ending
     "masked-lm": "ForMaskedLM",
 }
 MADE_OF = {"sparse-embedding": "ForMaskedLM"}  # heads that no class of transformers has
-TURNED = ("nomic_bert", "gte", "jina_embeddings_v3")  # rotary positions
-GATED = ("nomic_bert", "gte", "jina_bert")  # a gated MLP
+TURNED = ("nomic_bert", "gte", "jina_embeddings_v3", "modernbert")  # rotary positions
+GATED = ("nomic_bert", "gte", "jina_bert", "modernbert")  # a gated MLP
+PRE_NORMED = ("modernbert",)  # a residual stream
 LENGTHS = (5, 1, 17, 2, 3, 11)
 
 
@@ -60,6 +62,10 @@ def config(family, hidden=60, heads=None, layers=2, ffn=100, labels=3, activatio
             "activation": activation,
             "max_position_embeddings": 32,
         }
+    if family == "modernbert":
+        special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
+        names |= {"hidden_activation": activation, "local_attention": 6, **special}
+        del names["hidden_act"], names["type_vocab_size"]
     if family in ("electra", "albert"):
         names["embedding_size"] = 36
     return transformers.AutoConfig.for_model(

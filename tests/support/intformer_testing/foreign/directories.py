@@ -21,6 +21,7 @@ ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZERS = {  # family -> whose tokenizer transformers gives it
     "nomic_bert": "bert",
+    "modernbert": "bert",
     "gte": "xlm-roberta",
     "jina_embeddings_v3": "xlm-roberta",
 }
