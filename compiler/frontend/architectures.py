@@ -19,6 +19,7 @@ CLASSES = {  # model_type -> what its class names start with
     "jina_embeddings_v3": "JinaEmbeddingsV3",
     "jina_bert": "JinaBert",  # of the hub, see hub_config.py
     "modernbert": "ModernBert",
+    "eurobert": "EuroBert",
     "ibert": "IBert",
 }
 ENDINGS = {head.ending: head for head in heads.HEADS.values() if head.ending} | {

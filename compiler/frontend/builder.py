@@ -291,6 +291,30 @@ class Builder:
         stem, linear = self._linears[keys]
         return self._add("linear", name, (x,), linear.weight.shape[0], params=linear, stem=stem)
 
+    def grouped(
+        self, name: str, x: str, keys: tuple[str, str, str], groups: int, bias: bool
+    ) -> str:
+        """Queries, keys and values of x, side by side, where groups of heads share the latter two.
+
+        Their rows are repeated for every head, which changes no number: attention has no groups.
+        """
+        size, repeats = self.hidden // self.heads, self.heads // groups
+        rows = np.arange(groups * size).reshape(groups, size).repeat(repeats, axis=0).ravel()
+        whole = tuple(f"{self.path}{key}" for key in keys)
+        q, *shared = (
+            self.weight(key, self.channels(x), outputs, bias)
+            for key, outputs in zip(whole, (self.hidden, *[groups * size] * 2), strict=True)
+        )
+        parts = [q, *(Linear(one.weight[rows], one.bias[rows]) for one in shared)]
+        name = self.at + name
+        joined = Linear(
+            self.checkpoint.join([part.weight for part in parts]),
+            self.checkpoint.join([part.bias for part in parts]),
+            len(parts),
+            whole,
+        )
+        return self._add("linear", name, (x,), 3 * self.hidden, params=joined, stem=name)
+
     def act(self, name: str, x: str, function: str | None = None) -> str:
         """Activation of x; None: the one of config.json."""
         function = function or self.activation
@@ -436,7 +460,8 @@ class Builder:
         word = self._nodes["embed.sum"].params.word
         weight, above = f"{key}.weight", key.rpartition(".")[0]
         table = self.checkpoint.tensor(weight, word.shape) if weight in self.checkpoint else word
-        own, other = f"{key}.bias", f"{above}.bias"  # transformers ties these two
+        own = f"{key}.bias"
+        other = f"{above}.bias" if above else own  # transformers ties these two
         stored = other if bias and own not in self.checkpoint else own
         added = self.bias(stored, len(word), bias)
         tied, at = np.array_equal(table, word), self._stage()

@@ -30,7 +30,7 @@ VOCABULARY_FILES = (  # any one of these makes a directory one that has a tokeni
     "tokenizer.model",
 )
 OTHER_FILES = ("merges.txt",)
-WITHOUT_TYPES = ("distilbert",)  # model types without a table of token types
+WITHOUT_TYPES = ("distilbert", "modernbert", "eurobert")  # no table of token types
 PROBES = (
     "",
     "The cat, sat.",

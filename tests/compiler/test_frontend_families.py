@@ -44,6 +44,10 @@ ODD += [
     ("modernbert", "sequence-classification", {"classifier_pooling": "mean", "labels": 1}),
     ("modernbert", "masked-lm", {"decoder_bias": False, "classifier_activation": "silu"}),
     ("modernbert", "features", {"norm_bias": True, "attention_bias": True, "mlp_bias": True}),
+    ("eurobert", "sequence-classification", {"classifier_pooling": "bos", "mlp_bias": True}),
+    ("eurobert", "sequence-classification", {"classifier_pooling": "mean"}),
+    ("eurobert", "masked-lm", {"mlp_bias": True, "attention_bias": True, "layers": 4}),
+    ("eurobert", "features", {"num_key_value_heads": 3, "rms_norm_eps": 1e-3}),
     ("modernbert", "features", {"local_attention": 1, "layers": 5, "norm_eps": 1e-3}),
 ]
 # Rounding alone leaves more than this; a wrong scale, bias or table leaves less than 5 dB. What a

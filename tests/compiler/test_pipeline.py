@@ -19,6 +19,7 @@ TURNED = [
     ("jina_embeddings_v3", "masked-lm", {}),
     ("modernbert", "sequence-classification", {"classifier_pooling": "mean"}),
     ("modernbert", "masked-lm", {}),
+    ("eurobert", "sequence-classification", {}),
 ]
 ODD = [
     ("bert", "sequence-classification", {"hidden": 312, "heads": 12, "labels": 213}),

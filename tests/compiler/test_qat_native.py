@@ -35,6 +35,8 @@ MODELS = [
     ("nomic_bert", "token-classification"),
     ("gte", "sequence-classification"),
     ("jina_embeddings_v3", "question-answering"),
+    ("modernbert", "sequence-classification"),
+    ("eurobert", "sequence-classification"),
     ("bert", "features"),
 ]
 

@@ -45,6 +45,18 @@ def test_the_output_is_the_same(tmp_path, family, head):
             np.testing.assert_array_equal(got[name], want[name])
 
 
+def test_a_residual_stream(tmp_path):
+    """Both sums of the last layer are of the first token alone."""
+    random_hf.save(tmp_path, "modernbert", "sequence-classification")
+    model = import_model(tmp_path, calibrate=IDS, method="minmax")
+    less = drop_unread_rows(model)
+    inputs = batch(model)
+    want, got = model.run(inputs)[model.output], less.run(inputs)[less.output]
+    np.testing.assert_array_equal(got, want)
+    assert rows_of(less, "stream_add") == ["token"] * 2 + ["sequence"] * 2
+    assert rows_of(less, "gate") == ["token", "sequence"]
+
+
 @pytest.mark.parametrize("mode", ["hf_compat", "fixed"])
 def test_i_bert(tmp_path, mode):
     make_ibert.random_model("sequence-classification").save_pretrained(tmp_path)

@@ -264,7 +264,8 @@ def take(e: Rules, node: Node) -> None:
 def mean(e: Rules, node: Node) -> None:
     """Mean of each sequence, with fraction bits: the output, or brought to an int8 operand."""
     edge, index = node.inputs
-    x, form = e.streams[edge], node.attrs.get("form", "mean")
+    x = e.streams[edge] if edge in e.streams else e.wide[edge]
+    form = node.attrs.get("form", "mean")
     name = "output" if node.name == e.graph.output else node.name
     bits, most = POOLED[form]
     e.value(name, "int32", node.channels, e.scale(x) / 2**bits, "bound: exact mean", "sequence")

@@ -190,11 +190,17 @@ def ranges(config, family, head, pool, rng):
             factors[f"layer{i}.{name}"] = size
     if family in random_hf.PRE_NORMED:
         peaks["final.norm"] = HIDDEN
+    if family == "eurobert":
+        peaks["embed.sum"] = peaks.pop("embed.norm")
+        if pool is None and head == "sequence-classification":
+            peaks["head.mean"] = HIDDEN
+        if pool is None and ENDINGS[head] == "ForMaskedLM":
+            factors["head0"] = HIDDEN
     if pool is None and family == "modernbert" and head != "features":
         peaks |= {"head0.act": HIDDEN, "head0.norm": HIDDEN}
         factors["head0"] = HIDDEN
         factors["embed.word" if ENDINGS[head] == "ForMaskedLM" else "head1"] = HIDDEN
-    elif pool is None and ENDINGS[head] == "ForMaskedLM":
+    elif pool is None and ENDINGS[head] == "ForMaskedLM" and family != "eurobert":
         peaks |= {"head0.act": narrow, "head0.norm": narrow}
         factors |= {"head0": HIDDEN, "embed.word": narrow}
         if family not in ("electra", "albert"):

@@ -18,6 +18,7 @@ CLASSES = {  # family -> class stem
     "gte": "Gte",
     "jina_embeddings_v3": "JinaEmbeddingsV3",
     "modernbert": "ModernBert",
+    "eurobert": "EuroBert",
 }
 PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions start behind the padding id
 HEADS = {  # head -> class ending
@@ -28,9 +29,9 @@ HEADS = {  # head -> class ending
     "masked-lm": "ForMaskedLM",
 }
 MADE_OF = {"sparse-embedding": "ForMaskedLM"}  # heads that no class of transformers has
-TURNED = ("nomic_bert", "gte", "jina_embeddings_v3", "modernbert")  # rotary positions
-GATED = ("nomic_bert", "gte", "jina_bert", "modernbert")  # a gated MLP
-PRE_NORMED = ("modernbert",)  # a residual stream
+PRE_NORMED = ("modernbert", "eurobert")  # a residual stream
+TURNED = ("nomic_bert", "gte", "jina_embeddings_v3", *PRE_NORMED)  # rotary positions
+GATED = ("nomic_bert", "gte", "jina_bert", *PRE_NORMED)  # a gated MLP
 LENGTHS = (5, 1, 17, 2, 3, 11)
 
 
@@ -43,7 +44,7 @@ def heads_of(family, made_of=False):
 def config(family, hidden=60, heads=None, layers=2, ffn=100, labels=3, activation=None, **extra):
     """A small config; names differ per family."""
     heads = heads or (3 if family in TURNED else 4)  # an even number of channels each
-    activation = activation or ("silu" if family == "nomic_bert" else "gelu")
+    activation = activation or ("silu" if family in ("nomic_bert", "eurobert") else "gelu")
     names = {
         "hidden_size": hidden,
         "num_attention_heads": heads,
@@ -66,6 +67,10 @@ def config(family, hidden=60, heads=None, layers=2, ffn=100, labels=3, activatio
         special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
         names |= {"hidden_activation": activation, "local_attention": 6, **special}
         del names["hidden_act"], names["type_vocab_size"]
+    if family == "eurobert":
+        special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "mask")}
+        names |= {"num_key_value_heads": 1 + (heads % 2 == 0), **special}
+        del names["type_vocab_size"]
     if family in ("electra", "albert"):
         names["embedding_size"] = 36
     return transformers.AutoConfig.for_model(

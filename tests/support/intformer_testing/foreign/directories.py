@@ -22,6 +22,7 @@ ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZERS = {  # family -> whose tokenizer transformers gives it
     "nomic_bert": "bert",
     "modernbert": "bert",
+    "eurobert": "bert",
     "gte": "xlm-roberta",
     "jina_embeddings_v3": "xlm-roberta",
 }
@@ -64,6 +65,8 @@ def pieces(special: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
 def tokenizer(family: str = "bert", **about):
     """A tokenizer of transformers for a family; `about` are arguments of its class."""
     about = {"model_max_length": LENGTH, **about}
+    if family == "eurobert":
+        about["model_input_names"] = ["input_ids", "attention_mask"]
     family = TOKENIZERS.get(family, family)
     name = random_hf.CLASSES[family] + "Tokenizer"
     if family == "roberta":
