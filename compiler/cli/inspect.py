@@ -23,6 +23,8 @@ def options() -> dict[str, Option]:
 
 def run(args: argparse.Namespace) -> Result:
     """What a library says of itself."""
+    from intformer.passes.memory import row_bytes
+    from intformer.proof.table import plan_of
     from intformer.runtime import LibraryFile
 
     library = LibraryFile(args.library)
@@ -41,9 +43,11 @@ def run(args: argparse.Namespace) -> Result:
         "not_run_here": not_run_here(library),
         "ops": ops,
         "kernels": kernels,
+        "state_bytes": row_bytes(plan_of(library.plan)),
         "values": graph["values"],
     }
     lines = [f"{args.library}: {data['bytes'] / 1e6:.1f} MB"]
+    lines += [f"state: {data['state_bytes']['token']} bytes per token of a batch"]
     about["tuning"] = ", ".join(
         f"{chip} tuned {found['tuned']}/{found['kernels']} ({found['logs']})"
         for chip, found in about.get("tuning", {}).items()

@@ -244,10 +244,12 @@ def test_inspect_tells_scales_and_origins(library, call, data):
     assert found["metadata"]["target"] == "x86-64"
     assert found["bytes"] == library.stat().st_size
     assert found["ops"]["matmul"] == 6
+    assert found["state_bytes"]["token"] > found["state_bytes"]["sequence"] > 0
     assert all(value["origin"] for value in found["values"].values())
     code, out, _ = call("inspect", library, "--values")
     assert code == 0
     assert "origin of the scale" in out
+    assert f"state: {found['state_bytes']['token']} bytes per token" in out
     assert "calibration: " in out
 
 
