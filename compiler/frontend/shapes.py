@@ -41,6 +41,15 @@ SHAPES = {  # name -> what config.json says, from the public configs
         "num_attention_heads": 12,
         "intermediate_size": 1536,
     },
+    "modernbert-base": {
+        "model_type": "modernbert",
+        "vocab_size": 50368,
+        "max_position_embeddings": 8192,
+        "hidden_size": 768,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 12,
+        "intermediate_size": 1152,
+    },
     "distilbert": {
         "model_type": "distilbert",
         "vocab_size": 30522,

@@ -5,8 +5,8 @@ from intformer.frontend.families.albert import ALBERT
 from intformer.frontend.families.bert import BERT
 from intformer.frontend.families.distilbert import DISTILBERT
 from intformer.frontend.families.electra import ELECTRA
-from intformer.frontend.families.gte import GTE
 from intformer.frontend.families.eurobert import EUROBERT
+from intformer.frontend.families.gte import GTE
 from intformer.frontend.families.ibert import IBERT
 from intformer.frontend.families.jina_bert import JINA_BERT
 from intformer.frontend.families.jina_embeddings_v3 import JINA_EMBEDDINGS_V3
