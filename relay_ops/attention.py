@@ -156,21 +156,22 @@ def attend(
 ) -> np.ndarray:
     """Attend as `reference` does.
 
-    shift  (head, length, queries, keys) -> int64 [queries, keys], added to scores; both are slices
+    shift  (head, rows, queries, keys) -> int64 [queries, keys], added to scores: all are slices,
+           of the sequence in qkv, and of its rows
     """
     mult, lift, most = (int(e) for e in exp)
     _check_exp(mult, lift, most)
     u = np.empty((len(qkv), heads * head_dim), np.int64)
     for start, stop in pairwise(cu_seqlens.tolist()):
-        length = stop - start
+        span, length = slice(start, stop), stop - start
         halved = halvings_of(length, window)
         for head in range(heads):
-            q, k, v = operands(qkv, slice(start, stop), head, heads, head_dim)
+            q, k, v = operands(qkv, span, head, heads, head_dim)
             columns = slice(head * head_dim, (head + 1) * head_dim)
             for queries, keys in blocks(length, window):
                 s = products(q[queries], k[keys])
                 if shift is not None:
-                    s = check_fits(s + shift(head, length, queries, keys), "int32", NAME, "scores")
+                    s = check_fits(s + shift(head, span, queries, keys), "int32", NAME, "scores")
                 inside = in_window(queries, keys, window)
                 top = np.where(inside, s, s.min()).max(1, keepdims=True)
                 e = numerators(np.maximum(top - s, 0), mult, lift, most) * inside

@@ -37,8 +37,8 @@ def reference(
     """
     longest = (bias.shape[1] + 1) // 2
 
-    def shift(head: int, length: int, queries: slice, keys: slice) -> np.ndarray:
-        at = np.arange(length)
+    def shift(head: int, rows: slice, queries: slice, keys: slice) -> np.ndarray:
+        at = np.arange(rows.stop - rows.start)
         return bias[head, longest - 1 + at[keys] - at[queries, None]].astype(np.int64)
 
     return attention.attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, heads, head_dim, shift)

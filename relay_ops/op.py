@@ -27,7 +27,10 @@ class IntOp:
     lookup      the constants are tables of which few rows are read
     unpadded    leading arguments whose last axis is no channels, though it may be as long
     fill        argument -> its value in padding columns, where 0 would be out of its range
-    room        argument -> columns of zeros behind its rows, which a kernel may read
+    room        argument -> columns of zeros (of tables by distance: rows) behind it, which a kernel
+                may read
+    by_distance argument -> whether it is the first operand of a dot product, whose zero point it
+                then has: int8 tables [2 L - 1, C] by distance, of channels like a head's
     accumulates the result is the accumulator of a product: exact, not at a chosen scale
     clears      the kernel writes zeros to the rows behind the last one
     work        (attrs, rows, lengths, shapes) -> multiply-adds; rows of the result, int64 lengths
@@ -51,6 +54,7 @@ class IntOp:
     unpadded: int = 0
     fill: Mapping[int, int] = field(default_factory=dict)
     room: Mapping[int, int] = field(default_factory=dict)
+    by_distance: Mapping[int, bool] = field(default_factory=dict)
     accumulates: bool = False
     clears: bool = False
     work: Callable | None = None

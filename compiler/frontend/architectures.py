@@ -21,6 +21,7 @@ CLASSES = {  # model_type -> what its class names start with
     "modernbert": "ModernBert",
     "eurobert": "EuroBert",
     "ibert": "IBert",
+    "deberta-v2": "DebertaV2",
 }
 ENDINGS = {head.ending: head for head in heads.HEADS.values() if head.ending} | {
     # masked LM and a head for sentence pairs, which is left out; ELECTRA's is a discriminator

@@ -20,6 +20,7 @@ from intformer.ir.graph import (
     Linear,
     Node,
     Norm,
+    Relative,
     Rotary,
     Tables,
 )
@@ -48,10 +49,11 @@ class DropoutKeys:
     attention  of softmax probabilities
     default    of both where config.json does not say
     attention_default  of probabilities alone, where it differs from that
-    heads      head -> (key, default) of its own probability; the others have classifier_dropout
-               or, where config.json does not say, that of `hidden`
     others     keys of probabilities that training does not know: they must be 0
+    heads      head -> (key, default) of its own probability, default None: that of `hidden`; the
+               others have classifier_dropout or, where config.json does not say, that of `hidden`
     stages     heads drop before each of their linears, not before the last alone
+    pooler     of what they drop before all but the last; "": nothing
     context    the attention's output is dropped too
     gate       so are gated activations
     """
@@ -60,9 +62,10 @@ class DropoutKeys:
     attention: str = "attention_probs_dropout_prob"
     default: float = 0.1
     attention_default: float | None = None
-    heads: dict[Head, tuple[str, float]] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    heads: dict[Head, tuple[str, float | None]] = field(default_factory=dict)
     stages: bool = False
+    pooler: str = ""
     context: bool = True
     gate: bool = False
 
@@ -244,6 +247,10 @@ class Builder:
 
     def _norm(self, name: str, x: str, key: str, bias: bool = True, rms: bool = False) -> str:
         channels = self.channels(x)
+        norm = self._norm_of(key, channels, bias, rms)
+        return self._add("norm", self.at + name, (x,), channels, params=norm)
+
+    def _norm_of(self, key: str, channels: int, bias: bool = True, rms: bool = False) -> Norm:
         if key not in self._norms:
             names = ("weight", "bias")
             if f"{key}.gamma" in self.checkpoint:  # checkpoints converted from TensorFlow
@@ -251,7 +258,7 @@ class Builder:
             weight = self.checkpoint.tensor(f"{key}.{names[0]}", (channels,))
             added = self.bias(f"{key}.{names[1]}", channels, bias)
             self._norms[key] = Norm(weight, added, self.eps, key, rms)
-        return self._add("norm", self.at + name, (x,), channels, params=self._norms[key])
+        return self._norms[key]
 
     def linear(
         self,
@@ -347,10 +354,15 @@ class Builder:
         return self._add("add", self.at + name, (term, stream), self.channels(stream))
 
     def attention(
-        self, name: str, qkv: str, bias: Bias | None = None, window: int | None = None
+        self,
+        name: str,
+        qkv: str,
+        bias: Bias | Relative | None = None,
+        window: int | None = None,
     ) -> str:
         """Softmax attention of queries, keys and values, which are side by side in qkv.
 
+        bias    what is added to its scores
         window  tokens that a query sees on either side; None: all
         """
         channels, attrs = self.channels(qkv) // 3, {"heads": self.heads}
@@ -365,8 +377,34 @@ class Builder:
         bucket  distances int64 [N], key less query -> rows of the weight, int64 [N]
         """
         table = self.checkpoint.tensor(f"{self.path}{key}.weight", (buckets, self.heads))
+        return Bias(table[bucket(self.distances())].T)
+
+    def distances(self) -> np.ndarray:
+        """Return every distance that two tokens can have, key less query, int64 [2 limit - 1]."""
         longest = self.limit - 1
-        return Bias(table[bucket(np.arange(-longest, longest + 1))].T)
+        return np.arange(-longest, longest + 1)
+
+    def relative(
+        self,
+        rows: np.ndarray,
+        norm: str | None,
+        key: str | None,
+        query: str | None,
+        bucket: np.ndarray,
+    ) -> Relative:
+        """Read what attention adds to its scores for the embedding of a distance (ir.Relative).
+
+        rows        the embeddings
+        norm        of their LayerNorm, below the encoder's prefix
+        key, query  of their projections, below the present path; None: there is no such term
+        """
+        width = rows.shape[1]
+        norm = None if norm is None else self._norm_of(f"{self.prefix}{norm}", width)
+        projections = (
+            None if name is None else self.weight(f"{self.path}{name}", width, self.hidden)
+            for name in (key, query)
+        )
+        return Relative(rows, norm, *projections, bucket)
 
     @property
     def limit(self) -> int:

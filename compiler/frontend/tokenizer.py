@@ -26,6 +26,7 @@ VOCABULARY_FILES = (  # any one of these makes a directory one that has a tokeni
     "vocab.txt",
     "vocab.json",
     "spiece.model",
+    "spm.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )

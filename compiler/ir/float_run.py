@@ -1,11 +1,12 @@
 """The float graph in float32, over packed tokens: what calibration observes and accuracy means."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 
-from intformer.ir.graph import TANH_GELU, Graph, Node, taken
+from intformer.ir.graph import TANH_GELU, Bias, Graph, Node, Relative, taken
 from intformer.relay_ops.i_gelu import QUICK
 from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
@@ -161,10 +162,19 @@ def _attention(node: Node, inputs: dict, qkv):
 
     q, k, v = qkv.chunk(3, dim=-1)
     context, heads = torch.empty_like(q), node.attrs["heads"]
+    if isinstance(node.params, Relative):
+        bucket = node.params.bucket
+        operands = [
+            None if t is None else t.unflatten(1, (heads, -1))
+            for t in relative_operands(node.params)
+        ]
     for start, end in pairwise(inputs["cu_seqlens"].tolist()):
-        parts = (t[start:end].unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k, v))
-        mask = mask_of(node, end - start, qkv.device)
-        one = functional.scaled_dot_product_attention(*parts, attn_mask=mask)
+        parts = [t[start:end].unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k, v)]
+        mask, scale = mask_of(node, end - start, qkv.device), 1 / math.sqrt(score_width(node))
+        if isinstance(node.params, Relative):
+            found = relative_scores(*parts[:2], *operands, by_distance(bucket, end - start))
+            mask = found * scale
+        one = functional.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
         context[start:end] = one.transpose(0, 1).flatten(1)
     return context
 
@@ -175,7 +185,7 @@ def mask_of(node: Node, length: int, device):
     Keys outside the window get UNSEEN, which is finite: softmax of nothing else is no NaN.
     """
     bias, window = node.params, node.attrs.get("window")
-    mask = None if bias is None else biases(bias.table, length)
+    mask = by_distance(bias.table, length) if isinstance(bias, Bias) else None
     if window is not None:
         outside = beyond(window, length, device)[None] * UNSEEN
         mask = outside if mask is None else mask + outside
@@ -190,12 +200,62 @@ def beyond(window: int, length: int, device):
     return (at[None, :] - at[:, None]).abs() > window
 
 
-def biases(table, length: int):
-    """Return a Bias's table for sequences of one length, torch float32 [heads, length, length]."""
+def score_width(node: Node) -> int:
+    """Return whose root an attention node's scores are divided by: channels, times products."""
+    terms = node.params.terms if isinstance(node.params, Relative) else 1
+    return node.channels // node.attrs["heads"] * terms
+
+
+def relative_operands(relative: Relative, drop: float = 0.0, precise: bool = False) -> tuple:
+    """Return the keys and the queries of Relative's rows, torch [T, C]; None for one it has not.
+
+    drop     probability of dropout before the projections
+    precise  in float64, whose sums round alike on every machine
+    """
+    import torch
+    from torch.nn import functional
+
+    dtype = torch.float64 if precise else torch.float32
+
+    def tensors(*arrays):
+        return [torch.as_tensor(array, dtype=dtype) for array in arrays]
+
+    (rows,), norm = tensors(relative.rows), relative.norm
+    if norm is not None:
+        affine = tensors(norm.weight, norm.bias)
+        rows = functional.layer_norm(rows, rows.shape[-1:], *affine, norm.eps)
+    if drop:
+        rows = functional.dropout(rows, drop)
+    return tuple(
+        None if one is None else functional.linear(rows, *tensors(one.weight, one.bias))
+        for one in (relative.key, relative.query)
+    )
+
+
+def relative_scores(q, k, keys, queries, at):
+    """Return q . keys[r] + k . queries[r], torch [..., heads, L, L] of query i and key j.
+
+    q, k           [..., heads, L, D]
+    keys, queries  [T, heads, D], or None: no such term
+    at             int64 [L, L]: the row r of query i and key j
+    """
+    shape = (*q.shape[:-1], len(at))
+    total = q.new_zeros(shape)
+    if keys is not None:
+        total = total + (q @ keys.permute(1, 2, 0)).gather(-1, at.expand(shape))
+    if queries is not None:
+        per_key = (k @ queries.permute(1, 2, 0)).gather(-1, at.T.expand(shape))
+        total = total + per_key.transpose(-1, -2)
+    return total
+
+
+def by_distance(table, length: int):
+    """Return what a table by distance, [..., 2 L - 1], has for every query and key, torch."""
     import torch
 
-    at = torch.arange(length)
-    return torch.as_tensor(table)[:, table.shape[1] // 2 + at[None, :] - at[:, None]]
+    table = torch.as_tensor(table)
+    at = torch.arange(length, device=table.device)
+    return table[..., table.shape[-1] // 2 + at[None, :] - at[:, None]]
 
 
 def _take(node: Node, inputs: dict, x):

@@ -13,7 +13,8 @@ act        x                             function: a value of ACTIVATIONS; half
 add        term, stream                  the stream is the residual that goes past the term
 mul        act, x                        half: of x, that the activation is multiplied with
 rotary     qkv, position_ids Rotary      heads; queries and keys are turned, values pass
-attention  qkv, cu_seqlens   None, Bias  heads; window: tokens seen on either side, else all
+attention  qkv, cu_seqlens   None, Bias, heads; window: tokens seen on either side, else all
+                             Relative
 take       x, index                      rows: what a picked row stands for; last: of a sequence
 mean       x, cu_seqlens                 one row per sequence; form: "mean_sqrt", the sum over the
                                          square root of the length, or "weighted_mean", where row t
@@ -146,6 +147,37 @@ class Bias:
 
 
 @dataclass(frozen=True, eq=False)
+class Relative:
+    """What attention adds to q . k for the embedding r of a distance: q . key(r) + k . query(r).
+
+    The scale is then 1 / sqrt(head_dim * terms).
+
+    rows    float32 [T, C]: embeddings, before their LayerNorm
+    norm    their LayerNorm, or None
+    key     projection to what queries multiply with, [C, C]; None: no such term
+    query   projection to what keys multiply with
+    bucket  int64 [2 L - 1], L the most tokens: column L - 1 + j - i says which row query i and
+            key j take
+    """
+
+    rows: np.ndarray
+    norm: Norm | None
+    key: Linear | None
+    query: Linear | None
+    bucket: np.ndarray
+
+    @property
+    def reached(self) -> np.ndarray:
+        """The rows that some distance takes, int64."""
+        return np.unique(self.bucket)
+
+    @property
+    def terms(self) -> int:
+        """How many products a score is the sum of."""
+        return 1 + (self.key is not None) + (self.query is not None)
+
+
+@dataclass(frozen=True, eq=False)
 class Rotary:
     """Rotary positions: channels j and j + d / 2 of a head of d are a pair, turned by an angle.
 
@@ -173,7 +205,7 @@ class Node:
     name: str
     inputs: tuple[str, ...]
     channels: int
-    params: Linear | Norm | Tables | Bias | Rotary | None = None
+    params: Linear | Norm | Tables | Bias | Relative | Rotary | None = None
     stem: str = ""
     attrs: dict[str, object] = field(default_factory=dict)
 
@@ -332,11 +364,10 @@ class Graph:
                 found[node.name] = node.channels
             elif node.kind == "embed" and self.adds(node.name):
                 found[node.name] = node.channels
-            elif node.kind in (*POOLING, "concat") and self.linear_reader(node.name):
+            elif node.kind in ("embed", *POOLING, "concat") and self.linear_reader(node.name):
                 found[node.name] = node.channels
             elif node.kind == "linear":
-                readers = self.final_readers(node.name)
-                kinds = {reader.kind for reader in readers}
+                kinds = {reader.kind for reader in self.final_readers(node.name)}
                 if self.adds(node.name) or kinds & {"attention", "linear", "mul", "norm"}:
                     found[node.name] = node.channels
         return found

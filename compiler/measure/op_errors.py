@@ -14,6 +14,7 @@ import numpy as np
 from intformer.relay_ops import (
     attention,
     attention_ibert,
+    attention_relative,
     gate,
     i_gelu,
     i_gelu_ibert,
@@ -59,6 +60,7 @@ def rows() -> Iterator[OpError]:
     """Yield the table, line by line, a few seconds each at most."""
     yield from exp_rows()
     yield from attention_rows()
+    yield relative_row()
     yield from gelu_rows()
     yield from tanh_rows()
     yield from layernorm_rows()
@@ -128,6 +130,29 @@ def attention_rows() -> Iterator[OpError]:
                 mean = attention.mean_of_values(e, np.full((keys, 1), float(v)))
                 worst = max(worst, float(np.abs(mean / 2**attention.T_BITS - v).max()))
     yield OpError("attention", "native", "constant V", "max, LSB of V", worst, 1.0)
+
+
+def relative_row() -> OpError:
+    """The context with products of distances, whose tables alone were rounded, against float."""
+    worst, where = math.inf, ""
+    for length in (2, 16, 128, 512):
+        for sigma in (0.5, 1.0, 2.0, 4.0):
+            rng = np.random.default_rng(SEED)
+            q, k, v = np.clip(np.rint(rng.normal(size=(3, length, 64)) * 40), -127, 127)
+            real = np.clip(rng.normal(size=(2, 2 * length - 1, 64)) * 40, -127, 127)
+            tables = [attention_relative.table(rows, np.ones(64)).astype(float) for rows in real]
+            exact, ours = (q @ k.T + attention_relative.products(q, k, *t) for t in (real, tables))
+            unit = sigma / float(exact.std())  # real units per LSB of a score
+            weights = np.exp((exact - exact.max(1, keepdims=True)) * unit)
+            true = weights / weights.sum(1, keepdims=True) @ v
+            exp = attention.tables(unit, 1.0, 1.0, 1, np.ones(1))["exp"].tolist()
+            e = attention.numerators((ours.max(1, keepdims=True) - ours).astype(np.int64), *exp)
+            noise = np.square(attention.mean_of_values(e, v) / 2**attention.T_BITS - true).sum()
+            decibels = float(10 * np.log10(np.square(true).sum() / (noise + 1e-12)))
+            if decibels < worst:
+                worst, where = decibels, f"sigma {sigma:g}, {length} keys"
+    domain = f"distances, sigma 0.5..4, 2..512 keys (worst: {where})"
+    return OpError("attention", "native", domain, "context, dB", worst, 35.0)
 
 
 # -- GELU and tanh ---------------------------------------------------------------------------------

@@ -120,6 +120,15 @@ def _spec(model: IntModel, layout: Layout, node: Node, argument: int, tied: set)
     if op.pairs:
         last = model.tensors[name].shape[-1]
         return _spread(name, (1, last, last), _round_up(last), 0)
+    if argument in op.by_distance:
+        return {
+            "tensor": name,
+            "kind": "distances",
+            "map": layout.maps[out],
+            "zero_point": layout.zero_point,
+            "first": op.by_distance[argument],
+            "room": op.room[argument],
+        }
     if argument in op.room:
         last = model.tensors[name].shape[-1]
         return _spread(name, (1, last, last), last + op.room[argument], 0)

@@ -25,12 +25,15 @@ def dropout_of(checkpoint: Checkpoint, graph: Graph) -> Dropout:
     of_attention = keys.default if keys.attention_default is None else keys.attention_default
     attention = probability(keys.attention, of_attention)
     if graph.head in keys.heads:
-        last = probability(*keys.heads[graph.head])
+        key, default = keys.heads[graph.head]
+        last = probability(key, hidden if default is None else default)
     elif graph.head.answers_questions:
         last = 0.0
     else:
         last = probability("classifier_dropout", hidden)
     first = last if keys.stages else 0.0
+    if keys.pooler:
+        first = probability(keys.pooler, 0.0)
     stages = sum(1 for node in graph.of_kind("linear") if node.name.startswith("head"))
     every = (*([first] * (stages - 1)), last) if stages else ()
     return Dropout(hidden, attention, keys.context, every, keys.gate)

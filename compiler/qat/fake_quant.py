@@ -150,11 +150,14 @@ class Attention(Function):
     """
 
     @staticmethod
-    def forward(ctx, qkv, grid, heads, dropout, integers, bias):
-        """qkv float32 [n, 3C], grid a Grid, bias [heads, longest, longest] or None -> [n, C]."""
-        n, c = qkv.shape[0], qkv.shape[1] // 3
+    def forward(ctx, qkv, grid, heads, dropout, integers, bias, factor):
+        """qkv float32 [n, 3C], grid a Grid -> [n, C].
+
+        bias    added to the scores: [heads, longest, longest], [batch, ...] of these, or None
+        factor  of q . k
+        """
+        n = qkv.shape[0]
         q, k, v = grid.unpack(qkv).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        factor = (c // heads) ** -0.5
         p = torch.matmul(q, k.transpose(-1, -2)).mul_(factor)
         if bias is not None:
             p += bias
@@ -170,6 +173,7 @@ class Attention(Function):
             kept = torch.empty_like(p).bernoulli_(1 - dropout).div_(1 - dropout)
         ctx.save_for_backward(qkv, p, kept)
         ctx.grid, ctx.heads, ctx.factor = grid, heads, factor
+        ctx.by_sequence = bias is not None and bias.dim() == 4
         out = torch.matmul(p if kept is None else p * kept, v)
         return grid.pack(out.transpose(1, 2).flatten(2))[:n]
 
@@ -185,9 +189,11 @@ class Attention(Function):
         to_v = torch.matmul((p if kept is None else p * kept).transpose(-1, -2), g)
         to_p -= (to_p * p).sum(-1, keepdim=True)
         to_p.mul_(p)
-        to_bias = to_p.sum(0) if ctx.needs_input_grad[5] else None
+        to_bias = None
+        if ctx.needs_input_grad[5]:
+            to_bias = to_p.clone() if ctx.by_sequence else to_p.sum(0)
         to_p.mul_(ctx.factor)
         parts = torch.matmul(to_p, k), torch.matmul(to_p.transpose(-1, -2), q), to_v
         whole = torch.stack(parts, 2)  # [B, H, 3, S, D]
         whole = whole.permute(0, 3, 2, 1, 4).flatten(2)
-        return ctx.grid.pack(whole), None, None, None, None, to_bias
+        return ctx.grid.pack(whole), None, None, None, None, to_bias, None

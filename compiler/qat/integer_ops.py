@@ -8,7 +8,7 @@ proved before a model runs here, by ranges.check.
 import numpy as np
 import torch
 
-from intformer.ir.float_run import beyond, biases
+from intformer.ir.float_run import beyond, by_distance, relative_scores
 from intformer.relay_ops import (
     attention,
     i_gelu,
@@ -247,15 +247,39 @@ NUMERATORS = torch.from_numpy(_numerators())  # of every z
 SCORES = 2**21  # at a time
 
 
-def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, bias=None, *, heads, head_dim, window=None):
-    """relay_ops.attention, and relay_ops.attention_bias."""
+def attend_relative(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, keys, queries, *, heads, head_dim):
+    """relay_ops.attention_relative."""
+    rows = torch.arange(len(keys), device=keys.device)
+    keys, queries = (t.double().unflatten(1, (heads, head_dim)) for t in (keys, queries))
+
+    def shift(q, k):
+        return relative_scores(q, k, keys, queries, by_distance(rows, q.shape[-2])).long()
+
+    tables = exp, ctx_mult, ctx_offset
+    return attend(qkv, cu_seqlens, *tables, heads=heads, head_dim=head_dim, shift=shift)
+
+
+def attend(
+    qkv,
+    cu_seqlens,
+    exp,
+    ctx_mult,
+    ctx_offset,
+    bias=None,
+    *,
+    heads,
+    head_dim,
+    window=None,
+    shift=None,
+):
+    """relay_ops.attention, and relay_ops.attention_bias; shift: see by_sequence."""
     mult, lift, most = (int(e) for e in exp)
     table = NUMERATORS.to(qkv.device)
 
     def row(s, first):
         queries, length = s.shape[-2:]
         if bias is not None:
-            s = s + biases(bias, length)[:, first : first + queries]
+            s = s + by_distance(bias, length)[:, first : first + queries]
         outside = None
         if window is not None:
             outside = beyond(window, length, s.device)[first : first + queries]
@@ -276,16 +300,17 @@ def attend(qkv, cu_seqlens, exp, ctx_mult, ctx_offset, bias=None, *, heads, head
         rec = y.clamp_(max=2**31 - 1) >> (bits - up).clamp(min=0)
         return ((acc << (up - bits).clamp(min=0)) * rec) >> 32
 
-    u = by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine)
+    u = by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine, shift)
     limit = attention.LIMIT8
     return (((u + ctx_offset) * ctx_mult) >> 32).clamp_(-limit, limit)
 
 
-def by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine):
+def by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine, shift=None):
     """Attention of any recipe inside each sequence; int64 [n, C].
 
     row      (scores int64 [..., queries, L], number of the first query) -> numerators
     combine  (numerators, v float64 [..., L, head_dim]) -> int64 [..., queries, head_dim]
+    shift    (q, k float64 [..., L, head_dim]) -> int64 [..., L, L] that is added to the scores
     Sequences of one length run together, so that no padding is ever computed; of long ones, some
     queries at a time.
     """
@@ -299,10 +324,14 @@ def by_sequence(qkv, cu_seqlens, heads, head_dim, row, combine):
             at = starts[begin : begin + step, None] + torch.arange(length, device=qkv.device)
             parts = qkv[at].double().unflatten(-1, (3, heads, head_dim)).permute(2, 0, 3, 1, 4)
             q, k, v = parts
+            added = None if shift is None else shift(q, k)
             for first in range(0, length, queries):
-                s = torch.matmul(q[:, :, first : first + queries], k.transpose(-1, -2)).long()
+                some = slice(first, first + queries)
+                s = torch.matmul(q[:, :, some], k.transpose(-1, -2)).long()
+                if added is not None:
+                    s += added[:, :, some]
                 context = combine(row(s, first), v).transpose(1, 2).flatten(2)
-                out[at[:, first : first + queries].flatten()] = context.flatten(0, 1)
+                out[at[:, some].flatten()] = context.flatten(0, 1)
     return out
 
 
@@ -328,4 +357,5 @@ OPS = {
     "stream_add": add,
     "attention": attend,
     "attention_bias": attend,
+    "attention_relative": attend_relative,
 }

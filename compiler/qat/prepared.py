@@ -27,7 +27,8 @@ from intformer.relay_ops import i_gelu
 
 CARRIED = (  # what of the source directory a saved one keeps beside config and weights
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+    *("spiece.model", "spm.model", "sentencepiece.bpe.model"),
 )
 
 

@@ -12,11 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from intformer.ir.float_run import activate, averaged, mask_of, normalise, turned
-from intformer.ir.graph import Graph, Node, taken
+from intformer.ir.float_run import (
+    activate,
+    averaged,
+    by_distance,
+    mask_of,
+    normalise,
+    relative_operands,
+    relative_scores,
+    score_width,
+    turned,
+)
+from intformer.ir.graph import Graph, Node, Relative, taken
 from intformer.qat import fake_quant
 from intformer.qat.packing import Tokens
-from intformer.qat.ranges import Ranges
+from intformer.qat.ranges import Ranges, largest
 from intformer.quantize.methods import SMALLEST
 from intformer.quantize.native.scales import INT8_MAX, paired, split_scales
 from intformer.relay_ops import i_gelu
@@ -159,20 +169,40 @@ class Simulation:
 
     def attention(self, node: Node, tokens: Tokens, qkv):
         """Attention of int8 queries, keys and values."""
-        qkv = fake_quant.FakeQuant.apply(qkv, self.qkv_scale(node.inputs[0]))
-        heads, p = node.attrs["heads"], self.dropout.attention
-        bias = mask_of(node, tokens.grid.longest, qkv.device)
-        return fake_quant.Attention.apply(qkv, tokens.grid, heads, p, self.integers, bias)
+        grid, heads, relative = tokens.grid, node.attrs["heads"], []
+        bias = mask_of(node, grid.longest, qkv.device)
+        if isinstance(node.params, Relative):
+            relative = relative_operands(node.params, self.dropout.hidden)
+        reached = (t if t is None else t.detach()[node.params.reached] for t in relative)
+        s_q, s_k, s_v = self.qkv_scales(node.inputs[0], *reached)
+        qkv = fake_quant.FakeQuant.apply(qkv, torch.cat([s_q, s_k, s_v]))
+        factor = score_width(node) ** -0.5
+        if relative:
+            operands = [
+                None if t is None else fake_quant.FakeQuant.apply(t, s).unflatten(1, (heads, -1))
+                for t, s in zip(relative, (s_k, s_q), strict=True)
+            ]
+            q, k, _ = grid.unpack(qkv).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            at = by_distance(node.params.bucket, grid.longest).to(qkv.device)
+            bias = relative_scores(q, k, *operands, at) * factor
+        p = self.dropout.attention
+        return fake_quant.Attention.apply(qkv, grid, heads, p, self.integers, bias, factor)
 
-    def qkv_scale(self, edge: str):
-        """Return the int8 scale of every channel of q, k and v, [3C]."""
+    def qkv_scales(self, edge: str, keys=None, queries=None):
+        """Return the int8 scales of q, k and v, [C] each.
+
+        keys, queries  of distances [T, C], which the scales hold too
+        """
         peaks = self.ranges.peak(edge)
         peaks = torch.maximum(peaks, peaks.amax().clamp(min=TINY) * SMALLEST)
         q, k, v = peaks.chunk(3)
         if (node := self.graph[edge]).kind == "rotary":
             q, k = (paired(part, node.attrs["heads"]) for part in (q, k))
-        s_q, s_k, s_v, _ = split_scales(q, k, v)
-        return torch.cat([s_q, s_k, s_v])
+        if queries is not None:
+            q = torch.maximum(q, largest(queries, 0))
+        if keys is not None:
+            k = torch.maximum(k, largest(keys, 0))
+        return split_scales(q, k, v)[:3]
 
     def take(self, node: Node, tokens: Tokens, x):
         """Pick the first or the last row of each sequence."""
@@ -223,6 +253,8 @@ def drops(graph: Graph, dropout: Dropout) -> dict[str, float]:
         return {}
     embedded = graph.of_kind("embed")[0].name
     readers = graph.readers(embedded)
+    if len(readers) == 1 and readers[0].kind == "linear":  # a projection before the LayerNorm
+        readers = graph.readers(readers[0].name)
     found = {readers[0].name if len(readers) == 1 else embedded: dropout.hidden}
     if dropout.gate:
         found |= {node.name: dropout.hidden for node in graph.of_kind("mul")}

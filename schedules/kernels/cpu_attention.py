@@ -311,8 +311,12 @@ def write(size, recipe, y, ctx, factor, up, mult, shift, start, length, h, block
 
 
 @T.macro
-def attend(size, recipe, qkv_, cu_, params_, mult_, shift_, bias, out_):
-    """All that a kernel does with its arguments; bias: a buffer or None."""
+def attend(size, recipe, scored, qkv_, cu_, params_, mult_, shift_, bias, out_):
+    """All that a kernel does with its arguments.
+
+    scored  macro that makes the scores of eight rows: `score`, or one that takes its arguments
+    bias    what it takes beside queries and keys, or None
+    """
     blocks = T.int32()
     offsets = T.int32()
     qkv = T.match_buffer(qkv_, (blocks, BLOCK, 3 * size.width), "int8")
@@ -339,7 +343,7 @@ def attend(size, recipe, qkv_, cu_, params_, mult_, shift_, bias, out_):
             groups: T.let = (length + size.group - 1) // size.group
             columns: T.let = groups * size.group
             for block in T.serial((length + BLOCK - 1) // BLOCK):
-                score(size, x, kp, scores, bias, start, last, h, block, groups)
+                scored(size, x, kp, scores, bias, start, last, h, block, groups)
                 total = T.alloc_buffer((BLOCK,), "int32", annotations=expr.STACK)
                 exponentiate(size, recipe, scores, probs, total, params, columns, length)
                 rest = T.alloc_buffer((BLOCK,), "int64", annotations=expr.STACK)
@@ -370,7 +374,7 @@ def build(
         shift_: T.handle,
         out_: T.handle,
     ):
-        attend(size, recipe, qkv_, cu_, params_, mult_, shift_, None, out_)
+        attend(size, recipe, score, qkv_, cu_, params_, mult_, shift_, None, out_)
 
     return kernel.with_attr(expr.APART, True)
 
@@ -393,6 +397,6 @@ def build_biased(
         out_: T.handle,
     ):
         bias = T.match_buffer(bias_, (size.heads, distances), "int32")
-        attend(size, recipe, qkv_, cu_, params_, mult_, shift_, bias, out_)
+        attend(size, recipe, score, qkv_, cu_, params_, mult_, shift_, bias, out_)
 
     return kernel.with_attr(expr.APART, True)

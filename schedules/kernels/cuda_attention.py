@@ -75,6 +75,22 @@ class Attention(ABC):
     def finish(self, total) -> None:
         """Emit all that follows once the row maxima (self.top) are known; total: int32 [2], 0."""
 
+    def tables(self, first: int) -> int:
+        """Declare arguments before the result, from number `first` on; return how many."""
+        if self.biased:
+            shape = (self.heads, attention_bias.columns(self.longest))
+            self.bias = gpu.argument(first, shape, "int32")
+        return int(self.biased)
+
+    def related(self, acc, first, row):
+        """Return the registers of scores, once they are more than products of queries and keys.
+
+        acc    int32 [16]: register tile * 4 + i is that of `over_keys`
+        first  key that lies first in shared memory
+        row    which of these the thread's first score is of
+        """
+        return acc
+
     def build(self) -> tirx.PrimFunc:
         """Return the kernel."""
         with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -86,10 +102,7 @@ class Attention(ABC):
             self.params = gpu.argument(2, (param_count,), param_type)
             self.mult = gpu.argument(3, (self.width,), "int32")
             self.shift = gpu.argument(4, (self.width,), "int32")
-            if self.biased:
-                shape = (self.heads, attention_bias.columns(self.longest))
-                self.bias = gpu.argument(5, shape, "int32")
-            result = 5 + self.biased
+            result = 5 + self.tables(5)
             self.out = gpu.argument(result, (rows, self.width), self.out_type)
             counts = gpu.argument(result + 1, (len(gpu.COUNTS),), "int32")
             tile = 16 * self.warps
@@ -261,6 +274,7 @@ class Attention(ABC):
                         gpu.call(
                             "mma_s8", acc.data, tile * 4, self.q.data, step * 4, b.data, tile * 2
                         )
+                acc = self.related(acc, first, part * GROUP + self.lane % 4 * 2)
                 key = T.bind(first + part * GROUP + self.lane % 4 * 2)
 
                 def scores(tile, i, acc=acc, key=key):

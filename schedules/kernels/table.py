@@ -10,12 +10,14 @@ from functools import partial
 from intformer.schedules.isa import Gpu, Isa
 from intformer.schedules.kernels import (
     cpu_attention,
+    cpu_attention_relative,
     cpu_attention_tiled,
     cpu_max_pool,
     cpu_mean_pool,
     cpu_weighted_pool,
     cuda_attention,
     cuda_attention_recipes,
+    cuda_attention_relative,
     cuda_max_pool,
     cuda_mean_pool,
     cuda_weighted_pool,
@@ -55,6 +57,9 @@ CPU: dict[str, Kernel] = {  # op -> kernel
     "attention": Kernel(partial(_attention, "build"), cpu_attention.space),
     "attention_bias": Kernel(partial(_attention, "build_biased"), cpu_attention.space),
     "attention_ibert": Kernel(partial(cpu_attention.build, IBERT), cpu_attention.space),
+    "attention_relative": Kernel(
+        partial(cpu_attention_relative.build, NATIVE), cpu_attention.space
+    ),
     "mean_pool": Kernel(cpu_mean_pool.build),
     "max_pool": Kernel(cpu_max_pool.build),
     "weighted_pool": Kernel(cpu_weighted_pool.build),
@@ -63,6 +68,7 @@ CUDA: dict[str, Kernel] = {
     "attention": _on_gpu(cuda_attention_recipes.Native),
     "attention_bias": _on_gpu(cuda_attention_recipes.NativeBiased),
     "attention_ibert": _on_gpu(cuda_attention_recipes.Ibert),
+    "attention_relative": _on_gpu(cuda_attention_relative.NativeRelative),
     "mean_pool": Kernel(cuda_mean_pool.build),
     "max_pool": Kernel(cuda_max_pool.build),
     "weighted_pool": Kernel(cuda_weighted_pool.build),

@@ -39,6 +39,15 @@ ODD = [  # (family, head, shape)
     ("gte", "features", {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
     ("nomic_bert", "features", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     ("jina_embeddings_v3", "features", {"rope_parameters": {"rope_theta": 7.5}}),
+    ("deberta-v2", "features", {"share_att_key": False, "position_biased_input": True}),
+    ("deberta-v2", "features", {"pos_att_type": ["c2p"], "norm_rel_ebd": "none"}),
+    ("deberta-v2", "features", {"pos_att_type": ["p2c"], "position_buckets": -1}),
+    ("deberta-v2", "features", {"position_buckets": -1, "max_relative_positions": 7}),
+    ("deberta-v2", "features", {"relative_attention": False, "pos_att_type": None}),
+    ("deberta-v2", "sequence-classification", {"pooler_hidden_act": "tanh", "labels": 1}),
+    ("deberta-v2", "masked-lm", {"legacy": False}),
+    ("deberta-v2", "masked-lm", {"embedding_size": 36, "type_vocab_size": 2}),
+    ("deberta-v2", "token-classification", {"type_vocab_size": 1}),
 ]
 ODD += [
     ("modernbert", "sequence-classification", {"classifier_pooling": "mean", "labels": 1}),

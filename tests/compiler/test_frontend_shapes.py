@@ -13,6 +13,7 @@ PARAMETERS = {  # sizes of the residual stream, as the public models have them
     "roberta-base": (12, 768, 12),
     "minilm-l6": (6, 384, 12),
     "modernbert-base": (22, 768, 12),
+    "deberta-v3-base": (12, 768, 12),
     "distilbert": (6, 768, 12),
 }
 

@@ -104,6 +104,33 @@ def test_weight_and_bias(into, out, seed):
     np.testing.assert_array_equal(plain @ stored + b, want)
 
 
+@few
+@given(maps(), st.integers(1, 9), st.integers(0, 9), st.booleans(), st.integers(0, 2**32))
+def test_tables_by_distance_are_words_of_a_distance(drawn, distances, room, first, seed):
+    """Four channels to a word; a product with a packed operand of zero point 128 is exact."""
+    (heads, size, padded), _ = drawn
+    channel_map = heads, size, up(padded)
+    rng = np.random.default_rng(seed)
+    tensors = {"t": rng.integers(-127, 128, (distances, heads * size)).astype(np.int8)}
+    spec = {"tensor": "t", "kind": "distances", "map": channel_map, "room": room}
+    (words,), _ = round_trip([{**spec, "zero_point": ZERO_POINT, "first": first}], tensors)
+    steps = channel_map[2] // 4
+    assert words.dtype == np.int32
+    assert words.shape == (heads, steps + (not first), distances + room)
+    assert not words[:, :, distances:].any()
+    x = rng.integers(-127, 128, (heads, size))
+    want = (tensors["t"].reshape(distances, heads, size) * x).sum(2)
+    other = spread(x, 1, (1, size, size), channel_map[2])
+    for head in range(heads):
+        got = words[head, :steps, :distances].T.copy().view(np.uint8 if first else np.int8)
+        if first:
+            total = got.astype(np.int64) @ other[head] - ZERO_POINT * x[head].sum()
+        else:
+            total = got.astype(np.int64) @ (other[head] + ZERO_POINT)
+            total += words[head, steps, :distances]
+        np.testing.assert_array_equal(total, want[:, head])
+
+
 def test_a_folded_bias_may_wrap():
     """As the accumulator does; what comes out is the bias that went in."""
     tensors = {

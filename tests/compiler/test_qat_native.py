@@ -14,7 +14,7 @@ import intformer
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.trained import RANGES_FILE
-from intformer.ir.float_run import activate, biases
+from intformer.ir.float_run import activate, by_distance, relative_scores
 from intformer.qat import fake_quant, prepare
 from intformer.qat.packing import pack
 from intformer.qat.ranges import Ranges
@@ -37,6 +37,7 @@ MODELS = [
     ("jina_embeddings_v3", "question-answering"),
     ("modernbert", "sequence-classification"),
     ("eurobert", "sequence-classification"),
+    ("deberta-v2", "sequence-classification"),
     ("bert", "features"),
 ]
 
@@ -388,7 +389,9 @@ def test_attention_has_softmax_gradients():
         inputs = qat_batch.batch(lengths=lengths)
         tokens = pack(meta, **inputs)
         qkv = torch.randn(sum(lengths), 24, requires_grad=True)
-        fake_quant.Attention.apply(qkv, tokens.grid, 2, 0.0, True, None).square().sum().backward()
+        fake_quant.Attention.apply(
+            qkv, tokens.grid, 2, 0.0, True, None, 0.5
+        ).square().sum().backward()
         twin = qkv.detach().clone().requires_grad_()
         parts = []
         for one in twin.split(lengths):
@@ -405,17 +408,44 @@ def test_gradient_of_a_bias_of_attention(source):
     for lengths in ((4, 4), (2, 5, 1)):
         tokens = pack(meta, **qat_batch.batch(lengths=lengths))
         qkv, table = torch.randn(sum(lengths), 24), torch.randn(2, 9, requires_grad=True)
-        bias = biases(table, max(lengths))
-        fake_quant.Attention.apply(qkv, tokens.grid, 2, 0.0, True, bias).square().sum().backward()
+        bias = by_distance(table, max(lengths))
+        fake_quant.Attention.apply(
+            qkv, tokens.grid, 2, 0.0, True, bias, 0.5
+        ).square().sum().backward()
         twin = table.detach().clone().requires_grad_()
         parts = []
         for one in qkv.split(lengths):
             q, k, v = one.view(len(one), 3, 2, 4).permute(1, 2, 0, 3)
-            mask = biases(twin, len(one))
+            mask = by_distance(twin, len(one))
             out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             parts.append(out.transpose(0, 1).flatten(1))
         torch.cat(parts).square().sum().backward()
         torch.testing.assert_close(table.grad, twin.grad, rtol=3e-3, atol=3e-3)
+
+
+def test_gradient_of_products_with_distances(source):
+    """They depend on queries and keys, so that each sequence has its own."""
+    meta = prepared(source()).meta
+    lengths = (2, 5, 1)
+    tokens = pack(meta, **qat_batch.batch(lengths=lengths))
+    qkv, tables = torch.randn(sum(lengths), 24), torch.randn(2, 9, 2, 4)
+    given = [t.detach().clone().requires_grad_() for t in (qkv, tables)]
+    twins = [t.detach().clone().requires_grad_() for t in (qkv, tables)]
+    at = by_distance(torch.arange(9), max(lengths))
+    q, k, _ = tokens.grid.unpack(given[0]).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    bias = relative_scores(q, k, *given[1], at) * 0.5
+    made = fake_quant.Attention.apply(given[0], tokens.grid, 2, 0.0, True, bias, 0.5)
+    made.square().sum().backward()
+    parts = []
+    for one in twins[0].split(lengths):
+        q, k, v = one.view(len(one), 3, 2, 4).permute(1, 2, 0, 3)
+        keys, queries = (by_distance(t.permute(1, 2, 0), len(one)) for t in twins[1])
+        mask = torch.einsum("hid,hdij->hij", q, keys) + torch.einsum("hjd,hdij->hij", k, queries)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask * 0.5)
+        parts.append(out.transpose(0, 1).flatten(1))
+    torch.cat(parts).square().sum().backward()
+    for ours, theirs in zip(given, twins, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=5e-3, atol=5e-3)
 
 
 def test_autocast_rounds_no_operand(source):

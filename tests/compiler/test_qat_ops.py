@@ -153,6 +153,15 @@ def attend_biased(rng):
     return (*arrays, bias), attrs
 
 
+def attend_relative(rng):
+    arrays, attrs = attend(rng)
+    attrs.pop("window", None)
+    longest = int(np.diff(OFFSETS).max()) + int(rng.integers(0, 3))
+    most = int(log_uniform(rng, 1, 127, 1)[0])
+    shape = 2 * longest - 1, attrs["heads"] * attrs["head_dim"]
+    return (*arrays, *(integers(rng, -most, most, shape, np.int8) for _ in range(2))), attrs
+
+
 def residual_add(rng):
     a = integers(rng, -(2**30), 2**30, (9, 6), np.int32)
     b = integers(rng, -127, 127, (9, 6), np.int8)
@@ -223,6 +232,7 @@ CASES = {
     "max_pool": lambda rng: ((rows(rng, np.int32, 2**31 - 1), OFFSETS), {}),
     "attention": attend,
     "attention_bias": attend_biased,
+    "attention_relative": attend_relative,
     "residual_add": residual_add,
     "add_bias": lambda rng: (
         (rows(rng, np.int32, 2**30), integers(rng, -(2**30) + 1, 2**30 - 1, 6, np.int32)),

@@ -262,14 +262,26 @@ def test_tokenizer_of_another_family(folder):
     tokenizer("xlm-roberta").save_pretrained(folder)
 
 
-@pytest.mark.parametrize("family", ["xlm-roberta", "albert"])
+SPECIAL = {  # family -> name of its sentencepiece model, special pieces in it
+    "xlm-roberta": ("sentencepiece.bpe.model", {}),
+    "albert": (
+        "spiece.model",
+        {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3}
+        | {"bos_piece": "[CLS]", "eos_piece": "[SEP]", "user_defined_symbols": ["[MASK]"]},
+    ),
+    "deberta-v2": (  # v3's has no [MASK]: that is added behind the last piece
+        "spm.model",
+        {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]"}
+        | {"bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SPECIAL)
 @equal_to(Transformers)
 def test_sentencepiece_alone(folder, family):
     sentencepiece = pytest.importorskip("sentencepiece")
-    special = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3} if family == "albert" else {}
-    pieces = {"bos_piece": "[CLS]", "eos_piece": "[SEP]"} if family == "albert" else {}
-    if family == "albert":
-        pieces["user_defined_symbols"] = ["[MASK]"]
+    name, special = SPECIAL[family]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES),
         model_prefix=str(folder / "trained"),
@@ -277,10 +289,8 @@ def test_sentencepiece_alone(folder, family):
         hard_vocab_limit=False,
         minloglevel=2,
         **special,
-        **pieces,
     )
     (folder / "trained.vocab").unlink()
-    name = "spiece.model" if family == "albert" else "sentencepiece.bpe.model"
     (folder / "trained.model").rename(folder / name)
     model(family, words=300).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(folder)

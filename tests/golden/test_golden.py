@@ -26,13 +26,14 @@ DECIDED = (
     "native/bert/sentence-embedding by maximum",
     "native/bert/sentence-embedding by three poolings",
     "native/mpnet/features",
+    "native/deberta-v2/features",
     "ibert/hf_compat/sequence-classification",
 )
 DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
 # by `make test-all`
 DECIDED_SLOWLY_FOR = ("aarch64-i8mm", "aarch64-dotprod", "aarch64", "riscv64-v", "riscv64")
 DECIDED_KINDS = (
-    *("add_layernorm", "attention", "attention_bias", "attention_ibert"),
+    *("add_layernorm", "attention", "attention_bias", "attention_ibert", "attention_relative"),
     *("dense", "embed", "mean_pool", "max_pool"),
     *("weighted_pool", "concat"),
 )

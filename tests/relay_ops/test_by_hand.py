@@ -8,6 +8,7 @@ from intformer.relay_ops import (
     OPS,
     attention,
     attention_bias,
+    attention_relative,
     gate,
     i_gelu,
     i_layernorm,
@@ -421,6 +422,30 @@ def test_attention_bias_on_paper():
     before = attention_bias.table(np.array([[0.0, 0.0, np.log(2)]]), 1.0, np.log(2) / 4, 1)
     out = run("attention_bias", *args, before, heads=1, head_dim=1)
     assert out.ravel().tolist() == [50, 60]  # token 0 prefers the key after it, token 1 has none
+
+
+def test_attention_relative_on_paper():
+    """Both products of a distance; q is (2, 0) at token 0, k is (0, 3) at token 1, all else 0.
+
+    From the key of distance 1 query 0 has 2 * 1, from its query key 1 has 3 * 2. So the scores of
+    query 0 are 0 and 8 in units of ln 2 / 8, and key 1 is twice as likely; those of query 1 are 0.
+    """
+    table = attention.tables(1.0, np.log(2) / 8 * 2**0.5, 1.0, 2, np.ones(2))
+    qkv = i8([2, 0, 0, 0, 90, 3], [0, 0, 0, 3, 30, 3])
+    keys = i8([0, 9], [0, 9], [1, 9])  # distances -1, 0 and 1, key less query
+    queries = i8([7, 0], [7, 0], [7, 2])
+    args = qkv, i32(0, 2), *table.values()
+    out = run("attention_relative", *args, keys, queries, heads=1, head_dim=2)
+    assert out.tolist() == [[50, 3], [60, 3]]
+    out = run("attention_relative", *args, keys[::-1], queries[::-1], heads=1, head_dim=2)
+    assert out.tolist() == [[60, 3], [60, 3]]
+
+
+def test_distances_are_at_the_scale_of_their_channel_and_never_clipped():
+    rows = np.array([[1.0, -0.5], [0.26, 127.0]])
+    assert attention_relative.table(rows, np.array([0.5, 1.0])).tolist() == [[2, 0], [1, 127]]
+    with pytest.raises(RangeError, match="128 steps"):
+        attention_relative.table(rows, np.array([1 / 128, 1.0]))
 
 
 def test_attention_bias_is_at_the_scale_of_the_scores():

@@ -137,6 +137,20 @@ def test_attention_interval_is_reached_by_a_constant_v(rng):
         assert np.abs(y - end).max() <= 1 and inside(y, out)
 
 
+def test_distances_count_in_the_range_of_the_scores():
+    """128 channels of 127 * 127 thrice are 6.2 million: the most that a score can be."""
+    table = attention.tables(0.05, 0.05, 0.02, 128, np.full(128, 0.02))
+    rows = np.full((7, 128), 127, np.int8)
+    shape = {"heads": 1, "head_dim": 128}
+    op = OPS["attention_relative"]
+    op.bounds(INT8, Interval.of(1, 4), *table.values(), rows, rows, **shape)
+    with pytest.raises(RangeError, match=r"a table of shape \[7, 128\] for 128 channels and 5"):
+        op.bounds(INT8, Interval.of(1, 5), *table.values(), rows, rows, **shape)
+    queries = Interval(np.where(np.arange(384) < 128, -(2**17), 0), np.zeros(384, np.int64))
+    with pytest.raises(RangeError, match=r"scores reach 2130706432, beyond 2\^30"):  # 2^24 * 127
+        op.bounds(queries, Interval.of(1, 4), *table.values(), rows, rows, **shape)
+
+
 @pytest.mark.parametrize("op", ["attention", "attention_ibert"])
 def test_attention_refuses_rows_that_are_too_long(op):
     table = (

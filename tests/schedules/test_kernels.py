@@ -712,6 +712,8 @@ ATTENTION = ("attention", "attention_bias", "attention_ibert")
 SHAPES = [(op, dim, 512) for op in ATTENTION for dim in HEADS]
 SHAPES += [("attention", 16, 1), ("attention", 128, 40), ("attention_ibert", 16, 33)]
 SHAPES += [("attention_bias", 16, 1), ("attention_bias", 26, 33), ("attention_bias", 64, 40)]
+SHAPES += [("attention_relative", dim, n) for dim, n in ((16, 1), (26, 33), (64, 512), (80, 40))]
+LONGER = [*((op, dim) for op in ATTENTION for dim in HEADS), ("attention_relative", 64)]
 
 
 @functools.cache
@@ -723,6 +725,8 @@ def attending(target, op, dim, max_length, **attrs):
         tables = attention.tables(0.05, 0.05, 0.05, dim, np.full(channels, 0.03))
         if op == "attention_bias":
             tables["bias"] = distances(heads, max_length, 2000)
+        if op == "attention_relative":
+            tables |= operands_of_distances(channels, max_length, 127)
     else:
         tables = attention_ibert.tables(1e-3, 2.79e6 * 2.0**30, 0.05, 0.03, channels)
     qkv = g.given("qkv", "int8", 3 * channels)
@@ -737,6 +741,22 @@ def distances(heads, longest, most):
     """A bias for every head and distance, no two alike in sign and size; up to +-most."""
     rng = np.random.default_rng(longest)
     return integers(rng, -most, most, (heads, 2 * longest - 1), np.int32)
+
+
+def operands_of_distances(channels, longest, most):
+    """Keys and queries of every distance, no two alike; up to +-most."""
+    rng = np.random.default_rng(longest)
+    shape = 2 * longest - 1, channels
+    return {name: integers(rng, -most, most, shape, np.int8) for name in ("keys", "queries")}
+
+
+def relative_tables(dim, channels, rng, longest):
+    """Tables by name: those of native_tables, with distances that decide nothing, little, much."""
+    for number, table in enumerate(native_tables(dim, channels, rng)):
+        made = operands_of_distances(channels, longest, (0, 1, 12, 127)[number % 4])
+        if number % 4 == 3:  # all at once: the largest scores
+            made["keys"][::2], made["queries"][1::3] = 127, -127
+        yield table | {"out.5": made["keys"], "out.6": made["queries"]}
 
 
 def biased_tables(dim, channels, rng, longest):
@@ -802,6 +822,7 @@ def test_attention(target, op, dim, max_length):
         "attention": native_tables,
         "attention_bias": functools.partial(biased_tables, longest=max_length),
         "attention_ibert": ibert_tables,
+        "attention_relative": functools.partial(relative_tables, longest=max_length),
     }
     for table in tables[op](dim, width, rng):
         for qkv in attention_inputs(cu[-1], width, low, rng):
@@ -809,8 +830,7 @@ def test_attention(target, op, dim, max_length):
 
 
 @on_every_target
-@pytest.mark.parametrize("dim", HEADS)
-@pytest.mark.parametrize("op", ATTENTION)
+@pytest.mark.parametrize(("op", "dim"), LONGER)
 def test_attention_over_long_sequences(target, op, dim):
     program = attending(target, op, dim, 512)
     width = HEADS[dim] * dim
@@ -1104,6 +1124,7 @@ def test_no_op_is_forgotten():
     alone = {*("requantize", "residual_add", "relu", "add_bias", "i_gelu", "i_tanh", "matmul")}
     alone |= {*("rescale", "requantize16", "add", "gate", "rotary")}
     alone |= {*("i_gelu_ibert", "i_layernorm", "i_layernorm_ibert", "attention")}
-    alone |= {*("attention_bias", "attention_ibert", "embed", "take_rows", "mean_pool")}
+    alone |= {*("attention_bias", "attention_ibert", "attention_relative")}
+    alone |= {*("embed", "take_rows", "mean_pool")}
     alone |= {"max_pool", "weighted_pool", "concat", "i_stream_norm", "stream_add"}
     assert set(OPS) == alone

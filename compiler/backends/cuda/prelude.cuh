@@ -56,6 +56,9 @@ INTFORMER_DEVICE unsigned intformer_column(unsigned a, unsigned b, unsigned c, u
 
 INTFORMER_DEVICE int intformer_leading_zeros(int x) { return __clz(x); }
 
+/* x + the sum of the products of four int8 */
+INTFORMER_DEVICE int intformer_dot4(int x, int a, int b) { return __dp4a(a, b, x); }
+
 /* ---- tensor cores ---- */
 
 /* Four 8 x 16 matrices of bytes; thread t gives the address of row t % 8 of matrix t / 8 and gets

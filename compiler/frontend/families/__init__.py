@@ -3,6 +3,7 @@
 from intformer.frontend.builder import Family
 from intformer.frontend.families.albert import ALBERT
 from intformer.frontend.families.bert import BERT
+from intformer.frontend.families.deberta import DEBERTA
 from intformer.frontend.families.distilbert import DISTILBERT
 from intformer.frontend.families.electra import ELECTRA
 from intformer.frontend.families.eurobert import EUROBERT
@@ -31,4 +32,5 @@ FAMILIES: dict[str, Family] = {  # model_type of config.json (see hub_config.py)
     "jina_bert": JINA_BERT,
     "modernbert": MODERNBERT,
     "eurobert": EUROBERT,
+    "deberta-v2": DEBERTA,
 }

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from intformer.frontend.builder import Builder, HeadBuilder
 from intformer.ir import heads
-from intformer.ir.graph import Bias
+from intformer.ir.graph import Bias, Relative
 from intformer.ir.heads import Head
 
 
@@ -34,7 +34,7 @@ BERT_LAYER = LayerKeys(
 )
 
 
-def layer(at: Builder, x: str, keys: LayerKeys, bias: Bias | None = None) -> str:
+def layer(at: Builder, x: str, keys: LayerKeys, bias: Bias | Relative | None = None) -> str:
     """Attention and feed-forward, each added to its input and then normalised."""
     qkv = at.linear("qkv", x, keys.query, keys.key, keys.value, outputs=at.hidden)
     y = at.linear("out", at.attention("context", qkv, bias), keys.out, outputs=at.hidden)

@@ -8,12 +8,19 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from intformer.ir.graph import POOLING, Node
+from intformer.ir.float_run import relative_operands, score_width
+from intformer.ir.graph import POOLING, Node, Relative
 from intformer.ir.model import IntModel
 from intformer.quantize.methods import TINY
 from intformer.quantize.native.emitter import NativeEmitter
 from intformer.quantize.native.scales import INT8_MAX, INT16_MAX, Scales
-from intformer.relay_ops import attention, attention_bias, rotary, weighted_pool
+from intformer.relay_ops import (
+    attention,
+    attention_bias,
+    attention_relative,
+    rotary,
+    weighted_pool,
+)
 from intformer.relay_ops import stream_add as stream_sum
 from intformer.relay_ops.weighted_pool import MEAN_SQRT, WEIGHTED_MEAN
 
@@ -108,6 +115,8 @@ def embed(e: Rules, node: Node) -> None:
     e.node("embed", (*node.inputs, *constants), out, lo=-SUM_MAX, hi=SUM_MAX, **attrs)
     e.stands_for(node.name, out)
     e.wide[node.name] = out
+    if e.graph.linear_reader(node.name):
+        operand(e, node, out)
 
 
 def norm(e: Rules, node: Node) -> None:
@@ -151,9 +160,14 @@ def linear(e: Rules, node: Node) -> None:
     if e.graph.linear_reader(node.name):
         name, scale = node.name + ".int8", e.scales.operand(node.name)
         e.operands[node.name] = e.rescale(acc, name, "int8", scale, e.calibrated, INT8_MAX)
-    if e.graph.adds(node.name):
+    readers = e.graph.final_readers(node.name)
+    normalised = any(reader.kind == "norm" for reader in readers)
+    if e.graph.adds(node.name) or normalised:
         name, scale = node.name + ".int16", e.scales.stream(node.name)
-        e.streams[node.name] = e.rescale(acc, name, "int16", scale, e.calibrated, INT16_MAX)
+        x16 = e.rescale(acc, name, "int16", scale, e.calibrated, INT16_MAX)
+        e.streams[node.name] = x16
+        if normalised:
+            e.wide[node.name] = x16
 
 
 def act(e: Rules, node: Node) -> None:
@@ -225,8 +239,8 @@ def turn(e: Rules, node: Node) -> None:
 def attend(e: Rules, node: Node) -> None:
     """Queries, keys and values to int8, unless they are, then attention to an int8 operand."""
     edge, c, heads = node.inputs[0], node.channels, node.attrs["heads"]
-    s_q, s_k, s_v, product = e.scales.attention(edge)
-    zeros = (0, 0, 0)
+    relative, zeros = relative_rows(node), (0, 0, 0)
+    s_q, s_k, s_v, product = e.scales.attention(edge, relative)
     if (qkv := e.operands.get(edge)) is None:
         scale, origin = np.concatenate([s_q, s_k, s_v]), e.calibrated
         if grids := e.graph[edge].attrs.get("grids"):
@@ -237,9 +251,13 @@ def attend(e: Rules, node: Node) -> None:
         qkv = e.rescale(e.wide[edge], edge, "int8", scale, origin, INT8_MAX, zero)
     s_context = e.scales.operand(node.name)
     zero = e.scales.zero(node.name)
-    tables = attention.tables(product, 1.0, s_v, c // heads, s_context, zeros[2], zero)
+    tables = attention.tables(product, 1.0, s_v, score_width(node), s_context, zeros[2], zero)
     op = attention.NAME
-    if node.params is not None:
+    if relative is not None:
+        op = attention_relative.NAME
+        for name, rows, scale in zip(("keys", "queries"), relative, (s_k, s_q), strict=True):
+            tables[name] = attention_relative.table(rows, scale)
+    elif node.params is not None:
         op = attention_bias.NAME
         tables["bias"] = attention_bias.table(node.params.table, product, 1.0, c // heads)
     names = [e.constant(f"{node.name}.{key}", table) for key, table in tables.items()]
@@ -250,6 +268,16 @@ def attend(e: Rules, node: Node) -> None:
     e.node(op, (qkv, node.inputs[1], *names), out, **attrs)
     e.stands_for(node.name, out)
     e.operands[node.name] = out
+
+
+def relative_rows(node: Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return keys and queries of every distance, [2 L - 1, C]; zeros where there is no product."""
+    if not isinstance(node.params, Relative):
+        return None
+    at = node.params.bucket
+    found = relative_operands(node.params, precise=True)
+    empty = np.zeros((len(at), node.channels))
+    return tuple(empty if rows is None else rows.numpy()[at] for rows in found)
 
 
 def take(e: Rules, node: Node) -> None:

@@ -126,8 +126,11 @@ class Scales:
         limit = min(TERM_MAX, i_stream_norm.INPUT_LIMIT // len(edges))
         return HEADROOM * max(top, TINY) / limit, limit
 
-    def attention(self, edge: str):
-        """Return split_scales of queries, keys and values."""
+    def attention(self, edge: str, relative: tuple | None = None):
+        """Return split_scales of queries, keys and values.
+
+        relative  keys and queries of distances [2 L - 1, C], which the scales hold too
+        """
         grids = self.graph[edge].attrs.get("grids")
         if grids:
             q, k, v = (np.full(self.graph[edge].channels // 3, grid.scale) for grid in grids)
@@ -136,6 +139,9 @@ class Scales:
         q, k, v = np.split(channel_peaks(self.seen[edge], self.method), 3)
         if (node := self.graph[edge]).kind == "rotary":
             q, k = (paired(peaks, node.attrs["heads"]) for peaks in (q, k))
+        if relative is not None:
+            keys, queries = (np.abs(rows).max(0) for rows in relative)
+            q, k = np.maximum(q, queries), np.maximum(k, keys)
         return split_scales(q, k, v)
 
     def gate(self, node: Node) -> np.ndarray:

@@ -239,6 +239,11 @@ static inline unsigned intformer_column(unsigned a, unsigned b, unsigned c, unsi
 
 static inline int intformer_leading_zeros(int x) { return x ? __builtin_clz(x) : 32; }
 
+static inline int intformer_dot4(int x, int a, int b) {
+  for (int i = 0; i < 32; i += 8) x += (signed char)(a >> i) * (signed char)(b >> i);
+  return x;
+}
+
 static void intformer_ldmatrix(unsigned *to, int at, const void *shared, int offset) {
   static const char *rows[1024];
   static unsigned *results[1024];

@@ -30,6 +30,11 @@ EXTRAS = {  # case -> (family, head, what else the configuration says)
     "albert/groups": ("albert", "features", {"layers": 4, "num_hidden_groups": 2}),
     "albert/relu": ("albert", "masked-lm", {"activation": "relu"}),
     "electra/no projection": ("electra", "features", {"embedding_size": HIDDEN}),
+    "deberta-v2/projections of its own": (
+        "deberta-v2",
+        "features",
+        {"share_att_key": False, "norm_rel_ebd": "none", "pos_att_type": ["p2c"]},
+    ),
     "roberta/one label": ("roberta", "sequence-classification", {"labels": 1}),
     "gte/no types": ("gte", "features", {"type_vocab_size": 0}),
 }

@@ -19,8 +19,18 @@ CLASSES = {  # family -> class stem
     "jina_embeddings_v3": "JinaEmbeddingsV3",
     "modernbert": "ModernBert",
     "eurobert": "EuroBert",
+    "deberta-v2": "DebertaV2",
 }
 PADDED = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions start behind the padding id
+DISENTANGLED = {  # as in DeBERTa v3, with buckets that few tokens reach
+    "relative_attention": True,
+    "pos_att_type": "p2c|c2p",
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_buckets": 8,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 HEADS = {  # head -> class ending
     "features": "Model",
     "sequence-classification": "ForSequenceClassification",
@@ -73,6 +83,8 @@ def config(family, hidden=60, heads=None, layers=2, ffn=100, labels=3, activatio
         del names["type_vocab_size"]
     if family in ("electra", "albert"):
         names["embedding_size"] = 36
+    if family == "deberta-v2":
+        names |= DISENTANGLED
     return transformers.AutoConfig.for_model(
         family, num_labels=labels, **{"vocab_size": VOCABULARY, **names, **extra}
     )

@@ -19,6 +19,12 @@ BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MPNET_SPECIAL = ("<s>", "<pad>", "</s>", "[UNK]", "<mask>")
 ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 ALBERT_SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
+UNIGRAM = {  # family -> special tokens of its Unigram tokenizer
+    "xlm-roberta": ROBERTA_SPECIAL,
+    "camembert": ROBERTA_SPECIAL,
+    "albert": ALBERT_SPECIAL,
+    "deberta-v2": BERT_SPECIAL,
+}
 TOKENIZERS = {  # family -> whose tokenizer transformers gives it
     "nomic_bert": "bert",
     "modernbert": "bert",
@@ -72,10 +78,8 @@ def tokenizer(family: str = "bert", **about):
     if family == "roberta":
         vocabulary, merges = byte_pairs()
         about |= {"vocab": dict(vocabulary), "merges": list(merges)}
-    elif family in ("xlm-roberta", "camembert"):
-        about["vocab"] = list(pieces(ROBERTA_SPECIAL))
-    elif family == "albert":
-        about["vocab"] = list(pieces(ALBERT_SPECIAL))
+    elif family in UNIGRAM:
+        about["vocab"] = list(pieces(UNIGRAM[family]))
     else:
         cased = about.get("do_lower_case") is False
         special = MPNET_SPECIAL if family == "mpnet" else BERT_SPECIAL

@@ -62,7 +62,10 @@ class Transformers:
 
     def tokens(self, rows):
         options = {"truncation": True, "max_length": self.length, "padding": True}
-        return without_padding(self.tokenizer(*columns(rows), **options))
+        found = without_padding(self.tokenizer(*columns(rows), **options))
+        if getattr(self.model.config, "type_vocab_size", None) == 0:  # the model reads no types
+            return [(ids, [0] * len(ids)) for ids, _ in found]
+        return found
 
     def outputs(self, rows):
         batch = self.tokenizer(
