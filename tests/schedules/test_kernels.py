@@ -712,7 +712,7 @@ ATTENTION = ("attention", "attention_bias", "attention_ibert")
 SHAPES = [(op, dim, 512) for op in ATTENTION for dim in HEADS]
 SHAPES += [("attention", 16, 1), ("attention", 128, 40), ("attention_ibert", 16, 33)]
 SHAPES += [("attention_bias", 16, 1), ("attention_bias", 26, 33), ("attention_bias", 64, 40)]
-SHAPES += [("attention_relative", dim, n) for dim, n in ((16, 1), (26, 33), (64, 512), (80, 40))]
+SHAPES += [("attention_relative", dim, n) for dim, n in ((16, 1), (26, 33), (64, 512))]
 LONGER = [*((op, dim) for op in ATTENTION for dim in HEADS), ("attention_relative", 64)]
 
 
