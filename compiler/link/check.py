@@ -21,6 +21,7 @@ from intformer.runtime import LibraryFile
 from intformer.runtime.texts import Text
 
 SINGLE = (1, 2, 3, 7, 17, 33)  # lengths of sequences that are run alone, and the longest
+LONGEST = 2048  # tokens, of models that take more: the reference keeps all scores of a layer
 MIXED = ((5, 1, 13, 2, 31, 3), (16,) * 8)  # lengths of sequences in one batch
 REAL = 17  # texts of the calibration: the first alone, then all others in one batch
 POSITIONS = 4  # rows of a case, where each is a token that was asked for
@@ -63,7 +64,7 @@ def build(library: LibraryFile, model: IntModel, path: Path, texts: Sequence[Tex
 
 def cases(library: LibraryFile, model: IntModel, texts: Sequence[Text]) -> list[Case]:
     """Return batches of every kind with the reference's results, the smallest first."""
-    longest, rng = model.meta["max_length"], np.random.default_rng(0)
+    longest, rng = min(model.meta["max_length"], LONGEST), np.random.default_rng(0)
     found: list[tuple[str, dict, tuple[str, ...]]] = []
     for lengths in [*((n,) for n in SINGLE), *MIXED, (longest,)]:
         lengths = [min(n, longest) for n in lengths]

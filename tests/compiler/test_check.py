@@ -128,6 +128,13 @@ def carried_model(library):
     return IntModel.from_json(library.graph(), carried_tensors(library), library.files())
 
 
+def test_a_model_of_long_texts_is_run_up_to_a_limit(made, monkeypatch):
+    monkeypatch.setattr(check, "LONGEST", 9)
+    library = LibraryFile(made)
+    found = check.cases(library, carried_model(library), [])
+    assert max(np.diff(case.inputs["cu_seqlens"]).max() for case in found) == 9
+
+
 def test_an_altered_weight(made, tmp_path):
     library = LibraryFile(made)
     path = altered(made, tmp_path / "other.so", largest(library), 0, bytes(range(1, 65)) * 8)
