@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 
 SILENT_SECONDS = 2.0
 
@@ -11,8 +12,10 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
     """Yield the items; once two seconds have passed, show a bar on stderr if it is a terminal.
 
     total  number of items where len(items) does not say
+
+    Without rich, which the base install does not have, there is no bar.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or find_spec("rich") is None:
         yield from items
         return
     if total is None:

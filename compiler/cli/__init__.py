@@ -35,7 +35,9 @@ def _main(argv: Sequence[str]) -> int:
         args = parser().parse_args(argv)
         as_json = args.json
         data, lines = args.verb(args)
-        print(json.dumps(data, indent=2) if as_json else "\n".join(lines), flush=True)
+        for line in [json.dumps(data, indent=2)] if as_json else lines:
+            print(line)
+        sys.stdout.flush()
         return 0 if not isinstance(data, dict) or data.get("ok", True) else 1
     except KeyboardInterrupt:
         return 130

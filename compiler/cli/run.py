@@ -43,7 +43,8 @@ def options() -> dict[str, Option]:
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Texts to answers."""
+    """Texts to answers; lines of text are made as the answers come."""
+    from intformer.progress import progress
     from intformer.runtime import load
     from intformer.runtime.edge import predict
     from intformer.runtime.edge.answers import plain
@@ -67,16 +68,14 @@ def run(args: argparse.Namespace) -> Result:
         options["top_k"] = args.top_k
     if args.prompt_name is not None:
         options["prompt_name"] = args.prompt_name
-    answers = list(predict(library, texts, pairs, batch_tokens=args.batch_tokens, **options))
-    rows = list(zip(texts, pairs, strict=True)) if pairs else [(text,) for text in texts]
-    data = [
-        {"texts": list(row), "answer": plain(answer)}
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    lines = [
-        f"{shown(answer)}\t{' | '.join(row)}" for row, answer in zip(rows, answers, strict=True)
-    ]
-    return data, lines
+    answers = predict(library, texts, pairs, batch_tokens=args.batch_tokens, **options)
+    if not sys.stdout.isatty():  # where answers are seen, they are the progress
+        answers = progress(answers, "answering", total=len(texts))
+    rows = zip(texts, pairs, strict=True) if pairs else ((text,) for text in texts)
+    found = zip(rows, answers, strict=True)
+    if args.json:
+        return [{"texts": list(row), "answer": plain(answer)} for row, answer in found], []
+    return None, (f"{shown(answer)}\t{' | '.join(row)}" for row, answer in found)
 
 
 def shown(answer: object) -> str:

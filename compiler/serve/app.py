@@ -59,9 +59,8 @@ def application(
     app.add_exception_handler(RequestValidationError, _refuse_form)
     app.add_exception_handler(HTTPException, _refuse_http)
     paths = {*app.openapi()["paths"], *UNLISTED}
-    gate = Gate(app, limits, metrics, key, paths)
-    gate.models = models
-    return gate
+    app.state.models = models
+    return Gate(app, limits, metrics, key, paths)
 
 
 def _add_own(app: FastAPI, models: Models) -> None:

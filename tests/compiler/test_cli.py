@@ -14,6 +14,7 @@ import pytest
 import intformer
 from intformer import cli
 from intformer.cli import text, verify
+from intformer.errors import IntformerError
 from intformer.link import build as linker
 from intformer.proof.finding import Finding
 from intformer.proof.report import Check, Report
@@ -132,6 +133,25 @@ def test_run_refuses_top_k_of_other_heads(library, call):
     code, _, err = call("run", library, "--text", "a", "--top-k", "2")
     assert (code, err.count("\n")) == (1, 1)
     assert "head sequence-classification takes no top_k" in err
+
+
+def test_run_prints_answers_as_they_come(monkeypatch, capsys):
+    """What was answered before a bad text is there, and no list of all answers is made."""
+    monkeypatch.setattr("intformer.runtime.load", lambda path: SimpleNamespace(metadata={}))
+    seen = []
+
+    @functools.wraps(edge.predict)
+    def predict(library, texts, pairs, batch_tokens, **options):
+        for one in texts:
+            seen.append(capsys.readouterr().out)
+            if one == "b":
+                raise IntformerError("no answer")
+            yield {"label": one, "score": 1.0}
+
+    monkeypatch.setattr(edge, "predict", predict)
+    assert cli.main(["run", "x.so", "--text", "a", "--text", "b"]) == 1
+    assert seen == ["", "a 1.0000\ta\n"]
+    assert capsys.readouterr().err == "error: no answer\n"
 
 
 def test_run_takes_pairs(library, call, data, tmp_path):

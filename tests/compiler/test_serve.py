@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx
@@ -120,7 +121,7 @@ def serve():
 
     yield start
     for app in made:
-        for one in app.models.all.values():
+        for one in app.app.state.models.all.values():
             one.library.open.set()
             one.close()
 
@@ -475,7 +476,7 @@ def test_any_json_is_answered_or_refused(shared_client, body, path):
 def shared_client(folders):
     app = application({"minilm": Library(folders / "embedder")})
     yield Client(app)
-    app.models.all["minilm"].close()
+    app.app.state.models.all["minilm"].close()
 
 
 # ---- the engine ----
@@ -592,10 +593,15 @@ def listening(folders):
             time.sleep(0.01)
         return server.servers[0].sockets[0].getsockname()[1], one, app
 
+    def stop():
+        for server, _, _ in running:
+            server.should_exit = True
+
+    start.stop = stop
     yield start
-    for server, thread, one in running:
+    stop()
+    for _, thread, one in running:
         one.open.set()
-        server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
 
@@ -652,6 +658,25 @@ def test_too_many_requests_are_refused_at_once(listening):
     for thread in threads:
         thread.join()
     assert [answer.status_code for answer in found] == [200, 200]
+
+
+def test_stopping_answers_what_was_taken(listening):
+    port, one, app = listening()
+    one.open.clear()
+    found = []
+    asked = threading.Thread(
+        target=lambda: found.append(
+            httpx.post(f"http://127.0.0.1:{port}/embed", json={"inputs": "a"}, timeout=20)
+        )
+    )
+    asked.start()
+    until(lambda: app.running == 1)
+    listening.stop()
+    with pytest.raises(httpx.ConnectError):  # takes no more
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/health").status_code != 200)
+    one.open.set()
+    asked.join()
+    assert found[0].status_code == 200
 
 
 def until(true):
@@ -726,6 +751,14 @@ def test_the_command(tmp_path):
         wanted = np.stack(answers(intformer.load(path), TEXTS))
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
         assert client.get("/info").json()["model_id"] == "tiny"
+        rng = np.random.default_rng(0)
+        picks = [rng.integers(len(TEXTS), size=size) for size in rng.integers(1, 9, 40)]
+        with ThreadPoolExecutor(8) as crowd:  # whatever shares a run with it, to the last bit
+            bodies = [{"inputs": [TEXTS[i] for i in pick], "normalize": False} for pick in picks]
+            for pick, answer in zip(
+                picks, crowd.map(lambda body: client.post("/embed", json=body), bodies), strict=True
+            ):
+                assert answer.json() == [found[i] for i in pick]
         assert httpx.post(f"{base}/embed", json={"inputs": "a"}).status_code == 401
         client.close()
         server.send_signal(signal.SIGTERM)
