@@ -17,7 +17,7 @@ class Limits:
     auto_truncate            cut texts that are too long, unless a request says otherwise
     """
 
-    max_batch_tokens: int = 2048
+    max_batch_tokens: int = 1024
     max_concurrent_requests: int = 512
     max_client_batch_size: int = 32
     max_body_bytes: int = 2_000_000

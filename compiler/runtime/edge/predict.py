@@ -10,7 +10,7 @@ from intformer.runtime.edge.text import Edge, texts_of
 from intformer.runtime.library import Library
 
 ENCODING = ("doc_stride", "prompt", "prompt_name")  # options of predict that Edge.encode takes
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512  # a longer run costs as much per token, and its text waits longer
 
 
 def predict(
