@@ -7,6 +7,7 @@ engine    the thread that runs a library for all requests
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,19 +51,31 @@ def run_server(
             where=", ".join(map(str, libraries)),
             hint="requests name them by their files: rename one",
         )
-    loaded = {name: load(one) for name, one in zip(names, libraries, strict=True)}
-    if threads:
-        for library in loaded.values():
-            library.set_threads(threads)
-    app = application(loaded, limits, key_of(api_key, knobs.api_key()))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("intformer.serve").setLevel(logging.INFO)
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        access_log=False,  # it would show queries; the gate has its own
-        log_level="info",
-        server_header=False,
-        timeout_graceful_shutdown=int(limits.timeout) + 1,
-    )
+    with _listening(host, port) as opened:
+        loaded = {name: load(one) for name, one in zip(names, libraries, strict=True)}
+        if threads:
+            for library in loaded.values():
+                library.set_threads(threads)
+        app = application(loaded, limits, key_of(api_key, knobs.api_key()))
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("intformer.serve").setLevel(logging.INFO)
+        config = uvicorn.Config(
+            app,
+            access_log=False,  # it would show queries; the gate has its own
+            log_level="info",
+            server_header=False,
+            timeout_graceful_shutdown=int(limits.timeout) + 1,
+        )
+        uvicorn.Server(config).run(sockets=[opened])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket at an address; raise IntformerError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        raise IntformerError(
+            f"cannot listen: {why}", where=f"{host}:{port}", hint="choose another --port or --host"
+        ) from None

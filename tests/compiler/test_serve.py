@@ -785,6 +785,14 @@ def test_limits_are_above_zero(name):
         Limits(**{name: 0})
 
 
-def test_two_libraries_of_one_name(library):
+@pytest.mark.parametrize("host", ["127.0.0.1", "no such host", "8.8.8.8"])
+def test_an_address_that_cannot_be_had(host):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(IntformerError, match=f"cannot listen: .* - {host}:{port} - choose"):
+            intformer.run_server(["x.so"], host=host, port=port)
+
+
+def test_two_libraries_of_one_name():
     with pytest.raises(IntformerError, match="two libraries of one name"):
         intformer.run_server(["a/x.so", "b/x.so"])
