@@ -91,8 +91,9 @@ def bounds(
     peak = Interval(low, high).magnitude[: 2 * width].astype(np.int64)
     peak = peak.reshape(2 * heads, 2, head_dim // 2)
     c, s = (np.abs(table.astype(np.int64)) for table in (cos, sin))
-    reach = np.stack([(c * one + s * one[::-1]).max(1) for one in peak[:, :, None]])
-    reach = exact(reach)
+    peaks, which = np.unique(peak, axis=0, return_inverse=True)  # most heads have the same
+    reach = np.stack([(c * one + s * one[::-1]).max(1) for one in peaks[:, :, None]])
+    reach = exact(reach[which.ravel()])
     half = 2 ** (SHIFT - 1)
     turned = Interval((half - reach).ravel(), (half + reach).ravel())
     turned = turned.fits("int32", NAME, "sum")

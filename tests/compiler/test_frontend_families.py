@@ -120,6 +120,7 @@ def test_float_equals_transformers_and_integers_stay_close(tmp_path, family, hea
         ("albert", "masked-lm"),
         ("bert", "sparse-embedding"),
         ("electra", "token-classification"),
+        ("nomic_bert", "features"),
     ],
 )
 def test_a_packed_batch_equals_one_by_one_bit_for_bit(tmp_path, family, head):
@@ -175,6 +176,18 @@ def test_sentence_transformers_directories_say_how_they_pool(tmp_path, mode):
     rows = random_hf.padded_outputs(hf, ids)
     want = np.stack([POOLED[mode](one) for one in rows])
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_positions_far_into_a_text(tmp_path):
+    """Angles of float32, as transformers has them, are off by 1e-7 of a position."""
+    hf = random_hf.save(tmp_path, "nomic_bert", "features", max_position_embeddings=900)
+    encoder, meta = read_encoder(Checkpoint(tmp_path))
+    ids = random_hf.sequences((900,))
+    got = run(encoder, pack([(ids[0], np.zeros_like(ids[0]))], meta))
+    (want,) = random_hf.padded_outputs(hf, ids)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-4 * np.abs(want).max())
+    swapped = pack([(ids[0][::-1].copy(), np.zeros_like(ids[0]))], meta)
+    assert np.abs(run(encoder, swapped)[::-1] - want).max() > 0.1  # positions count
 
 
 def test_roberta_counts_positions_over_what_is_not_padding(tmp_path):
