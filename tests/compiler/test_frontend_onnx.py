@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import transformers
 from onnx import TensorProto, helper, numpy_helper
 
 from intformer.backends.targets import host_target
@@ -15,7 +16,7 @@ from intformer.frontend import calibration, import_model, opened
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 from intformer.ir.float_run import run
-from intformer_testing import onnx_files, random_hf
+from intformer_testing import onnx_files, random_hf, sentence_dirs
 
 LENGTHS = (5, 1, 17, 3)
 CLOSE = 1e-4
@@ -655,3 +656,30 @@ def test_fused_integer_operators_are_refused_by_node(tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"is not understood.*node"):
         read_encoder(opened(tmp_path))
+
+
+def test_modules_of_sentence_transformers_are_read(tmp_path):
+    """Poolings side by side and a Dense module behind the file, as behind the weights."""
+    st = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer import modules
+
+    plain = sentence_dirs.plain(tmp_path / "plain")
+    parts = [
+        modules.Transformer(str(plain)),
+        modules.Pooling(60, pooling_mode=("cls", "mean")),
+        modules.LayerNorm(120),
+        modules.Dense(120, 8),
+        modules.Normalize(),
+    ]
+    folder = tmp_path / "saved"
+    st.SentenceTransformer(modules=parts, device="cpu").save(str(folder))
+    wanted, meta = read_encoder(opened(folder))
+    auto = transformers.AutoModel.from_pretrained(folder)
+    onnx_files.export(auto, folder / "model.onnx")
+    (folder / "model.safetensors").unlink()
+    graph, ours = read_encoder(opened(folder))
+    assert ours["pooling"] == meta["pooling"] == "first+mean"
+    assert ours["normalize"] is meta["normalize"] is True
+    _, _, batch = batch_of(meta)
+    assert run(graph, batch).shape == (4, 8)
+    assert np.abs(run(graph, batch) - run(wanted, batch)).max() < CLOSE

@@ -10,7 +10,8 @@
     attention, norms, pooling   rules of several operators together
     build     adds nodes to the graph
     outputs   which output is the model's answer, and its head
-    checkpoint, read            the directory around the file; graph, meta and proof
+    integers  which integers of the file are kept
+    checkpoint, modules, read   the directory around the file; graph, meta and proof
 
 Names of nodes and initializers mean nothing here. Shapes, masks and positions are evaluated on the
 probe and compared with what they must be, whatever computes them; reshapes and transposes run over

@@ -211,10 +211,11 @@ def _layer_name(kind: str, layer: int | None, count: int) -> str:
 
 
 def _head_name(node: Node, found: dict[str, str], counts: dict) -> str:
-    if node.kind in ("take", "mean", "max"):
-        return "head.rows" if node.kind == "take" else f"head.{node.kind}"
-    if node.kind == "linear":
+    if node.kind in ("take", "mean", "max", "concat"):
+        name = {"take": "head.rows", "concat": "head.pooled"}.get(node.kind, f"head.{node.kind}")
+    elif node.kind == "linear":
         stage = counts["head"] = counts.get("head", -1) + 1
-        return f"head{stage}"
-    name = f"head{counts.get('head', 0)}.{node.kind}"
-    return name if name not in found.values() else f"{name}{len(found)}"
+        name = f"head{stage}"
+    else:
+        name = f"head{counts.get('head', 0)}.{node.kind}"
+    return name if name not in found.values() else f"{name}.{len(found)}"

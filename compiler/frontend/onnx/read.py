@@ -8,7 +8,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import calibration, sentence_transformers
 from intformer.frontend.architectures import head_named
 from intformer.frontend.encoder import About, about_meta
-from intformer.frontend.onnx import file, integers, outputs, probe, rewrites
+from intformer.frontend.onnx import file, integers, modules, outputs, probe, rewrites
 from intformer.frontend.onnx.build import Builder
 from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 from intformer.frontend.onnx.outputs import Answer
@@ -16,7 +16,7 @@ from intformer.frontend.onnx.program import Program
 from intformer.frontend.onnx.walk import Walk
 from intformer.ir import heads
 from intformer.ir.float_run import run
-from intformer.ir.graph import Bias, Graph, Linear
+from intformer.ir.graph import Bias, Graph
 from intformer.ir.heads import Head
 from intformer.quantize.methods import TINY
 from intformer.relay_ops.attention import MAX_KEYS
@@ -83,37 +83,21 @@ def _finished(
     saved = sentence_transformers.read(checkpoint, head)
     if not head.embeds:
         return answer, "", False
-    modules = checkpoint.root / sentence_transformers.MODULES
-    if heads.FEATURES in found and (modules.exists() or not answer.pooling):
+    listed = checkpoint.root / sentence_transformers.MODULES
+    if heads.FEATURES in found and (listed.exists() or not answer.pooling):
         answer = found[heads.FEATURES]
-        edge = _pooled(builder, answer.edge, saved.pooling)
-        for module in saved.dense:
-            edge = _dense(builder, edge, module.linear(checkpoint), module.function)
+        edge = modules.pooled(builder, answer.edge, saved.pooling)
+        for module in saved.modules:
+            weights = module.weights(checkpoint)
+            edge = modules.stage(builder, edge, weights, module.function, str(checkpoint.root))
         return replace(answer, edge=edge), saved.pooling, False
-    if modules.exists() and (saved.dense or saved.pooling != answer.pooling):
+    if listed.exists() and (saved.modules or saved.pooling != answer.pooling):
         raise CheckpointError(
             f"the file pools by {answer.pooling!r}, the modules of the directory do otherwise",
-            where=str(modules),
+            where=str(listed),
             hint="export the token embeddings",
         )
     return answer, answer.pooling, answer.normalize
-
-
-def _pooled(builder: Builder, edge: str, pooling: str) -> str:
-    channels = builder.channels(edge)
-    if pooling in ("mean", "max"):
-        return builder.add(pooling, (edge, "cu_seqlens"), channels)
-    attrs = {"rows": "sequence", **({"last": True} if pooling == "last" else {})}
-    return builder.add("take", (edge, "cu_seqlens"), channels, attrs=attrs)
-
-
-def _dense(builder: Builder, edge: str, linear: Linear, function: str | None) -> str:
-    if linear.weight.shape[1] != builder.channels(edge):
-        raise CheckpointError(f"{linear.keys[0]} does not fit the embedding")
-    edge = builder.linear(edge, linear, linear.keys)
-    if function is None:
-        return edge
-    return builder.add("act", (edge,), builder.channels(edge), attrs={"function": function})
 
 
 def _positions(checkpoint: OnnxCheckpoint, builder: Builder) -> tuple[str, int]:
