@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import transformers
 
-from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.calibration import pack
