@@ -247,6 +247,18 @@ def test_fixed_lengths_are_refused(copied):
     refused(copied(change), "[None, 128]", "dynamic axes")
 
 
+def test_a_shape_that_would_fill_memory_is_refused(copied):
+    def change(model):
+        shape = numpy_helper.from_array(np.array([1 << 20, 1 << 20]), "huge")
+        model.graph.initializer.append(shape)
+        node = helper.make_node("ConstantOfShape", ["huge"], ["filled"], name="filler")
+        model.graph.node.append(node)
+        model.graph.node.append(helper.make_node("Identity", ["filled"], ["extra"]))
+        model.graph.output.append(helper.make_tensor_value_info("extra", TensorProto.FLOAT, None))
+
+    refused(copied(change), "makes more than", "'filler'")
+
+
 def test_config_of_another_model_is_refused(copied):
     folder = copied(lambda model: None)
     file = folder / "config.json"

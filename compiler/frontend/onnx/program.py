@@ -10,6 +10,14 @@ from intformer.errors import CheckpointError
 from intformer.frontend.folder import reason
 from intformer.ir.graph import Grid
 
+MOST_NUMBERS = 1 << 28  # that a node may make of a shape
+MADE = {  # operator -> how many numbers it makes, whatever the size of its inputs
+    "ConstantOfShape": lambda shape: np.prod(shape, dtype=np.float64),
+    "Expand": lambda x, shape: x.size * np.prod(shape, dtype=np.float64),
+    "Tile": lambda x, repeats: x.size * np.prod(repeats, dtype=np.float64),
+    "Range": lambda start, end, step: abs((float(end) - float(start)) / (float(step) or 1.0)),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -66,6 +74,8 @@ class Program:
 
     def apply(self, node: Node, arrays: Collection) -> list[np.ndarray]:
         """Return what one node makes of arrays (None: an input left out)."""
+        if (size := MADE.get(node.op)) and size(*arrays) > MOST_NUMBERS:
+            raise self.refusal(f"makes more than {MOST_NUMBERS} numbers", node)
         try:
             evaluator, names = _evaluator(node)
             feeds = {n: a for n, a in zip(names, arrays, strict=True) if a is not None}
