@@ -181,6 +181,8 @@ class Relative:
 class Rotary:
     """Rotary positions: channels j and j + d / 2 of a head of d are a pair, turned by an angle.
 
+    Layers with the same angles share one object, whose table is then stored once.
+
     cos, sin  float64 [P, d / 2], of the angle of every position and pair
     """
 

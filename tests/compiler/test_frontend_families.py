@@ -177,6 +177,13 @@ def test_sentence_transformers_directories_say_how_they_pool(tmp_path, mode):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_layers_share_the_table_of_their_rotary_positions(tmp_path):
+    random_hf.save(tmp_path, "nomic_bert", "features", layers=3)
+    model = import_model(tmp_path, calibrate=random_hf.sequences(seed=1), method="minmax")
+    tables = {node.inputs[2:] for node in model.nodes if node.op == "rotary"}
+    assert tables == {("layer0.turned.cos", "layer0.turned.sin")}
+
+
 def test_rotary_positions_far_into_a_text(tmp_path):
     """Angles of float32, as transformers has them, are off by 1e-7 of a position."""
     hf = random_hf.save(tmp_path, "nomic_bert", "features", max_position_embeddings=900)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from intformer.ir.float_run import relative_operands, score_width
-from intformer.ir.graph import POOLING, Node, Relative
+from intformer.ir.graph import POOLING, Node, Relative, Rotary
 from intformer.ir.model import IntModel
 from intformer.quantize.methods import TINY
 from intformer.quantize.native.emitter import NativeEmitter
@@ -60,6 +60,7 @@ class Rules(NativeEmitter):
     streams    edge -> int16 value at the scale of the residual
     wide       edge -> int32 or int16 value that is brought to a scale by what reads it
     bits       pooled edge -> bits of its largest |value|; of the others 15
+    angles     rotary positions -> the constants of their cos and sin, which layers share
     """
 
     def __init__(self, *args):
@@ -69,6 +70,7 @@ class Rules(NativeEmitter):
         self.streams: dict[str, str] = {}
         self.wide: dict[str, str] = {}
         self.bits: dict[str, int] = {}
+        self.angles: dict[Rotary, list[str]] = {}
 
     def model(self) -> IntModel:
         """Return the program of the whole graph."""
@@ -224,14 +226,13 @@ def turn(e: Rules, node: Node) -> None:
     s_q, s_k, s_v, _ = e.scales.attention(node.name)
     finer = [s_q / 2**rotary.FRACTION_BITS, s_k / 2**rotary.FRACTION_BITS, s_v]
     qkv = e.rescale(e.wide[edge], edge, "int16", np.concatenate(finer), e.calibrated, INT16_MAX)
-    tables = rotary.tables(node.params.cos, node.params.sin)
-    names = [
-        e.constant(f"{node.name}.{key}", table)
-        for key, table in zip(("cos", "sin"), tables, strict=True)
-    ]
+    if node.params not in e.angles:
+        cos, sin = rotary.tables(node.params.cos, node.params.sin)
+        named = {f"{node.name}.cos": cos, f"{node.name}.sin": sin}
+        e.angles[node.params] = [e.constant(name, table) for name, table in named.items()]
     heads, scale = node.attrs["heads"], np.concatenate([s_q, s_k, s_v])
     out = e.value(node.name, "int8", 3 * c, scale, e.calibrated)
-    e.node("rotary", (qkv, index, *names), out, heads=heads, head_dim=c // heads)
+    e.node("rotary", (qkv, index, *e.angles[node.params]), out, heads=heads, head_dim=c // heads)
     e.stands_for(node.name, out)
     e.operands[node.name] = out
 
