@@ -33,8 +33,6 @@ ALSO_DECIDED = {  # target -> more of them
     "t4": ("native/deberta-v2/features",),
 }
 DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
-# by `make test-all`
-DECIDED_SLOWLY_FOR = ("aarch64-i8mm", "aarch64-dotprod", "aarch64", "riscv64-v", "riscv64")
 DECIDED_KINDS = (
     *("add_layernorm", "attention", "attention_bias", "attention_ibert", "attention_relative"),
     *("dense", "embed", "mean_pool", "max_pool"),
@@ -122,10 +120,7 @@ def test_scheduled_kernels(golden, tmp_path, target):
     golden("kernels.json", target, kernels)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [*DECIDED_FOR, *(pytest.param(name, marks=pytest.mark.slow) for name in DECIDED_SLOWLY_FOR)],
-)
+@pytest.mark.parametrize("target", DECIDED_FOR)
 def test_decided_kernels(golden, tmp_path, target):
     """One kernel of each kind under decisions that no default takes, heads of several widths."""
     spec = TARGETS[target]
