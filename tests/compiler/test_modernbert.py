@@ -1,6 +1,7 @@
 """ModernBERT beyond what all families are tested for: windows, two rotary bases, config keys."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
+from intformer.ir.graph import Rotary
 from intformer_testing import random_hf
 
 EDGES = (63, 64, 65, 66, 127, 128, 129, 130)  # of a window of 64 tokens, and of a batch
@@ -43,9 +45,40 @@ def alone(model, ids):
     return np.concatenate([random_hf.padded_outputs(model, [one])[0] for one in ids])
 
 
-@pytest.mark.parametrize(
-    "lengths", [EDGES, (1024,), pytest.param((8192,), marks=pytest.mark.slow)], ids=str
-)
+def turned_by(hf, graph, length):
+    """The graph with the tables of angles of transformers, which rounds angles to float32."""
+    import torch
+
+    changed = []
+    for node in graph.of_kind("rotary"):
+        layer = hf.layers[int(node.name.removeprefix("layer").split(".")[0])]
+        at = torch.arange(length)[None]
+        tables = hf.rotary_emb(torch.zeros(1), at, layer.attention_type)
+        size = node.params.cos.shape[1]
+        cos, sin = (table[0, :, :size].double().numpy() for table in tables)
+        # an angle is up to 8191, half a unit of its last place 2^-12
+        np.testing.assert_allclose(cos, node.params.cos[:length], rtol=0, atol=2**-10)
+        np.testing.assert_allclose(sin, node.params.sin[:length], rtol=0, atol=2**-10)
+        changed.append(replace(node, params=Rotary(cos, sin)))
+    return graph.replaced(changed)
+
+
+@pytest.mark.slow
+def test_as_many_tokens_as_there_can_be(tmp_path):
+    hf = random_hf.save(tmp_path, "modernbert", "features", **SHAPE, **PUBLISHED)
+    graph, meta = read_encoder(Checkpoint(tmp_path))
+    ids = random_hf.sequences((8192,))
+    inputs, want = packed(ids, meta), alone(hf, ids)
+    same_angles = turned_by(hf, graph, 8192)
+    np.testing.assert_allclose(run(same_angles, inputs), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(graph, inputs), want, rtol=0, atol=1e-3)
+    text = random_hf.sequences((7, 12, 30, 3, 200) * 8, seed=1)
+    model = import_model(tmp_path, calibrate=text, method="minmax")
+    got = model.run(inputs)[model.output] * model.meta["output_scale"]
+    assert snr_db(want, got) > 20
+
+
+@pytest.mark.parametrize("lengths", [EDGES, (1024,)], ids=str)
 def test_lengths_around_and_far_beyond_the_window(tmp_path, lengths):
     hf = random_hf.save(tmp_path, "modernbert", "features", **SHAPE, **PUBLISHED)
     graph, meta = read_encoder(Checkpoint(tmp_path))
