@@ -5,16 +5,19 @@ read twice (ALBERT's shared layers) are one weight.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.frontend.weights import WORD
+from intformer.frontend.family import Family
+from intformer.frontend.head_stages import HeadStages
 from intformer.ir.graph import (
     ACTIVATIONS,
-    WORD_STEM,
+    PLACES,
+    SEQUENCES,
+    TOKENS,
     Bias,
     Graph,
     Linear,
@@ -30,82 +33,11 @@ from intformer.relay_ops.i_gelu import FUNCTIONS
 
 POSITION = "embeddings.position_embeddings"
 TYPES = "embeddings.token_type_embeddings"
-TOKENS, SEQUENCES, POSITIONS = "input_ids", "cu_seqlens", "positions"  # program inputs
-PLACES = "position_ids"  # another: of each token in its sequence
 MAX_LAYERS = 1024  # ALBERT repeats its layers as often as config.json says
-CONFIG_KEYS = {  # what we call it -> config key
-    "hidden": "hidden_size",
-    "heads": "num_attention_heads",
-    "layers": "num_hidden_layers",
-    "activation": "hidden_act",
-}
 
 
-@dataclass(frozen=True)
-class DropoutKeys:
-    """Keys of config.json for dropout in training.
-
-    hidden     of embeddings and of what is added to the residual
-    attention  of softmax probabilities
-    default    of both where config.json does not say
-    attention_default  of probabilities alone, where it differs from that
-    others     keys of probabilities that training does not know: they must be 0
-    heads      head -> (key, default) of its own probability, default None: that of `hidden`; the
-               others have classifier_dropout or, where config.json does not say, that of `hidden`
-    stages     heads drop before each of their linears, not before the last alone
-    pooler     of what they drop before all but the last; "": nothing
-    context    the attention's output is dropped too
-    gate       so are gated activations
-    """
-
-    hidden: str = "hidden_dropout_prob"
-    attention: str = "attention_probs_dropout_prob"
-    default: float = 0.1
-    attention_default: float | None = None
-    others: tuple[str, ...] = ()
-    heads: dict[Head, tuple[str, float | None]] = field(default_factory=dict)
-    stages: bool = False
-    pooler: str = ""
-    context: bool = True
-    gate: bool = False
-
-
-@dataclass(frozen=True)
-class Family:
-    """One model_type of transformers.
-
-    encoder      adds the nodes up to the last hidden state, and returns its edge
-    heads        head -> function that adds the nodes of the head behind an edge
-    prefix       of the encoder's keys where a head is on top (a bare model has none)
-    hub_prefix   another prefix, of the hub's own code
-    positions    "column": 0, 1, ...; "padding": pad + 1, ... over the ids that are not pad
-    eps          LayerNorm epsilon where config.json does not say
-    act          activation where config.json does not say
-    pad          padding id where config.json does not say
-    config_keys  our name -> config key
-    fold         a single row of types is added to the positions
-    dropout      where training drops what
-    neutral      config keys that change the arithmetic, and the values that do not
-    word         key of the word table, below the prefix
-    """
-
-    encoder: "Callable[[Builder], str]"
-    heads: "dict[Head, HeadBuilder]"
-    prefix: str
-    hub_prefix: str = ""
-    positions: str = "column"
-    eps: float = 1e-12
-    act: str = "gelu"
-    pad: int = 0
-    config_keys: dict[str, str] = field(default_factory=lambda: CONFIG_KEYS)
-    fold: bool = True
-    dropout: DropoutKeys = DropoutKeys()
-    neutral: dict[str, tuple] = field(default_factory=dict)
-    word: str = WORD
-
-
-class Builder:
-    """Adds nodes, whose weights it reads by their keys.
+class Builder(HeadStages):
+    """Adds nodes, whose weights it reads by their keys; those of heads are in HeadStages.
 
     hidden, heads, activation, pad  as config.json says
     first_position                  row of the position table that the first token takes
@@ -415,108 +347,6 @@ class Builder:
             return min(rows, MAX_KEYS)
         return len(table) - self.first_position
 
-    # -- heads ----------------------------------------------------------------------------------
-
-    def first(self, x: str, name: str = "head.rows") -> str:
-        """The first row of every sequence."""
-        attrs = {"rows": "sequence"}
-        return self._add("take", name, (x, SEQUENCES), self.channels(x), attrs=attrs)
-
-    def last(self, x: str, name: str = "head.rows") -> str:
-        """The last row of every sequence."""
-        attrs = {"rows": "sequence", "last": True}
-        return self._add("take", name, (x, SEQUENCES), self.channels(x), attrs=attrs)
-
-    def asked(self, x: str) -> str:
-        """The rows that the caller asks for."""
-        attrs = {"rows": "position"}
-        return self._add("take", "head.rows", (x, POSITIONS), self.channels(x), attrs=attrs)
-
-    def mean(self, x: str, form: str = "mean") -> str:
-        """The mean of every sequence's rows, or another form of it."""
-        attrs = {} if form == "mean" else {"form": form}
-        return self._add("mean", f"head.{form}", (x, SEQUENCES), self.channels(x), attrs=attrs)
-
-    def max(self, x: str) -> str:
-        """The largest of every sequence's rows, channel by channel."""
-        return self._add("max", "head.max", (x, SEQUENCES), self.channels(x))
-
-    def pooled(self, x: str, pooling: str) -> str:
-        """One row per sequence (float_run.pooled)."""
-        modes = pooling.split("+")
-        if modes in (["first"], ["last"]):
-            return getattr(self, pooling)(x)
-        parts = []
-        for mode in modes:
-            if mode in ("first", "last"):
-                parts.append(getattr(self, mode)(x, f"head.{mode}"))
-            else:
-                parts.append(self.max(x) if mode == "max" else self.mean(x, mode))
-        if len(parts) == 1:
-            return parts[0]
-        return self._add("concat", "head.pooled", tuple(parts), len(parts) * self.channels(x))
-
-    def dense(
-        self,
-        x: str,
-        key: str,
-        function: str | None = None,
-        norm: str | None = None,
-        bias: bool = True,
-        norm_bias: bool = True,
-    ) -> str:
-        """One stage of a head: linear, activation, LayerNorm, the latter two where they are named.
-
-        Keys are complete: heads lie beside the encoder.
-        """
-        at = self._stage()
-        x = self._linear(at, x, (key,), bias=bias)
-        if function:
-            x = self.act(f"{at}.act", x, function)
-        return self._norm(f"{at}.norm", x, norm, norm_bias) if norm else x
-
-    def module(self, x: str, weights: Linear | Norm, function: str | None) -> str:
-        """One stage with weights from elsewhere: linear, and an activation where one is named.
-
-        Or a LayerNorm.
-        """
-        at, inputs = self._stage(), weights.weight.shape[-1]
-        if inputs != self.channels(x):
-            key = weights.key if isinstance(weights, Norm) else weights.keys[0]
-            raise CheckpointError(
-                f"{key} reads {inputs} channels, the embedding has {self.channels(x)}",
-                where=str(self.checkpoint.root),
-            )
-        if isinstance(weights, Norm):
-            return self._add("norm", at, (x,), inputs, params=weights)
-        outputs = len(weights.weight)
-        x = self._add("linear", at, (x,), outputs, params=weights, stem=at)
-        return self.act(f"{at}.act", x, function) if function else x
-
-    def decoder(self, x: str, key: str, bias: bool = True) -> str:
-        """Masked-LM decoder; tied where its weight is absent or equals the word table."""
-        word = self._nodes["embed.sum"].params.word
-        weight, above = f"{key}.weight", key.rpartition(".")[0]
-        table = self.checkpoint.tensor(weight, word.shape) if weight in self.checkpoint else word
-        own = f"{key}.bias"
-        other = f"{above}.bias" if above else own  # transformers ties these two
-        stored = other if bias and own not in self.checkpoint else own
-        added = self.bias(stored, len(word), bias)
-        tied, at = np.array_equal(table, word), self._stage()
-        return self._add(
-            "linear",
-            at,
-            (x,),
-            len(word),
-            params=Linear(table, added, keys=(key,)),
-            stem=WORD_STEM if tied else at,
-            attrs={"tied": tied},
-        )
-
-    def _stage(self) -> str:
-        count = sum(1 for name in self._nodes if name.startswith("head") and "." not in name)
-        return f"head{count}"
-
 
 def activation_of(checkpoint: Checkpoint, key: str, default: str) -> str:
     """Return the activation that a key of config.json names, a value of ACTIVATIONS."""
@@ -528,6 +358,3 @@ def activation_of(checkpoint: Checkpoint, key: str, default: str) -> str:
             hint="supported: " + ", ".join(sorted(set(ACTIVATIONS) - {"tanh"})),
         )
     return ACTIVATIONS[name]
-
-
-HeadBuilder = Callable[[Builder, str], str]  # adds a head behind an edge; returns its last edge

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from intformer.errors import CheckpointError
 from intformer.frontend import labels, sentence_transformers
 from intformer.frontend.architectures import head_named
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.families import FAMILIES
+from intformer.frontend.family import Family
 from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 from intformer.ir import heads
 from intformer.ir.graph import Graph

@@ -56,6 +56,8 @@ KINDS = (
     *("input", "embed", "norm", "linear", "act", "add", "mul", "rotary", "attention", "take"),
     *("mean", "max", "concat"),
 )
+TOKENS, SEQUENCES, POSITIONS = "input_ids", "cu_seqlens", "positions"  # program inputs
+PLACES = "position_ids"  # another: of each token in its sequence
 POOLING = ("mean", "max")  # kinds that make one row of a sequence's rows
 WORD_STEM = "embed.word"  # where the word table is stored, which a tied decoder multiplies with
 

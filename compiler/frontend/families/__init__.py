@@ -1,6 +1,5 @@
 """One file per family of encoders: which weights it has, and how they are put together."""
 
-from intformer.frontend.builder import Family
 from intformer.frontend.families.albert import ALBERT
 from intformer.frontend.families.bert import BERT
 from intformer.frontend.families.deberta import DEBERTA
@@ -15,6 +14,7 @@ from intformer.frontend.families.modernbert import MODERNBERT
 from intformer.frontend.families.mpnet import MPNET
 from intformer.frontend.families.nomic_bert import NOMIC_BERT
 from intformer.frontend.families.roberta import ROBERTA
+from intformer.frontend.family import Family
 
 FAMILIES: dict[str, Family] = {  # model_type of config.json (see hub_config.py) -> family
     "bert": BERT,

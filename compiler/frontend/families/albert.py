@@ -1,8 +1,9 @@
 """ALBERT (arXiv 1909.11942): narrow embeddings, and layers that share their weights."""
 
-from intformer.frontend.builder import MAX_LAYERS, Builder, DropoutKeys, Family
+from intformer.frontend.builder import MAX_LAYERS, Builder
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import LayerKeys
+from intformer.frontend.family import DropoutKeys, Family
 from intformer.ir.heads import SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 
 LAYER = LayerKeys(

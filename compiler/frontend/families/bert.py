@@ -1,8 +1,9 @@
 """BERT (arXiv 1810.04805); transformers' BertModel."""
 
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import BERT_LAYER
+from intformer.frontend.family import Family
 
 
 def encoder(g: Builder) -> str:

@@ -7,9 +7,10 @@ distance's query. All layers share the embeddings of distances.
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import LayerKeys
+from intformer.frontend.family import DropoutKeys, Family
 from intformer.frontend.folder import shown
 from intformer.ir import heads
 from intformer.ir.graph import ACTIVATIONS, Relative

@@ -1,8 +1,9 @@
 """DistilBERT (arXiv 1910.01108): BERT without token types and pooler, under other names."""
 
-from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import LayerKeys
+from intformer.frontend.family import DropoutKeys, Family
 from intformer.ir.heads import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION
 
 LAYER = LayerKeys(

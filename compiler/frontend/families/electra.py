@@ -1,8 +1,9 @@
 """ELECTRA (arXiv 2003.10555): BERT with embeddings that may be narrower than the layers."""
 
-from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.post_ln import BERT_LAYER
+from intformer.frontend.family import DropoutKeys, Family
 
 
 def encoder(g: Builder) -> str:

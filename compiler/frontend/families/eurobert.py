@@ -1,11 +1,11 @@
 """EuroBERT (arXiv 2503.05500): a pre-LN stream with RMSNorm, gated SiLU and rotary positions."""
 
 from intformer.errors import CheckpointError
-from intformer.frontend.builder import Builder, DropoutKeys, Family, HeadBuilder
-from intformer.frontend.families import turned
+from intformer.frontend.builder import Builder
+from intformer.frontend.families import post_ln, turned
+from intformer.frontend.family import DropoutKeys, Family
 from intformer.frontend.folder import shown
-from intformer.ir import heads
-from intformer.ir.heads import Head
+from intformer.ir.heads import QUESTION_ANSWERING
 
 THETA = 10000.0
 POOLINGS = ("bos", "mean", "late")
@@ -74,13 +74,8 @@ def words(g: Builder, x: str) -> str:
     return g.decoder(x, "lm_head", mlp_bias(g))
 
 
-HEADS: dict[Head, HeadBuilder] = {
-    heads.FEATURES: lambda g, x: x,
-    heads.SEQUENCE_CLASSIFICATION: classify,
-    heads.TOKEN_CLASSIFICATION: lambda g, x: g.dense(x, "classifier"),
-    heads.MASKED_LM: lambda g, x: words(g, g.asked(x)),
-    heads.SPARSE_EMBEDDING: lambda g, x: g.max(words(g, x)),
-}
+HEADS = post_ln.heads_of(classify, words)
+del HEADS[QUESTION_ANSWERING]  # transformers has no class of it
 
 EUROBERT = Family(
     encoder,

@@ -1,9 +1,10 @@
 """GTE (arXiv 2407.19669): BERT with rotary positions and gated GELU; the hub's `new`."""
 
 from intformer.errors import CheckpointError
-from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import bert, post_ln, turned
 from intformer.frontend.families.turned import Biases, Spelling
+from intformer.frontend.family import DropoutKeys, Family
 from intformer.ir.heads import QUESTION_ANSWERING
 
 THETA = 160000.0

@@ -9,10 +9,11 @@ import math
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import bert, post_ln, turned
 from intformer.frontend.families.post_ln import BERT_LAYER
 from intformer.frontend.families.turned import Biases, Spelling
+from intformer.frontend.family import Family
 from intformer.ir.graph import Bias
 
 KEYS = Spelling(

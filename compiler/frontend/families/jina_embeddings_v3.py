@@ -1,9 +1,10 @@
 """Jina embeddings v3 (arXiv 2409.10173): XLM-R with rotary positions; its merged form."""
 
 from intformer.errors import CheckpointError
-from intformer.frontend.builder import Builder, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import post_ln, roberta, turned
 from intformer.frontend.families.turned import Biases, Spelling
+from intformer.frontend.family import Family
 
 THETA = 20000.0
 HUB = Spelling(

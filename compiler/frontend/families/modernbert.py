@@ -2,11 +2,12 @@
 
 from intformer.errors import CheckpointError
 from intformer.frontend import rope
-from intformer.frontend.builder import Builder, DropoutKeys, Family, HeadBuilder, activation_of
+from intformer.frontend.builder import Builder, activation_of
+from intformer.frontend.families import post_ln
+from intformer.frontend.family import DropoutKeys, Family
 from intformer.frontend.folder import shown
 from intformer.ir import heads
 from intformer.ir.graph import Rotary
-from intformer.ir.heads import Head
 
 FULL, LOCAL = "full_attention", "sliding_attention"  # values of the config key layer_types
 THETAS = {  # of each: the old config key, and what it is where config.json does not say
@@ -120,14 +121,8 @@ def words(g: Builder, x: str) -> str:
     return g.decoder(transformed(g, x), "decoder", flag(g, "decoder_bias", default=True))
 
 
-HEADS: dict[Head, HeadBuilder] = {
-    heads.FEATURES: lambda g, x: x,
-    heads.SEQUENCE_CLASSIFICATION: classify,
-    heads.TOKEN_CLASSIFICATION: of_tokens,
-    heads.QUESTION_ANSWERING: of_tokens,
-    heads.MASKED_LM: lambda g, x: words(g, g.asked(x)),
-    heads.SPARSE_EMBEDDING: lambda g, x: g.max(words(g, x)),
-}
+HEADS = post_ln.heads_of(classify, words)
+HEADS |= dict.fromkeys((heads.TOKEN_CLASSIFICATION, heads.QUESTION_ANSWERING), of_tokens)
 
 MODERNBERT = Family(
     encoder,

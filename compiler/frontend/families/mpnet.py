@@ -6,9 +6,10 @@ All layers share the bias: a T5 table of 32 buckets (arXiv 1910.10683), half for
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import post_ln, roberta
 from intformer.frontend.families.post_ln import LayerKeys
+from intformer.frontend.family import DropoutKeys, Family
 
 LAYER = LayerKeys(
     query="attention.attn.q",

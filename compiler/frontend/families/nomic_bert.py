@@ -1,8 +1,9 @@
 """Nomic BERT (arXiv 2402.01613): BERT with rotary positions, gated SiLU and no biases."""
 
-from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import bert, post_ln, turned
 from intformer.frontend.families.turned import Biases, Spelling
+from intformer.frontend.family import DropoutKeys, Family
 from intformer.ir.heads import QUESTION_ANSWERING
 
 THETA = 1000.0

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from intformer.frontend.builder import Builder, HeadBuilder
+from intformer.frontend.builder import Builder
+from intformer.frontend.family import HeadBuilder
 from intformer.ir import heads
 from intformer.ir.graph import Bias, Relative
 from intformer.ir.heads import Head

@@ -1,8 +1,9 @@
 """RoBERTa (arXiv 1907.11692) and what has its shape: XLM-R, CamemBERT."""
 
-from intformer.frontend.builder import Builder, DropoutKeys, Family
+from intformer.frontend.builder import Builder
 from intformer.frontend.families import post_ln
 from intformer.frontend.families.bert import encoder
+from intformer.frontend.family import DropoutKeys, Family
 
 
 def classify(g: Builder, x: str) -> str:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from intformer.frontend.builder import SEQUENCES, TOKENS
 from intformer.frontend.onnx import integers
 from intformer.frontend.onnx.probe import Traced
 from intformer.frontend.onnx.program import Node as OnnxNode
@@ -20,7 +19,18 @@ from intformer.frontend.onnx.values import (
     Stage,
     View,
 )
-from intformer.ir.graph import ACTIVATIONS, WORD_STEM, Grid, Linear, Node, Norm, Tables
+from intformer.ir.graph import (
+    ACTIVATIONS,
+    PLACES,
+    SEQUENCES,
+    TOKENS,
+    WORD_STEM,
+    Grid,
+    Linear,
+    Node,
+    Norm,
+    Tables,
+)
 
 DRAWN = 1e-5  # how far sqrt(head_dim) may be off to be taken for it
 
@@ -162,11 +172,11 @@ class Builder:
         if (one := base.tables.get("one")) is not None:
             position = position + one
         types = base.tables.get("type")
-        inputs = (TOKENS, "position_ids")
+        inputs = (TOKENS, PLACES)
         if types is not None and len(types) == 1:
             position, types = position + types[0], None
         if types is not None:
-            inputs = (TOKENS, "token_type_ids", "position_ids")
+            inputs = (TOKENS, "token_type_ids", PLACES)
         tables = integers.kept_tables(base, Tables(word, position, types))
         return self.add("embed", inputs, word.shape[1], params=tables)
 

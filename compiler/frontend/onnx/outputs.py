@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend.builder import POSITIONS, SEQUENCES
 from intformer.frontend.onnx.build import Builder
 from intformer.frontend.onnx.program import Node as OnnxNode
 from intformer.frontend.onnx.values import Edge, Product, Stage, View
 from intformer.ir import heads
-from intformer.ir.graph import Graph, Node
+from intformer.ir.graph import POSITIONS, SEQUENCES, Graph, Node
 from intformer.ir.heads import Head
 
 ORDER = (  # where nothing says which of several answers is wanted

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from intformer.frontend.builder import SEQUENCES
 from intformer.frontend.onnx.norms import axes_of
 from intformer.frontend.onnx.program import Node
 from intformer.frontend.onnx.values import Known, Stage, View
+from intformer.ir.graph import SEQUENCES
 
 AXES = "a sum over what are not the tokens"
 SMALLEST = 1e-6  # limits that keep a division from 0
