@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from intformer.errors import CheckpointError
-from intformer.frontend import labels, sentence_transformers
+from intformer.frontend import labels, sentence_settings, sentence_transformers
 from intformer.frontend.architectures import head_named
 from intformer.frontend.builder import Builder
 from intformer.frontend.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ def about_meta(checkpoint: Checkpoint, about: About, graph: Graph, pooling: str)
         "vocab_size": len(tables.word),
         "type_vocab_size": 1 if tables.types is None else len(tables.types),
         "max_length": about.limit,
-        "truncate_length": sentence_transformers.truncate_length(checkpoint, about.limit),
+        "truncate_length": sentence_settings.truncate_length(checkpoint, about.limit),
         "pad_token_id": about.pad,
         "position_rule": about.position_rule,
         "hidden": about.hidden,

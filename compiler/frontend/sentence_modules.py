@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from intformer.frontend.json_object import JsonObject
 from intformer.ir.graph import Linear, Norm
 
-EMBEDDING = "sentence_embedding"  # what a Dense reads and writes here
+EMBEDDING = "sentence_embedding"  # what modules behind the pooling read and write
 FUNCTIONS = {  # activation_function -> a value of ir.graph.ACTIVATIONS; None: no activation
     "torch.nn.modules.activation.Tanh": "tanh",
     "torch.nn.modules.activation.ReLU": "relu",
@@ -100,4 +100,4 @@ class LayerNorm:
 
 
 Module = Dense | LayerNorm
-MODULES = {"Dense": Dense, "LayerNorm": LayerNorm}  # class of sentence-transformers -> ours
+WITH_WEIGHTS = {"Dense": Dense, "LayerNorm": LayerNorm}  # class of sentence-transformers -> ours

@@ -6,12 +6,13 @@ library cannot do is refused, with the file and the key.
 
 import json
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from intformer.errors import CheckpointError
+from intformer.frontend import sentence_pooling, sentence_settings
 from intformer.frontend.json_object import JsonObject
-from intformer.frontend.sentence_modules import MODULES as WITH_WEIGHTS
-from intformer.frontend.sentence_modules import Module
+from intformer.frontend.sentence_modules import WITH_WEIGHTS, Module
+from intformer.frontend.sentence_pooling import config_of
+from intformer.frontend.sentence_settings import CONFIG, MODULES, TRANSFORMER_CONFIGS
 from intformer.ir.heads import (
     SENTENCE_EMBEDDING,
     SEQUENCE_CLASSIFICATION,
@@ -20,35 +21,8 @@ from intformer.ir.heads import (
 )
 from intformer.runtime.edge.scores import SIMILARITIES
 
-MODULES = "modules.json"
-CONFIG = "config_sentence_transformers.json"
-TRANSFORMER_CONFIGS = (  # the first that says anything counts
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-)
 INSIDE = "a model's files lie inside its directory"
 PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
-POOLINGS = {
-    "mean": "mean",
-    "mean_sqrt_len_tokens": "mean_sqrt",
-    "weightedmean": "weighted_mean",
-    "max": "max",
-    "cls": "first",
-    "lasttoken": "last",
-}  # pooling_mode -> our name for it
-OLD_POOLINGS = {  # boolean keys of older versions -> pooling_mode, in the order of the channels
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 ACTIVATIONS = {  # activation_fn -> score function of intformer.runtime.edge
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
     "torch.nn.modules.activation.Softmax": "softmax",
@@ -57,13 +31,6 @@ ACTIVATIONS = {  # activation_fn -> score function of intformer.runtime.edge
     "torch.nn.Softmax": "softmax",
     "torch.nn.Identity": "identity",
 }
-# keys of a Transformer module whose values change no number
-NEUTRAL = ("unpad_inputs", "max_seq_length", "do_lower_case", "transformer_task")
-NEUTRAL_MODEL = (
-    *("attn_implementation", "dtype", "torch_dtype", "device_map", "low_cpu_mem_usage"),
-    *("add_pooling_layer", "use_safetensors", "trust_remote_code"),
-)
-NEUTRAL_TOKENIZER = ("model_max_length", "padding_side", "use_fast", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -92,12 +59,7 @@ KINDS = {
     "SentenceTransformer": _Kind(
         head=SENTENCE_EMBEDDING,
         modules=(("Transformer",), ("Pooling",)),
-        then=(
-            "Dense",
-            "LayerNorm",
-            "Normalize",
-            "Dropout",
-        ),  # Dropout does nothing outside of training
+        then=("Dense", "LayerNorm", "Normalize", "Dropout"),  # Dropout is for training
         task="feature-extraction",
         outputs=("last_hidden_state", "token_embeddings"),
         prompts=("query", "document"),
@@ -132,7 +94,7 @@ class SentenceModel:
     """What a directory says about one head.
 
     head            of one of KINDS
-    pooling         values of POOLINGS with "+" between for embeddings, "max" for weights of words,
+    pooling         of embeddings, see sentence_pooling.pooling; "max" for weights of words,
                     else ""
     modules         those with weights behind the pooling, in order
     normalize       whether embeddings are brought to Euclidean length 1
@@ -193,7 +155,7 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
     embeddings are the mean over tokens and not normalised.
     Raises CheckpointError for models and modules that do not compile.
     """
-    settings = _transformer_settings(checkpoint)
+    settings = sentence_settings.settings_of(checkpoint)
     checkpoint = checkpoint.whole()
     saved = checkpoint.read_json(MODULES, list)
     kind = None
@@ -208,15 +170,18 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
     if kind is None or head not in (None, kind.head):
         return _plain(head) if head in EMBEDDERS else None
     modules = _modules(checkpoint, saved, kind)
-    _check_transformer(settings, kind)
+    sentence_settings.check(settings, kind.task, kind.outputs)
     prompts, default = _prompts(config, kind)
-    embeds = kind.head.embeds
+    embeds, pooling, pools_prompt = kind.head.embeds, EMBEDDERS.get(kind.head, ""), True
+    if embeds:
+        pooling = sentence_pooling.pooling(checkpoint, modules[1][1])
+        pools_prompt = sentence_pooling.pools_prompt(checkpoint, modules[1][1], prompts)
     if kind.head is SPARSE_EMBEDDING:
-        _check_splade(checkpoint, modules[1][1])
+        sentence_pooling.check_splade(checkpoint, modules[1][1])
         _check_max_active_dims(config)
     return SentenceModel(
         head=kind.head,
-        pooling=_pooling(checkpoint, modules[1][1]) if embeds else EMBEDDERS.get(kind.head, ""),
+        pooling=pooling,
         modules=tuple(
             WITH_WEIGHTS[name].read(checkpoint, path)
             for name, path in modules
@@ -226,7 +191,7 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
         truncate_dim=_truncate_dim(config) if embeds else None,
         prompts=prompts,
         default_prompt=default,
-        pools_prompt=not embeds or _pools_prompt(checkpoint, modules[1][1], prompts),
+        pools_prompt=pools_prompt,
         similarity=_similarity(config, kind),
         activation=config.get("activation_fn", str) if kind.head.classifies_texts else None,
     )
@@ -280,7 +245,7 @@ def files(checkpoint, head: Head) -> dict[str, bytes]:
     if saved is None or kind is None or kind.head != head:
         return {}
     modules = _modules(whole, saved, kind)
-    names = [CONFIG, *(_settings_of(path) for _, path in modules[1:])]
+    names = [CONFIG, *(config_of(path) for _, path in modules[1:])]
     found = {MODULES: [{**saved[0], "path": ""}, *saved[1:]]}
     found |= {name: whole.read_json(name) for name in names}
     found |= {name: checkpoint.read_json(name) for name in TRANSFORMER_CONFIGS}
@@ -314,24 +279,6 @@ def score_function(checkpoint, labels: int) -> str | None:
     return ACTIVATIONS[name]
 
 
-def truncate_length(checkpoint, limit: int) -> int:
-    """Return the tokens a text is cut to: what the directory says, `limit` at most."""
-    settings = _transformer_settings(checkpoint)
-    tokenizer = JsonObject.read(checkpoint, "tokenizer_config.json")
-    asked = (
-        _length(_renamed(settings, "processor_kwargs", "tokenizer_args"), "model_max_length")
-        or _length(settings, "max_seq_length")
-        or _length(tokenizer, "model_max_length")  # 1e30 where nobody set a length
-        or limit
-    )
-    return int(min(asked, limit))
-
-
-def lower_cases(checkpoint) -> bool:
-    """Say whether texts are lower-cased before they are tokenized, for every head."""
-    return _transformer_settings(checkpoint).get("do_lower_case", bool, False)
-
-
 def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
     """Return (class name, path) of each module, checked against the kind's."""
     where = str(checkpoint.path / MODULES)
@@ -350,7 +297,7 @@ def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
                 f"{'' if full.startswith(PACKAGE) else ' of sentence_transformers'}",
             )
         if name == "Normalize":
-            _check_normalize(checkpoint, path)
+            sentence_pooling.check_normalize(checkpoint, path)
         if name in WITH_WEIGHTS and any(before == "Normalize" for before, _ in modules):
             raise module.refusal("type", f"{name} modules come before Normalize")
         modules.append((name, path))
@@ -363,67 +310,11 @@ def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:
     return modules
 
 
-def _settings_of(path: str) -> str:
-    """Return the name of the file with the settings of a module."""
-    return str(PurePosixPath(path, "config.json"))
-
-
-def _check_normalize(checkpoint, path: str) -> None:
-    config = JsonObject.read(checkpoint, _settings_of(path))
-    for key in ("module_input_name", "module_output_name"):
-        if config.values.get(key, "sentence_embedding") != "sentence_embedding" and not (
-            key == "module_output_name" and config.values[key] is None
-        ):
-            raise config.refusal(key, "Normalize is applied to 'sentence_embedding' alone")
-
-
-def _pooling(checkpoint, path: str) -> str:
-    """Return values of POOLINGS with "+" between, as the Pooling module's configuration says."""
-    config = JsonObject.read(checkpoint, _settings_of(path))
-    if not config.values:
-        raise CheckpointError("no settings of Pooling", where=config.where)
-    known = ("embedding_dimension", "word_embedding_dimension", "pooling_mode", "include_prompt")
-    config.refuse_others((*known, *OLD_POOLINGS))
-    old = [mode for key, mode in OLD_POOLINGS.items() if config.get(key, bool, False)]
-    modes = config.values.get("pooling_mode")
-    modes = (old or ["mean"]) if modes is None else modes
-    modes = [modes] if isinstance(modes, str) else modes
-    if (
-        not isinstance(modes, list)
-        or not modes
-        or not all(isinstance(mode, str) and mode in POOLINGS for mode in modes)
-    ):
-        raise config.refusal("pooling_mode", "modes: " + ", ".join(POOLINGS))
-    return "+".join(POOLINGS[mode] for mode in modes)
-
-
 def _similarity(config: JsonObject, kind: _Kind) -> str:
     named = config.get("similarity_fn_name", str, kind.similarity)
     if named not in SIMILARITIES:
         raise config.refusal("similarity_fn_name", "supported: " + ", ".join(SIMILARITIES))
     return named
-
-
-def _pools_prompt(checkpoint, path: str, prompts: dict[str, str]) -> bool:
-    """Say whether a prompt's tokens are pooled; refuse prompts that would have to be left out."""
-    config = JsonObject.read(checkpoint, _settings_of(path))
-    if "include_prompt" not in config.values or config.get("include_prompt", bool, False):
-        return True  # null is false
-    if any(prompts.values()):
-        raise config.refusal(
-            "include_prompt", f"a library pools over prompts, too; take those of {CONFIG} out"
-        )
-    return False
-
-
-def _check_splade(checkpoint, path: str) -> None:
-    """Refuse a SpladePooling that is not log(1 + relu(x)) of the largest logits."""
-    config = JsonObject.read(checkpoint, _settings_of(path))
-    known = ("pooling_strategy", "activation_function")
-    config.refuse_others((*known, "embedding_dimension", "word_embedding_dimension", "chunk_size"))
-    for key, only in zip(known, ("max", "relu"), strict=True):
-        if config.values.get(key, only) != only:
-            raise config.refusal(key, f"{only!r} compiles")
 
 
 def _check_max_active_dims(config: JsonObject) -> None:
@@ -444,63 +335,8 @@ def _prompts(config: JsonObject, kind: _Kind) -> tuple[dict[str, str], str | Non
     return prompts, default
 
 
-def _transformer_settings(checkpoint) -> JsonObject:
-    """Return what configures the Transformer module; empty without modules.json."""
-    found = JsonObject({}, "")
-    if checkpoint.whole().read_json(MODULES, list) is not None:
-        for name in TRANSFORMER_CONFIGS:
-            found = JsonObject.read(checkpoint, name)
-            if found.values:
-                break
-    return found
-
-
-def _renamed(settings: JsonObject, key: str, old: str) -> JsonObject:
-    return settings.inner(old if old in settings.values else key)
-
-
-def _check_transformer(settings: JsonObject, kind: _Kind) -> None:
-    """Refuse what the Transformer module's configuration asks for beyond plain text input."""
-    settings.get("do_lower_case", bool)
-    if settings.get("transformer_task", str, kind.task) != kind.task:
-        raise settings.refusal("transformer_task", f"expected {kind.task!r}")
-    checked = ("modality_config", "module_output_name", "processing_kwargs")
-    renamed = ("model_kwargs", "processor_kwargs", "config_kwargs")
-    old = ("model_args", "tokenizer_args", "config_args")
-    settings.refuse_others((*NEUTRAL, *checked, *renamed, *old))
-    for new, before, neutral in zip(
-        renamed, old, (NEUTRAL_MODEL, NEUTRAL_TOKENIZER, ("trust_remote_code",)), strict=True
-    ):
-        _renamed(settings, new, before).refuse_others(neutral)
-    processing = settings.inner("processing_kwargs")
-    processing.refuse_others(("text", "common"))
-    for key in ("text", "common"):
-        processing.inner(key).refuse_others(("padding",))
-    modality = settings.inner("modality_config")
-    modality.refuse_others(("text",), "only text compiles")
-    text = modality.inner("text")
-    output, name = kind.outputs
-    for where, key, expected in (
-        (text, "method", "forward"),
-        (text, "method_output_name", output),
-        (settings, "module_output_name", name),
-    ):
-        if where.get(key, str, expected) != expected:
-            raise where.refusal(key, f"expected {expected!r}")
-
-
 def _truncate_dim(config: JsonObject) -> int | None:
     dimensions = config.get("truncate_dim", int)
     if dimensions is not None and dimensions < 1:
         raise config.refusal("truncate_dim", "at least 1 dimension remains")
     return dimensions
-
-
-def _length(config: JsonObject, key: str) -> float | None:
-    """Return a number of tokens, None where there is none; 1e30 and infinity are numbers, too."""
-    value = config.values.get(key)
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not value >= 1:
-        raise config.refusal(key, "expected a number of tokens")
-    return value

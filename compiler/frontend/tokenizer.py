@@ -15,7 +15,7 @@ from pathlib import Path
 from intformer import scratch
 from intformer.errors import CheckpointError, IntformerError
 from intformer.frontend.folder import read_regular, reason
-from intformer.frontend.sentence_transformers import lower_cases
+from intformer.frontend.sentence_settings import lower_cases
 from intformer.ir.heads import FEATURES
 from intformer.measure.float_model import quiet
 from intformer.runtime.edge import SETTINGS_FILE, Edge

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from intformer.errors import IntformerError
-from intformer.frontend import sentence_transformers
+from intformer.frontend import sentence_settings, sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.trained import CONFIG_KEY, RANGES_FILE, assemble
@@ -61,7 +61,7 @@ class Prepared(nn.Module, ABC):
             name: data for name in CARRIED if (data := checkpoint.read(name)) is not None
         }
         sentence = sentence_transformers.files(checkpoint, head_of(meta))
-        if sentence_transformers.lower_cases(checkpoint) and not sentence:
+        if sentence_settings.lower_cases(checkpoint) and not sentence:
             self.carried["tokenizer.json"] = checkpoint.files()["tokenizer.json"]
         self.carried |= sentence
         self._integer: tuple[tuple, TorchModel] | None = None
