@@ -115,13 +115,10 @@ def test_name_comes_from_the_file(toy_variant, tmp_path, file, name):
 
 
 def test_header_goes_beside_it(toy_path):
-    for name in ("intformer.h", "intformer_open.c"):
+    headers = ["intformer.h", "intformer.hpp", "intformer_open.c"]
+    for name in headers:
         assert (toy_path.parent / name).read_bytes() == (library.SOURCES / name).read_bytes()
-    assert sorted(p.name for p in toy_path.parent.iterdir()) == [
-        "intformer.h",
-        "intformer_open.c",
-        "libtoy.so",
-    ]
+    assert sorted(p.name for p in toy_path.parent.iterdir()) == [*headers, "libtoy.so"]
 
 
 def test_abi_version_is_the_header_s():
