@@ -14,13 +14,13 @@ import numpy as np
 
 from intformer.errors import RangeError
 from intformer.relay_ops import attention
+from intformer.relay_ops.attention import LIMIT8
+from intformer.relay_ops.attention_bias import ROOM
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
 NAME = "attention_relative"
 KEYS, QUERIES = 5, 6  # which arguments they are
-ROOM = 128  # distances behind the last one that a kernel may read: keys past the sequence
-LIMIT8 = 127
 MAX_KEYS = attention.PART
 
 
@@ -99,11 +99,6 @@ def bounds(
         most += int(products.reshape(len(table), heads, head_dim).sum(2).max())
     args = qkv, cu_seqlens, exp, ctx_mult, ctx_offset, heads, head_dim
     return attention.bounds_of(*args, most)
-
-
-def columns(longest: int) -> int:
-    """Return the distances of a table in memory, for sequences of at most `longest` tokens."""
-    return 2 * longest - 1 + ROOM
 
 
 def table(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:

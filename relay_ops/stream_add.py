@@ -5,6 +5,7 @@ The terms of a stream are clamped; how many there are says how far the sum can g
 
 import numpy as np
 
+from intformer.relay_ops import add
 from intformer.relay_ops.interval import Interval
 from intformer.relay_ops.op import IntOp
 
@@ -29,9 +30,4 @@ def define(args: list, attrs: dict) -> list:
     return [te.compute(a.shape, lambda *i: a[i] + b[i], name=NAME)]
 
 
-def clamp(attrs: dict, limits: list[int]) -> tuple[int, int]:
-    """Return what the sum is within: its terms are clamped."""
-    return -sum(limits), sum(limits)
-
-
-OP = IntOp(NAME, reference, bounds, define, by_row=True, clamp=clamp, source="a + b")
+OP = IntOp(NAME, reference, bounds, define, by_row=True, clamp=add.clamp, source="a + b")

@@ -23,7 +23,7 @@ def options() -> dict[str, Option]:
 
 def run(args: argparse.Namespace) -> Result:
     """What a library says of itself."""
-    from intformer.passes.memory import row_bytes
+    from intformer.passes.memory import bytes_per_row
     from intformer.proof.table import plan_of
     from intformer.runtime import LibraryFile
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Result:
         "not_run_here": not_run_here(library),
         "ops": ops,
         "kernels": kernels,
-        "state_bytes": row_bytes(plan_of(library.plan)),
+        "state_bytes": bytes_per_row(plan_of(library.plan)),
         "values": graph["values"],
     }
     lines = [f"{args.library}: {data['bytes'] / 1e6:.1f} MB"]

@@ -26,11 +26,11 @@ from intformer.backends import targets
 from intformer.backends.backend import Backend
 from intformer.errors import CompileError, installed
 from intformer.ir.constants import BLOCK
-from intformer.ir.model import INPUTS, IntModel
+from intformer.ir.model import INPUTS, ROWS, IntModel
 from intformer.ir.plan import Buffer, Plan, Variant
 from intformer.link import plan_c
 from intformer.link.elf import Elf
-from intformer.passes.memory import ROWS, bytes_per_row
+from intformer.passes.memory import bytes_per_row
 from intformer.runtime import footer
 from intformer.runtime.file import ENTRY, INDEX, INDEX_MAGIC
 

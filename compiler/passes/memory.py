@@ -24,12 +24,6 @@ class Slot:
     bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROWS, 0))
 
 
-def row_bytes(plan: Plan) -> dict[str, int]:
-    """Return the arena's bytes for each row of a run, by kind of rows."""
-    _, slots = assign_slots(plan)
-    return {rows: sum(slot.bytes[rows] for slot in slots) // BLOCK for rows in ROWS}
-
-
 def block_bytes(buffer: Buffer) -> int:
     """Return the bytes of one block: 8 rows of `width` numbers."""
     return BLOCK * buffer.width * np.dtype(buffer.dtype).itemsize

@@ -72,8 +72,7 @@ def _add_own(app: FastAPI, models: Models) -> None:
     @app.post("/answer", tags=["intformer"])
     async def answer(form: forms.AnswerForm) -> Response:
         """What predict() answers, for every kind of model."""
-        name = form.model or (next(iter(models.all)) if len(models.all) == 1 else None)
-        model = models.get(name, "a model", *(one.head.name for one in models.all.values()))
+        model = models.any(form.model)
         tei.direction(model, form.truncation_direction)
         rows = list(form.texts)
         if form.pairs is not None:

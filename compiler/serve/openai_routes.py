@@ -5,6 +5,7 @@ import base64
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from intformer.ir.heads import SENTENCE_EMBEDDING
 from intformer.serve import forms
 from intformer.serve.embeddings import embedded, rows_of
 from intformer.serve.served import Models
@@ -18,7 +19,7 @@ def routes(models: Models) -> APIRouter:
     @router.post("/embeddings", include_in_schema=False)
     async def embeddings(form: forms.EmbeddingsForm) -> Response:
         """Vectors of texts or of token ids, of Euclidean length 1."""
-        model = models.get(form.model, "an embedding model", "sentence-embedding")
+        model = models.get(form.model, "an embedding model", SENTENCE_EMBEDDING)
         rows, tokens = await embedded(model, rows_of(form.input)[0], dimensions=form.dimensions)
         as_text = form.encoding_format == "base64"
         data = [

@@ -3,6 +3,7 @@
 import html
 import json
 
+from intformer.ir.heads import NEVER
 from intformer.serve.served import Models
 
 PAGE = """<!doctype html>
@@ -53,5 +54,5 @@ def page(models: Models) -> str:
         f'<option value="{html.escape(name)}">{html.escape(f"{name} ({one.head.name})")}</option>'
         for name, one in models.all.items()
     )
-    pairs = json.dumps({name: one.head.pairs != "never" for name, one in models.all.items()})
+    pairs = json.dumps({name: one.head.pairs != NEVER for name, one in models.all.items()})
     return PAGE.replace("OPTIONS", options).replace("PAIRS", pairs.replace("<", "\\u003c"))

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from intformer.errors import IntformerError
-from intformer.ir.heads import head_of
+from intformer.ir.heads import HEADS, Head, head_of
 from intformer.runtime.edge import Edge, Packed, hf_positions
 from intformer.runtime.library import Library
 from intformer.serve.engine import Engine
@@ -181,12 +180,8 @@ class Models:
     """The served libraries by name."""
 
     def __init__(self, served: Sequence[Served]):
-        """Raise IntformerError for two of one name."""
+        """Keep them in order."""
         self.all = {one.name: one for one in served}
-        if len(self.all) != len(served):
-            raise IntformerError(
-                "two libraries of one name", hint="requests name them by their files: rename one"
-            )
 
     def named(self, name: str) -> Served:
         """Return a library; raise Fault for a name that is not served."""
@@ -194,12 +189,16 @@ class Models:
             raise Fault("NotFound", f"no such model; served: {', '.join(self.all)}")
         return self.all[name]
 
-    def get(self, name: str | None, what: str, *heads: str) -> Served:
+    def any(self, name: str | None) -> Served:
+        """Return the library that a request asks for, or the only one."""
+        return self.get(name, "a model", *HEADS.values())
+
+    def get(self, name: str | None, what: str, *heads: Head) -> Served:
         """Return the library that a request asks for, or the only one that has one of these heads.
 
         what  such a model, for errors
         """
-        fit = [one for one in self.all.values() if one.head.name in heads]
+        fit = [one for one in self.all.values() if one.head in heads]
         if name is not None:
             one = self.named(name)
             if one not in fit:

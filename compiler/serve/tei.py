@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 import intformer
+from intformer.ir.heads import SENTENCE_EMBEDDING, SEQUENCE_CLASSIFICATION, SPARSE_EMBEDDING
 from intformer.runtime.edge import SCORE_FUNCTIONS
 from intformer.serve import forms
 from intformer.serve.embeddings import embedded, rows_of
@@ -12,8 +13,6 @@ from intformer.serve.faults import Fault
 from intformer.serve.limits import Limits
 from intformer.serve.metrics import Metrics
 from intformer.serve.served import Models, Served
-
-EMBED, SPARSE, CLASSIFY = "sentence-embedding", "sparse-embedding", "sequence-classification"
 
 
 def routes(models: Models, limits: Limits, metrics: Metrics) -> APIRouter:
@@ -37,7 +36,7 @@ def _add_answers(router: APIRouter, models: Models) -> None:
     @router.post("/embed")
     async def embed(form: forms.EmbedForm) -> Response:
         """Vectors of texts."""
-        model = models.get(form.model, "an embedding model", EMBED)
+        model = models.get(form.model, "an embedding model", SENTENCE_EMBEDDING)
         direction(model, form.truncation_direction)
         rows, _ = await embedded(
             model,
@@ -52,7 +51,7 @@ def _add_answers(router: APIRouter, models: Models) -> None:
     @router.post("/embed_sparse")
     async def embed_sparse(form: forms.SparseForm) -> Response:
         """Words of the vocabulary and their weights, for each text."""
-        model = models.get(form.model, "a sparse embedding model", SPARSE)
+        model = models.get(form.model, "a sparse embedding model", SPARSE_EMBEDDING)
         direction(model, form.truncation_direction)
         packed, output = await model.outputs(
             rows_of(form.inputs)[0], truncate=form.truncate, prompt_name=form.prompt_name
@@ -65,7 +64,7 @@ def _add_answers(router: APIRouter, models: Models) -> None:
     @router.post("/similarity")
     async def similarity(form: forms.SimilarityForm) -> Response:
         """The cosine of a text with each of others."""
-        model = models.get(form.model, "an embedding model", EMBED)
+        model = models.get(form.model, "an embedding model", SENTENCE_EMBEDDING)
         options = form.parameters or forms.SimilarityOptions()
         direction(model, options.truncation_direction)
         if not form.inputs.sentences:
@@ -83,7 +82,7 @@ def _add_scores(router: APIRouter, models: Models) -> None:
     @router.post("/predict")
     async def predict(form: forms.PredictForm) -> Response:
         """Labels of texts or pairs, best first."""
-        model = models.get(form.model, "a classification model", CLASSIFY)
+        model = models.get(form.model, "a classification model", SEQUENCE_CLASSIFICATION)
         direction(model, form.truncation_direction)
         inputs = form.inputs
         alone = isinstance(inputs, str) or (bool(inputs) and isinstance(inputs[0], str))
@@ -105,7 +104,7 @@ def _add_scores(router: APIRouter, models: Models) -> None:
     @router.post("/rerank")
     async def rerank(form: forms.RerankForm) -> Response:
         """Texts by how well they answer a query, best first."""
-        model = models.get(form.model, "a re-ranker model", CLASSIFY)
+        model = models.get(form.model, "a re-ranker model", SEQUENCE_CLASSIFICATION)
         direction(model, form.truncation_direction)
         if len(model.library.metadata["labels"]) != 1:
             raise Fault("Backend", "model is not a re-ranker model")
@@ -145,7 +144,7 @@ def _add_tokens(router: APIRouter, models: Models) -> None:
     @router.post("/tokenize")
     async def tokenize(form: forms.TokenizeForm) -> Response:
         """The tokens of texts, however long."""
-        model = models.get(form.model, "a model", *(one.head.name for one in models.all.values()))
+        model = models.any(form.model)
         texts = [form.inputs] if isinstance(form.inputs, str) else form.inputs
         model.check_count(len(texts))
         for text in texts:
@@ -157,7 +156,7 @@ def _add_tokens(router: APIRouter, models: Models) -> None:
     @router.post("/decode")
     async def decode(form: forms.DecodeForm) -> Response:
         """The texts of token ids."""
-        model = models.get(form.model, "a model", *(one.head.name for one in models.all.values()))
+        model = models.any(form.model)
         rows = rows_of(form.ids)[0]
         model.check_count(len(rows))
         if any(not 0 <= number < 1 << 32 for row in rows for number in row):
@@ -206,14 +205,14 @@ def _add_state(router: APIRouter, models: Models, limits: Limits, metrics: Metri
 
 def _kind(model: Served) -> dict:
     about = model.library.metadata
-    if model.head.name == CLASSIFY:
+    if model.head is SEQUENCE_CLASSIFICATION:
         labels = about["labels"]
         named = {
             "id2label": {str(i): label for i, label in enumerate(labels)},
             "label2id": {label: i for i, label in enumerate(labels)},
         }
         return {"reranker" if len(labels) == 1 else "classifier": named}
-    if model.head.name in (EMBED, SPARSE):
-        pooling = "splade" if model.head.name == SPARSE else about.get("pooling", "mean")
+    if model.head.embeds or model.head is SPARSE_EMBEDDING:
+        pooling = "splade" if model.head is SPARSE_EMBEDDING else about.get("pooling", "mean")
         return {"embedding": {"pooling": pooling}}
     return {model.head.name: {}}

@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from intformer.ir.constants import BLOCK, DEPTH
-from intformer.relay_ops import attention_relative, expr
+from intformer.relay_ops import attention_bias, expr
 from intformer.schedules.isa import Isa
 from intformer.schedules.kernels.cpu_attention import (
     Recipe,
@@ -93,7 +93,7 @@ def build(
     The arguments are those of cpu_attention.build.
     """
     size = sizes_of(attrs, isa, decisions)
-    distances = attention_relative.columns(size.longest)
+    distances = attention_bias.columns(size.longest)
 
     @T.prim_func(s_tir=True)
     def kernel(

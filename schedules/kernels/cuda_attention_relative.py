@@ -10,13 +10,12 @@ from tvm.script.ir_builder import tirx as T
 
 from intformer.backends.cuda import kernel as gpu
 from intformer.ir.constants import DEPTH
-from intformer.relay_ops import attention_relative
+from intformer.relay_ops import attention_bias
 from intformer.schedules.kernels.cuda_attention import PIECE
 from intformer.schedules.kernels.cuda_attention_recipes import Native
 
-FLIP = tirx.const(
-    -0x7F7F7F80, "int32"
-)  # 0x80 in every byte: from uint8 with zero point 128 to int8
+# 0x80 in every byte: from uint8 with zero point 128 to int8
+FLIP = tirx.const(-0x7F7F7F80, "int32")
 
 
 class NativeRelative(Native):
@@ -28,7 +27,7 @@ class NativeRelative(Native):
     def tables(self, first: int) -> int:
         """See Attention."""
         words = self.dim // DEPTH
-        distances = attention_relative.columns(self.longest)
+        distances = attention_bias.columns(self.longest)
         self.distant_keys = gpu.argument(first, (self.heads, words, distances), "int32")
         shape = (self.heads, words + 1, distances)
         self.distant_queries = gpu.argument(first + 1, shape, "int32")

@@ -34,9 +34,9 @@ def reduce_mean(walk, node: Node, args: list) -> View:
     x = args[0]
     if axes_of(args) != [x.index.ndim - 1] or not node.attrs.get("keepdims", 1):
         raise walk.program.refusal("a mean over what are not the channels", node)
-    if _is(x, "squares"):
-        return _stage(walk, node, "variance", x.base.x)
-    return _stage(walk, node, "mean", x)
+    if is_stage(x, "squares"):
+        return stage(walk, node, "variance", x.base.x)
+    return stage(walk, node, "mean", x)
 
 
 def axes_of(args: list) -> list[int] | None:
@@ -50,16 +50,18 @@ def axes_of(args: list) -> list[int] | None:
 def square_root(walk, node: Node, args: list) -> View:
     """Square root: of a variance with its epsilon."""
     (x,) = args
-    if not _is(x, "variance"):
+    if not is_stage(x, "variance"):
         raise walk.program.refusal("the square root of what is no variance", node)
-    return _stage(walk, node, "deviation", x.base.x, eps=x.base.eps)
+    return stage(walk, node, "deviation", x.base.x, eps=x.base.eps)
 
 
-def _stage(walk, node: Node, kind: str, x: View, **more) -> View:
+def stage(walk, node: Node, kind: str, x: View, **more) -> View:
+    """Return the whole of a stage with the shape of a node's output."""
     return View.of(Stage(walk.shape(node), kind, x, **more))
 
 
-def _is(x, kind: str) -> bool:
+def is_stage(x, kind: str) -> bool:
+    """Say whether a value is the whole of a stage of this kind, as it is."""
     return isinstance(x, View) and isinstance(x.base, Stage) and x.base.kind == kind and x.plain
 
 
@@ -82,21 +84,21 @@ def _number(known) -> float | None:
 
 def binary(walk, node: Node, a, b) -> View | None:
     """The steps of a LayerNorm with two operands; None for anything else."""
-    if node.op == "Sub" and _is(b, "mean") and same(a, b.base.x):
-        return _stage(walk, node, "centred", a)
-    if _is(a, "centred") and (
+    if node.op == "Sub" and is_stage(b, "mean") and same(a, b.base.x):
+        return stage(walk, node, "centred", a)
+    if is_stage(a, "centred") and (
         (node.op == "Pow" and _number(b) == 2) or (node.op == "Mul" and same(a, b))
     ):
-        return _stage(walk, node, "squares", a.base.x)
-    if node.op == "Div" and _is(a, "centred") and _is(b, "deviation"):
+        return stage(walk, node, "squares", a.base.x)
+    if node.op == "Div" and is_stage(a, "centred") and is_stage(b, "deviation"):
         if not same(a.base.x, b.base.x):
             return None
-        return _stage(walk, node, "normal", a.base.x, eps=b.base.eps)
+        return stage(walk, node, "normal", a.base.x, eps=b.base.eps)
     if isinstance(a, Known):
         a, b = b, a
-    if node.op == "Add" and _is(a, "variance") and _number(b) is not None:
-        return _stage(walk, node, "variance", a.base.x, eps=a.base.eps + _number(b))
-    if _is(a, "normal") and isinstance(b, Known) and b.constant:
+    if node.op == "Add" and is_stage(a, "variance") and _number(b) is not None:
+        return stage(walk, node, "variance", a.base.x, eps=a.base.eps + _number(b))
+    if is_stage(a, "normal") and isinstance(b, Known) and b.constant:
         return _affine(walk, node, a.base, b.value)
     return None
 
@@ -107,7 +109,7 @@ def _affine(walk, node: Node, base: Stage, value: np.ndarray) -> View | None:
         return None
     more = {"eps": base.eps, "gamma": base.gamma, "beta": base.beta}
     if node.op == "Mul" and base.gamma is None and base.beta is None:
-        return _stage(walk, node, "normal", base.x, **{**more, "gamma": value})
+        return stage(walk, node, "normal", base.x, **{**more, "gamma": value})
     if node.op == "Add" and base.beta is None:
-        return _stage(walk, node, "normal", base.x, **{**more, "beta": value})
+        return stage(walk, node, "normal", base.x, **{**more, "beta": value})
     return None

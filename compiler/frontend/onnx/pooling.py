@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from intformer.frontend.onnx.norms import axes_of
+from intformer.frontend.onnx.norms import axes_of, is_stage, stage
 from intformer.frontend.onnx.program import Node
 from intformer.frontend.onnx.values import Known, Stage, View
 from intformer.ir.graph import SEQUENCES
@@ -11,24 +11,16 @@ AXES = "a sum over what are not the tokens"
 SMALLEST = 1e-6  # limits that keep a division from 0
 
 
-def _stage(walk, node: Node, kind: str, x: View) -> View:
-    return View.of(Stage(walk.shape(node), kind, x))
-
-
-def _is(x, kind: str) -> bool:
-    return isinstance(x, View) and isinstance(x.base, Stage) and x.base.kind == kind and x.plain
-
-
 def binary(walk, node: Node, a, b) -> View | None:
     """A mask, the count of tokens or the length of a vector; None for anything else."""
     if node.op == "Mul":
         x, known = (a, b) if isinstance(a, View) else (b, a)
         if isinstance(known, Known) and _is_mask(walk, x, known.value):
-            return _stage(walk, node, "masked", x)
-    if node.op == "Div" and _is(a, "total") and isinstance(b, Known):
+            return stage(walk, node, "masked", x)
+    if node.op == "Div" and is_stage(a, "total") and isinstance(b, Known):
         return _mean(walk, node, a, b.value)
-    if node.op == "Div" and _is(b, "length") and b.base.x.base is getattr(a, "base", None):
-        return _stage(walk, node, "unit", a)
+    if node.op == "Div" and is_stage(b, "length") and b.base.x.base is getattr(a, "base", None):
+        return stage(walk, node, "unit", a)
     return None
 
 
@@ -43,9 +35,9 @@ def _is_mask(walk, x: View, value: np.ndarray) -> bool:
 def reduce_sum(walk, node: Node, args: list) -> View:
     """Sum over tokens."""
     x = args[0]
-    if axes_of(args) != [1] or not _is(x, "masked"):
+    if axes_of(args) != [1] or not is_stage(x, "masked"):
         raise walk.program.refusal(AXES, node)
-    return _stage(walk, node, "total", x.base.x)
+    return stage(walk, node, "total", x.base.x)
 
 
 def _mean(walk, node: Node, total: View, count: np.ndarray) -> View:
@@ -65,14 +57,14 @@ def length(walk, node: Node, args: list) -> View:
     x = args[0]
     if axes_of(args) != [x.index.ndim - 1]:
         raise walk.program.refusal("a length over what are not the channels", node)
-    return _stage(walk, node, "length", x)
+    return stage(walk, node, "length", x)
 
 
 def clip(walk, node: Node, args: list) -> View:
     """A limit that keeps a length from 0."""
     x, low, high = (*args, None, None)[:3]
     small = isinstance(low, Known) and 0 <= float(low.value.ravel()[0]) <= SMALLEST
-    if not _is(x, "length") or not small or high is not None:
+    if not is_stage(x, "length") or not small or high is not None:
         raise walk.program.refusal("limits what is no length of a vector", node)
     return x
 
@@ -81,5 +73,5 @@ def expand(walk, node: Node, args: list) -> View:
     """A length for each channel; or a bias of attention for each sequence."""
     x, shape = args
     if isinstance(x, View) and isinstance(x.base, Stage) and x.base.kind == "length":
-        return _stage(walk, node, "length", x.base.x)
+        return stage(walk, node, "length", x.base.x)
     return View(x.base, walk.program.apply(node, [x.index, shape.value])[0], x.curve)
