@@ -100,8 +100,8 @@ def test_key_that_changes_the_arithmetic(folder, key):
     change(folder / CONFIG, **{key: ARITHMETIC[key]})
 
 
-@refused(CONFIG, "position_embedding_type", "alibi")
-def test_jina_bert_v2(folder):
+@refused(CONFIG, "feed_forward_type", "missing")
+def test_alibi_is_jina_bert_with_all_its_keys(folder):
     save(folder, "bert")
     change(folder / CONFIG, position_embedding_type="alibi")
 
