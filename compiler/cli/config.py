@@ -5,7 +5,7 @@ import argparse
 from intformer.cli.options import Option
 from intformer.cli.text import Result
 
-ABOUT = "show what a C or C++ compiler must be told to build programs that open libraries"
+ABOUT = "show the flags that compile C and C++ programs which open libraries"
 
 
 def options() -> dict[str, Option]:

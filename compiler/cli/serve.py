@@ -6,7 +6,7 @@ from collections.abc import Callable
 from intformer.cli.options import Option, amount, count_or_none, given, positive
 from intformer.cli.text import Result
 
-ABOUT = "serve libraries over HTTP, as text-embeddings-inference and OpenAI do"
+ABOUT = "serve libraries over HTTP, with the routes of text-embeddings-inference and OpenAI"
 
 
 def function() -> Callable:
@@ -20,8 +20,8 @@ def options() -> dict[str, Option]:
     """Return how each parameter is given."""
     return {
         "libraries": Option("compiled library", argument=True, repeat=True, metavar="library"),
-        "host": Option("address to listen at; 0.0.0.0: every one of this machine"),
-        "port": Option("port to listen at", parse=positive),
+        "host": Option("address to listen on; 0.0.0.0: all of this machine"),
+        "port": Option("port to listen on", parse=positive),
         "threads": Option("threads of each library; 0: as many as allowed", parse=count_or_none),
         "api_key": Option(
             "file with the key that requests must bring (default: INTFORMER_API_KEY, or none)",
@@ -29,7 +29,7 @@ def options() -> dict[str, Option]:
         ),
         "max_batch_tokens": Option("tokens of a run", parse=positive),
         "max_concurrent_requests": Option(
-            "requests at a time; more are answered 429", parse=positive
+            "requests at a time; more get status 429", parse=positive
         ),
         "max_client_batch_size": Option("texts in a request", parse=positive),
         "max_body_bytes": Option("bytes of a request", parse=positive),

@@ -29,7 +29,7 @@ def options() -> dict[str, Option]:
         "cases": Option("random batches to run", parse=positive),
         "seed": Option("seed of the random batches", parse=int),
         "via": Option(
-            "run a library for another machine by this, such as `qemu-aarch64 -cpu max`",
+            "command that runs a library for another machine, such as `qemu-aarch64 -cpu max`",
             metavar="COMMAND",
         ),
         "run": Option("only read the file, for instance without the GPU it is for"),

@@ -177,7 +177,7 @@ class LibraryScorer(LibraryModule, Dense):
         if all(isinstance(row, str) for row in inputs):
             return self.edge.encode(inputs, prompt=prompt)
         if any(isinstance(row, str) or len(row) != 2 for row in inputs):
-            raise IntformerError("some inputs are no pairs", hint="each is a pair of texts")
+            raise IntformerError("some inputs are not pairs", hint="each is a pair of texts")
         texts, pairs = zip(*inputs, strict=True)
         return self.edge.encode(texts, pairs, prompt=prompt)
 

@@ -38,7 +38,7 @@ class Via(Library):
         try:
             self.command = shlex.split(command)
         except ValueError as error:
-            raise LibraryError(f"{command!r} is no command: {error}", where="--via") from None
+            raise LibraryError(f"{command!r} is not a command: {error}", where="--via") from None
 
     def program(self, folder: Path) -> Path:
         """Return the program, made in a folder that stays as long as this object."""

@@ -31,8 +31,8 @@ def run_server(
 
     libraries  their files; requests name them by the file's name without its ending
     limits     what the server takes on
-    host       address to listen at; 0.0.0.0 is every one of this machine
-    port       to listen at
+    host       address to listen on; 0.0.0.0: all of this machine
+    port       to listen on
     threads    that compute for each library; 0: as many as affinity and quota allow
     api_key    file whose first line requests must bring as `Authorization: Bearer KEY`; None: what
                INTFORMER_API_KEY has, or no key

@@ -186,7 +186,7 @@ def test_a_mask_that_hides_real_tokens_is_refused(copied):
             if array.dtype == np.float32 and array.size == 1 and array.min() < -1e30:
                 one.CopyFrom(numpy_helper.from_array(-array, one.name))
 
-    refused(copied(change), "what is no mask of padding", "node '")
+    refused(copied(change), "other than a padding mask", "node '")
 
 
 def test_another_activation_is_refused_by_node(copied):
@@ -635,7 +635,7 @@ def test_a_pair_of_two_scales_is_refused(tmp_path):
         node.input[1] = "other"
 
     changed_static(tmp_path, change)
-    refused(tmp_path, "another scale than was put on", "QuantizeLinear", "LayerNorm")
+    refused(tmp_path, "another scale than was applied", "QuantizeLinear", "LayerNorm")
 
 
 def test_16_bit_activations_are_refused(tmp_path):

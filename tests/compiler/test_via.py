@@ -66,7 +66,7 @@ def test_an_error_is_the_librarys_and_the_next_run_is_right(via):
         ("sh -c 'kill -9 $$'", "does not run the library: signal 9"),
         ("sh -c 'echo what; sleep 9'", "does not run the library"),
         ("/none/emulator", "cannot start '/none/emulator': No such file or directory"),
-        ("'", "is no command: No closing quotation - --via"),
+        ("'", "is not a command: No closing quotation - --via"),
     ],
 )
 def test_commands_that_run_nothing(toy_path, command, words):

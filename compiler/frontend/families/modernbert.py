@@ -85,7 +85,7 @@ def table(g: Builder, kind: str) -> Rotary:
     about = given.get(kind) or {}
     if not isinstance(about, dict):
         raise CheckpointError(
-            f"config key '{rope.PARAMETERS}.{kind}' = {shown(about)} is no object", where=where
+            f"config key '{rope.PARAMETERS}.{kind}' = {shown(about)} is not an object", where=where
         )
     about = about | g.checkpoint.setting(rope.SCALING, dict, {})
     theta = g.checkpoint.setting(key, float, default)

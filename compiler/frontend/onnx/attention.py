@@ -14,7 +14,7 @@ def matmul(walk, node: Node, a: View, b: View) -> View:
     shape = walk.shape(node)
     if isinstance(a.base, Scores):
         if not (a.base.soft and a.in_order and a.curve is None):
-            raise walk.program.refusal("multiplies scores that no softmax went over", node)
+            raise walk.program.refusal("multiplies scores without a softmax", node)
         part = _part(walk, node, b, len(a.base.q.channels), turned=False)
         context = Context(_heads_shape(walk, part), a.base, part)
         return View(context, View.of(context).index.reshape(shape))
@@ -41,7 +41,7 @@ def _part(walk, node: Node, view: View, heads: int, turned: bool) -> Part:
     """
     batch, length = walk.probe.ids.shape
     base = view.base
-    fault = "multiplies what are no heads of a linear layer"
+    fault = "multiplies something other than the heads of a linear layer"
     if not isinstance(base, Product) or len(base.shape) != 3 or view.factor is None:
         raise walk.program.refusal(fault, node)
     index, outputs = view.index, base.shape[-1]
@@ -80,7 +80,7 @@ def _check_mask(walk, node: Node, added: np.ndarray) -> None:
     rows = np.broadcast_to(real[:, None, :, None], added.shape)
     keys = np.broadcast_to(real[:, None, None, :], added.shape)
     if np.abs(added[rows & keys]).max(initial=0) > SAME or (added[rows & ~keys] > NEVER).any():
-        raise walk.program.refusal("adds to scores what is no mask of padding", node)
+        raise walk.program.refusal("adds something other than a padding mask to scores", node)
 
 
 def _changed(walk, node: Node, view: View, **more) -> View:
@@ -108,10 +108,10 @@ def softmax(walk, node: Node, args: list) -> View:
     (x,) = args
     axis = int(node.attrs.get("axis", -1))
     if not isinstance(x.base, Scores) or axis not in (-1, x.index.ndim - 1):
-        raise walk.program.refusal("a softmax over what are no scores of keys", node)
+        raise walk.program.refusal("applies softmax to something other than attention scores", node)
     made = _changed(walk, node, x, soft=True)
     if not made.base.masked and not walk.probe.real.all():
-        raise walk.program.refusal("attention that no mask keeps from padding", node)
+        raise walk.program.refusal("attention is not masked against padding", node)
     return made
 
 
@@ -121,10 +121,10 @@ def where(walk, node: Node, args: list) -> View:
     if isinstance(test, View):
         if isinstance(test.base, Stage) and test.base.kind == "missing" and test.base.x is no:
             return no
-        raise walk.program.refusal("chooses by what the model computes", node)
+        raise walk.program.refusal("chooses by a computed condition", node)
     x, other = (no, yes) if isinstance(no, View) else (yes, no)
     if not isinstance(x, View) or not isinstance(x.base, Scores) or not isinstance(other, Known):
-        raise walk.program.refusal("chooses between what are no scores", node)
+        raise walk.program.refusal("chooses between values that are not scores", node)
     kept = np.broadcast_to(test.value == (x is yes), x.index.shape)
     added = np.where(kept, 0.0, np.broadcast_to(other.value, x.index.shape))
     _check_mask(walk, node, added.reshape(x.base.shape))
@@ -135,5 +135,5 @@ def missing(walk, node: Node, args: list) -> View:
     """Where probabilities are no numbers: of rows without any key, which no real token has."""
     (x,) = args
     if not isinstance(x.base, Scores) or not x.base.soft:
-        raise walk.program.refusal("looks for what is no number outside of attention", node)
+        raise walk.program.refusal("looks for NaN outside of attention", node)
     return View.of(Stage(walk.shape(node), "missing", x))

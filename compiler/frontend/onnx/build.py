@@ -110,7 +110,9 @@ class Builder:
             maker = MAKERS.get(type(base))
             made = maker(self, base, node) if maker else None
             if made is None:
-                raise self.program.refusal("reads what is no finished step of an encoder", node)
+                raise self.program.refusal(
+                    "reads a value that is not a complete step of an encoder", node
+                )
             self._edges[id(base)] = made
             self._kept.append(base)
         return self._edges[id(base)]
@@ -131,7 +133,7 @@ class Builder:
 
     def _act(self, view: View, edge: str, node: OnnxNode) -> str:
         if self.nodes[edge].kind != "linear":
-            raise self.program.refusal("an activation of what is no linear layer", node)
+            raise self.program.refusal("activates something other than a linear layer", node)
         function = function_of(view.curve)
         if function is None:
             raise self.program.refusal(
@@ -167,7 +169,9 @@ class Builder:
             lacks = "word" if "word" not in base.tables else "position"
             raise self.program.refusal(f"the embeddings lack a {lacks} table", base.node)
         if "other" in base.tables:
-            raise self.program.refusal("picks rows by what is no id, type or position", base.node)
+            raise self.program.refusal(
+                "picks rows by something other than ids, types or positions", base.node
+            )
         word, position = base.tables["word"], base.tables["position"]
         if (one := base.tables.get("one")) is not None:
             position = position + one
@@ -192,7 +196,7 @@ class Builder:
         gamma = np.ones(channels, np.float32) if gamma is None else np.ravel(gamma)
         beta = np.zeros(channels, np.float32) if beta is None else np.ravel(beta)
         if gamma.size != channels or beta.size != channels:
-            raise self.program.refusal(f"gamma or beta has not {channels} numbers", node)
+            raise self.program.refusal(f"gamma or beta does not have {channels} numbers", node)
         params = Norm(gamma.astype(np.float32), beta.astype(np.float32), float(eps), node.name)
         return self.add("norm", (edge,), channels, params=params)
 

@@ -33,7 +33,7 @@ def reduce_mean(walk, node: Node, args: list) -> View:
     """Mean over the channels: of x, or of its squared deviations."""
     x = args[0]
     if axes_of(args) != [x.index.ndim - 1] or not node.attrs.get("keepdims", 1):
-        raise walk.program.refusal("a mean over what are not the channels", node)
+        raise walk.program.refusal("takes a mean over axes other than the channels", node)
     if is_stage(x, "squares"):
         return stage(walk, node, "variance", x.base.x)
     return stage(walk, node, "mean", x)
@@ -51,7 +51,7 @@ def square_root(walk, node: Node, args: list) -> View:
     """Square root: of a variance with its epsilon."""
     (x,) = args
     if not is_stage(x, "variance"):
-        raise walk.program.refusal("the square root of what is no variance", node)
+        raise walk.program.refusal("takes the square root of something other than a variance", node)
     return stage(walk, node, "deviation", x.base.x, eps=x.base.eps)
 
 

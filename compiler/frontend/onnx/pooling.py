@@ -7,7 +7,7 @@ from intformer.frontend.onnx.program import Node
 from intformer.frontend.onnx.values import Known, Stage, View
 from intformer.ir.graph import SEQUENCES
 
-AXES = "a sum over what are not the tokens"
+AXES = "sums over axes other than the tokens"
 SMALLEST = 1e-6  # limits that keep a division from 0
 
 
@@ -44,7 +44,9 @@ def _mean(walk, node: Node, total: View, count: np.ndarray) -> View:
     counts = walk.probe.mask.sum(1).astype(np.float64)
     wanted = counts.reshape(-1, *([1] * (total.index.ndim - 1)))
     if not (np.broadcast_to(count, total.index.shape) == wanted).all():
-        raise walk.program.refusal("divides a sum by what is not the count of tokens", node)
+        raise walk.program.refusal(
+            "divides a sum by something other than the number of tokens", node
+        )
     edge = walk.builder.edge(total.base.x, node)
     channels = walk.builder.channels(edge)
     made = walk.builder.add("mean", (edge, SEQUENCES), channels)
@@ -56,7 +58,7 @@ def length(walk, node: Node, args: list) -> View:
     """Euclidean length of a row."""
     x = args[0]
     if axes_of(args) != [x.index.ndim - 1]:
-        raise walk.program.refusal("a length over what are not the channels", node)
+        raise walk.program.refusal("takes a norm over axes other than the channels", node)
     return stage(walk, node, "length", x)
 
 
@@ -65,7 +67,7 @@ def clip(walk, node: Node, args: list) -> View:
     x, low, high = (*args, None, None)[:3]
     small = isinstance(low, Known) and 0 <= float(low.value.ravel()[0]) <= SMALLEST
     if not is_stage(x, "length") or not small or high is not None:
-        raise walk.program.refusal("limits what is no length of a vector", node)
+        raise walk.program.refusal("clips something other than the norm of a vector", node)
     return x
 
 

@@ -148,7 +148,8 @@ def _bias(program: Program, value: str, length: int) -> Bias:
     for i in range(length):
         if not np.array_equal(array[:, i], table[:, length - 1 - i : 2 * length - 1 - i]):
             raise CheckpointError(
-                f"the bias of attention {value!r} is none of distances", where=program.where
+                f"the bias of attention {value!r} does not depend on the distance alone",
+                where=program.where,
             )
     return Bias(np.ascontiguousarray(table))
 

@@ -55,7 +55,7 @@ def _product(p: Program, node: Node, unrounded: set[str]) -> Node:
     x, weight = node.inputs[:2]
     array = p.constants.get(weight)
     if x not in unrounded or array is None:
-        raise p.refusal("operands are no activation and a constant", node)
+        raise p.refusal("its operands are not an activation and a constant", node)
     zero = p.constants.get(node.inputs[3], 0) if len(node.inputs) > 3 and node.inputs[3] else 0
     name = f"{weight} less its zero point"
     _keep(p, name, array, np.float32(1), zero, weight, node)
@@ -121,7 +121,7 @@ def _grid(p: Program, q: Node, dq: Node) -> Grid:
     if scale.size != 1 or other.size != 1:
         raise p.refusal("activations with a scale per channel are not supported", q)
     if scale != other or zero != its_zero or zero.dtype != its_zero.dtype:
-        raise p.refusal(f"{dq.name!r} takes off another scale than was put on", q)
+        raise p.refusal(f"{dq.name!r} undoes another scale than was applied", q)
     if zero.dtype not in INTEGERS:
         raise p.refusal(f"activations of {zero.dtype} are not supported, only of 8 bits", q)
     if not (np.isfinite(scale) and scale > 0):

@@ -59,7 +59,7 @@ def move(walk, node: Node, args: list) -> list[View]:
     """Reshape, Transpose and the like, over the numbers of elements."""
     first, *others = args
     if not isinstance(first, View) or any(isinstance(one, View) for one in others):
-        raise walk.program.refusal("moves by what the model computes", node)
+        raise walk.program.refusal("moves elements by computed indices", node)
     arrays = [first.index, *(None if one is None else one.value for one in others)]
     moved = walk.program.apply(node, arrays)
     return [View(first.base, index, first.curve, first.grid) for index in moved]
@@ -132,7 +132,7 @@ def binary(walk, node: Node, args: list) -> View:
             return View(a.base, a.index, _curve(function, a.at, b.at))
         if node.op == "Add":
             return total(walk, node, a, b)
-        raise walk.program.refusal("two activations that are not added", node)
+        raise walk.program.refusal("combines two activations other than by adding them", node)
     x, known = (a, b) if isinstance(a, View) else (b, a)
     if known.value.size == 1:
         number = float(known.value.ravel()[0])
@@ -160,7 +160,7 @@ def total(walk, node: Node, a: View, b: View) -> View:
     # the residual was read before; the term is a linear layer that only this sum reads
     term, stream = (a, b) if isinstance(a.base, Product) and not walk.builder.made(a) else (b, a)
     if not isinstance(term.base, Product) or term.curve is not None:
-        raise walk.program.refusal("adds two values of which none is a linear layer", node)
+        raise walk.program.refusal("adds two values, neither of them a linear layer", node)
     edges = tuple(walk.builder.edge(one, node) for one in (term, stream))
     channels = walk.builder.channels(edges[1])
     if channels != walk.builder.channels(edges[0]):
@@ -188,7 +188,7 @@ def matmul(walk, node: Node, args: list) -> View:
     if isinstance(a, View) and isinstance(b, View):
         return attention.matmul(walk, node, a, b)
     if not isinstance(a, View) or not b.constant or b.value.ndim != 2:
-        raise walk.program.refusal("no product of rows and a constant", node)
+        raise walk.program.refusal("is not a product of rows and a constant", node)
     return product(walk, node, a, b.value.T, _stored(walk, node, b.name, transposed=True), b.name)
 
 
@@ -197,7 +197,7 @@ def gemm(walk, node: Node, args: list) -> View:
     a, b, *c = args
     plain = node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
     if not isinstance(a, View) or not b.constant or node.attrs.get("transA") or not plain:
-        raise walk.program.refusal("no product of rows and a constant", node)
+        raise walk.program.refusal("is not a product of rows and a constant", node)
     turned = not node.attrs.get("transB")
     weight = b.value.T if turned else b.value
     made = product(walk, node, a, weight, _stored(walk, node, b.name, turned), b.name)
