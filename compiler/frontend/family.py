@@ -65,6 +65,7 @@ class Family:
     dropout      where training drops what
     neutral      config keys that change the arithmetic, and the values that do not
     word         key of the word table, below the prefix
+    tied         the decoder is the word table where config.json does not say
     """
 
     encoder: Callable[["Builder"], str]
@@ -80,3 +81,4 @@ class Family:
     dropout: DropoutKeys = DropoutKeys()
     neutral: dict[str, tuple] = field(default_factory=dict)
     word: str = WORD
+    tied: bool = True

@@ -8,6 +8,7 @@ import numpy as np
 from intformer.errors import CheckpointError
 from intformer.ir.graph import POSITIONS, SEQUENCES, WORD_STEM, Linear, Norm
 
+TIE = "tie_word_embeddings"  # of config.json
 POOLED = {  # mode of pooling -> (kind, attributes) of the node that makes it
     "first": ("take", {"rows": "sequence"}),
     "last": ("take", {"rows": "sequence", "last": True}),
@@ -82,10 +83,20 @@ class HeadStages:
         return self.act(f"{at}.act", x, function) if function else x
 
     def decoder(self, x: str, key: str, bias: bool = True) -> str:
-        """Masked-LM decoder; tied where its weight is absent or equals the word table."""
+        """Masked-LM decoder; tied where its weight is absent or equals the word table.
+
+        Raises where it is absent and config.json, or the family, says that it is not tied.
+        """
         word = self._nodes["embed.sum"].params.word
         weight, above = f"{key}.weight", key.rpartition(".")[0]
-        table = self.checkpoint.tensor(weight, word.shape) if weight in self.checkpoint else word
+        present = weight in self.checkpoint
+        if not (present or self.checkpoint.setting(TIE, bool, self.family.tied)):
+            raise CheckpointError(
+                f"weight {weight!r} is missing, and config key {TIE!r} is not true",
+                where=str(self.checkpoint.path / "config.json"),
+                hint="save the model with its decoder, or say that it is the word table",
+            )
+        table = self.checkpoint.tensor(weight, word.shape) if present else word
         own = f"{key}.bias"
         other = f"{above}.bias" if above else own  # transformers ties these two
         stored = other if bias and own not in self.checkpoint else own

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
+from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
 from intformer.frontend.calibration import pack
@@ -253,6 +254,25 @@ def test_an_untied_decoder_keeps_its_own_weight(tmp_path):
     inputs = pack([(s, np.zeros_like(s)) for s in ids], meta)
     want = wanted(hf, inputs, ids, None, "masked-lm")
     np.testing.assert_allclose(run(encoder, inputs), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("bert", False), ("modernbert", False), ("eurobert", None)]
+)
+def test_a_decoder_that_is_neither_there_nor_tied(tmp_path, family, said):
+    """transformers draws one at random there; EuroBERT's is untied by default."""
+    hf = random_hf.save(tmp_path, family, "masked-lm", tie_word_embeddings=True)
+    file = tmp_path / "config.json"
+    config = {k: v for k, v in json.loads(file.read_text()).items() if k != "tie_word_embeddings"}
+    for tied in (True, said):
+        more = {} if tied is None else {"tie_word_embeddings": tied}
+        file.write_text(json.dumps(config | more))
+        _, info = type(hf).from_pretrained(tmp_path, output_loading_info=True)
+        assert any("weight" in key for key in info["missing_keys"]) == (not tied)
+        if tied:
+            read_encoder(Checkpoint(tmp_path))
+    with pytest.raises(CheckpointError, match=r"weight '.*' is missing.*'tie_word_embeddings'"):
+        read_encoder(Checkpoint(tmp_path))
 
 
 def test_a_zero_row_keeps_its_bias(tmp_path):

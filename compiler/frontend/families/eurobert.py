@@ -9,6 +9,7 @@ from intformer.ir.heads import QUESTION_ANSWERING
 
 THETA = 10000.0
 POOLINGS = ("bos", "mean", "late")
+HUB_POOLING = "clf_pooling"  # what the hub's code calls classifier_pooling
 
 
 def encoder(g: Builder) -> str:
@@ -57,6 +58,13 @@ def classify(g: Builder, x: str) -> str:
     "late" pooling is the mean of every token's logits: those of the mean, as they are linear in it.
     """
     pooling = g.checkpoint.setting("classifier_pooling", str, "late")
+    other = g.checkpoint.setting(HUB_POOLING, str, pooling)
+    if other != pooling:
+        raise CheckpointError(
+            f"config key {HUB_POOLING!r} = {shown(other)}, where 'classifier_pooling' is {pooling}",
+            where=str(g.checkpoint.path / "config.json"),
+            hint="the hub's code reads the one, transformers the other: make them equal",
+        )
     if pooling not in POOLINGS:
         raise CheckpointError(
             f"config key 'classifier_pooling' = {shown(pooling)} is not supported",
@@ -93,4 +101,5 @@ EUROBERT = Family(
     },
     dropout=DropoutKeys(attention="attention_dropout", default=0.0),
     word="embed_tokens",
+    tied=False,
 )
