@@ -20,7 +20,12 @@ UNREAD_FILES = (  # of other frameworks: named where there is nothing else
     *("model.onnx", "onnx/model.onnx", "openvino/openvino_model.xml", "openvino_model.xml"),
     *("tf_model.h5", "flax_model.msgpack", "rust_model.ot"),
 )
-WORD = "embeddings.word_embeddings"  # of every family
+WORD = "embeddings.word_embeddings"  # of every family but two
+WORDS = {  # key of the word table, at its end -> what the encoder's keys start with where that
+    WORD: "",  # is a wrapper by its name
+    "embeddings.tok_embeddings": "model.",
+    "embed_tokens": "model.",
+}
 WRAPPERS = ("module", "model", "_orig_mod", "_forward_module")
 FLOATS = ("float64", "float32", "float16", "bfloat16")  # what becomes float32
 SHOWN_KEYS = 4
@@ -142,7 +147,7 @@ def _shards(folder: Folder, index: dict, where: str) -> dict[str, Path]:
 
 def wrapper_of(keys: Collection[str], where: str) -> str:
     """Return what stands before the keys of the model, "" or such as "module."."""
-    words = sorted(key for key in keys if key.endswith(f"{WORD}.weight"))
+    words = sorted(key for key in keys if key.endswith(tuple(f"{word}.weight" for word in WORDS)))
     wrappers = {key: _wrapper(key) for key in words}
     if not any(wrappers.values()):
         return ""
@@ -159,7 +164,8 @@ def _wrapper(key: str) -> str:
     found = ""
     while (part := key[len(found) :].split(".", 1)[0]) in WRAPPERS:
         found += f"{part}."
-    return found
+    word = key[len(found) :].removesuffix(".weight")
+    return found.removesuffix(WORDS.get(word, ""))
 
 
 def unwrapped(keys: Collection[str], wrapper: str, where: str) -> dict[str, str]:

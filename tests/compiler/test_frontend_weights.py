@@ -87,6 +87,16 @@ def test_what_training_loops_put_around_the_keys_is_taken_off(folder, change):
     np.testing.assert_array_equal(outputs(folder), want)
 
 
+@pytest.mark.parametrize("family", ["modernbert", "eurobert"])
+@pytest.mark.parametrize("head", ["features", "sequence-classification"])
+def test_wrappers_before_a_model_whose_own_prefix_is_model(tmp_path, family, head):
+    random_hf.save(tmp_path, family, head)
+    want, plain = outputs(tmp_path), load_file(tmp_path / "model.safetensors")
+    for prefix in ("module.", "model.", "model._orig_mod."):
+        save_file(below(prefix)(plain), tmp_path / "model.safetensors")
+        np.testing.assert_array_equal(outputs(tmp_path), want)
+
+
 def test_wrapped_keys_in_safetensors(folder):
     want = outputs(folder)
     state = load_file(folder / "model.safetensors")
