@@ -17,6 +17,7 @@ PARAMETERS, SCALING, THETA = "rope_parameters", "rope_scaling", "rope_theta"
 KINDS = ("default", "linear", "dynamic", "ntk")
 KNOWN = {"rope_theta", "rope_type", "type", "factor"}  # of a dict of parameters
 PARTIAL = "partial_rotary_factor"
+WHOLE = "all channels of a head must be turned"
 
 
 def rotary(theta: float, head_dim: int, rows: int, factor: float = 1.0) -> Rotary:
@@ -66,7 +67,7 @@ def of(about: dict, theta: float, head_dim: int, rows: int, key: str, where: str
     if kind not in KINDS:
         refuse("rope_type", kind, "supported: " + ", ".join(KINDS))
     if about.get(PARTIAL, 1) != 1:
-        refuse(PARTIAL, about[PARTIAL], "all channels of a head must be turned")
+        refuse(PARTIAL, about[PARTIAL], WHOLE)
     for name in about.keys() - KNOWN - {PARTIAL}:
         refuse(name, about[name], "known: " + ", ".join(sorted(KNOWN)))
     theta, factor = about.get(THETA, theta), about.get("factor", 1.0)

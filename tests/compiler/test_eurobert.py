@@ -65,6 +65,8 @@ def test_one_large_channel_leaves_the_other_rows_their_precision(tmp_path):
     ("changes", "named"),
     [
         ({"classifier_pooling": "cls"}, "classifier_pooling"),
+        ({"clf_pooling": "mean"}, "clf_pooling"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"head_dim": 16}, "head_dim"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type"),

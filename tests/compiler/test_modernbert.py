@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import transformers
 
 import intformer
 from intformer.errors import CheckpointError
@@ -141,6 +142,9 @@ def test_new_keys_of_config(tmp_path):
             "rope_parameters.full_attention.rope_type",
         ),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_type"),
+        ({"rope_scaling": {"type": "linear", "factor": 3.0}}, "rope_scaling.type"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"head_dim": 8}, "head_dim"),
         ({"norm_bias": 1}, "norm_bias"),
         ({"norm_bias": True}, "embeddings.norm.bias"),
     ],
@@ -151,6 +155,17 @@ def test_what_is_refused(tmp_path, changes, named):
     with pytest.raises(CheckpointError) as caught:
         read_encoder(Checkpoint(tmp_path))
     assert named in caught.value.what and "config.json" in str(caught.value)
+
+
+def test_a_window_by_the_other_key(tmp_path):
+    """transformers takes it over local_attention, where config.json has it."""
+    random_hf.save(tmp_path, "modernbert", "features", **SHAPE)
+    rewrite(tmp_path, sliding_window=5)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).local_attention == 10
+    with pytest.raises(CheckpointError, match="'sliding_window' = 5"):
+        read_encoder(Checkpoint(tmp_path))
+    rewrite(tmp_path, sliding_window=3)  # of 6 tokens
+    read_encoder(Checkpoint(tmp_path))
 
 
 def test_a_bias_that_config_json_does_not_know_is_refused(tmp_path):

@@ -3,7 +3,7 @@
 from intformer.errors import CheckpointError
 from intformer.frontend import rope
 from intformer.frontend.builder import Builder, activation_of
-from intformer.frontend.families import post_ln
+from intformer.frontend.families import post_ln, turned
 from intformer.frontend.family import DropoutKeys, Family
 from intformer.frontend.folder import shown
 from intformer.ir import heads
@@ -21,7 +21,7 @@ def encoder(g: Builder) -> str:
     x = g.norm("embed.norm", g.embed(positions=False), "embeddings.norm", norm_bias(g))
     kinds = layer_kinds(g)
     tables = {kind: table(g, kind) for kind in dict.fromkeys(kinds)}
-    window = g.checkpoint.setting("local_attention", int, 128, least=0) // 2
+    window = window_of(g)
     for i, at in enumerate(g.layers(g.numbered("layers"))):
         normed = at.norm("norm1", x, "attn_norm", norm_bias(g)) if i else x
         y = attention(at, normed, tables[kinds[i]], window if kinds[i] == LOCAL else None)
@@ -29,6 +29,22 @@ def encoder(g: Builder) -> str:
         y = feed_forward(at, at.norm("norm2", x, "mlp_norm", norm_bias(g)))
         x = at.add("sum2", y, x)
     return g.norm("final.norm", x, "final_norm", norm_bias(g))
+
+
+def window_of(g: Builder) -> int:
+    """Return the tokens that a query sees on either side through a window.
+
+    transformers sets it by "sliding_window" too, over "local_attention".
+    """
+    window = g.checkpoint.setting("local_attention", int, 128, least=0) // 2
+    if (given := g.checkpoint.setting("sliding_window", int, window)) != window:
+        raise CheckpointError(
+            f"config key 'sliding_window' = {given}, where 'local_attention' has {window} tokens "
+            "on either side",
+            where=str(g.checkpoint.path / "config.json"),
+            hint="remove one of them",
+        )
+    return window
 
 
 def attention(at: Builder, x: str, turns: Rotary, window: int | None) -> str:
@@ -87,10 +103,17 @@ def table(g: Builder, kind: str) -> Rotary:
         raise CheckpointError(
             f"config key '{rope.PARAMETERS}.{kind}' = {shown(about)} is not an object", where=where
         )
-    about = about | g.checkpoint.setting(rope.SCALING, dict, {})
+    scaling = g.checkpoint.setting(rope.SCALING, dict, {})
+    if "type" in scaling and "rope_type" not in scaling:  # transformers leaves it unread
+        raise CheckpointError(
+            f"config key '{rope.SCALING}.type' = {shown(scaling['type'])} is not supported",
+            where=where,
+            hint="say 'rope_type'",
+        )
+    about = about | scaling
     theta = g.checkpoint.setting(key, float, default)
     path = f"{rope.PARAMETERS}.{kind}"
-    return rope.of(about, theta, g.hidden // g.heads, g.limit, path, where)
+    return rope.of(about, theta, turned.head_dim(g), g.limit, path, where)
 
 
 def transformed(g: Builder, x: str) -> str:

@@ -106,11 +106,22 @@ def feed_forward(at: Builder, x: str, keys: Spelling, bias: bool, active: int | 
 
 def table(g: Builder, theta: float) -> Rotary:
     """Return the rotary positions of config.json; theta where it does not say."""
-    head_dim = g.hidden // g.heads
-    if (given := g.checkpoint.setting("head_dim", int, head_dim)) != head_dim:
+    return rope.read(g.checkpoint, theta, head_dim(g), g.limit)
+
+
+def head_dim(g: Builder) -> int:
+    """Return the channels of a head, all of which are turned; raise where config.json differs."""
+    size, where = g.hidden // g.heads, str(g.checkpoint.path / "config.json")
+    if (given := g.checkpoint.setting("head_dim", int, size)) != size:
         raise CheckpointError(
             f"config key 'head_dim' = {given} is not supported",
-            where=str(g.checkpoint.path / "config.json"),
-            hint=f"{g.heads} heads share the hidden size {g.hidden}: {head_dim} each",
+            where=where,
+            hint=f"{g.heads} heads share the hidden size {g.hidden}: {size} each",
         )
-    return rope.read(g.checkpoint, theta, head_dim, g.limit)
+    if (given := g.checkpoint.setting(rope.PARTIAL, float, 1.0)) != 1:
+        raise CheckpointError(
+            f"config key {rope.PARTIAL!r} = {given} is not supported",
+            where=where,
+            hint=rope.WHOLE,
+        )
+    return size
