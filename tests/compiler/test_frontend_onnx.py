@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 import transformers
 from onnx import TensorProto, helper, numpy_helper
 
@@ -187,6 +188,41 @@ def test_a_mask_that_hides_real_tokens_is_refused(copied):
                 one.CopyFrom(numpy_helper.from_array(-array, one.name))
 
     refused(copied(change), "other than a padding mask", "node '")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_window_wider_than_any_probe_is_refused(tmp_path, attention):
+    model = random_hf.save(tmp_path, "bert", "features")
+    (tmp_path / "model.safetensors").unlink()
+    whole = model.forward
+
+    def windowed(input_ids, attention_mask, token_type_ids, **more):
+        at = torch.arange(input_ids.shape[1])
+        seen = (attention_mask[:, None, None] > 0) & ((at[:, None] - at).abs() <= 20)
+        mask = torch.where(seen, 0.0, -1e9)
+        return whole(input_ids, attention_mask=mask, token_type_ids=token_type_ids, **more)
+
+    model.forward = windowed
+    file = tmp_path / "model.onnx"
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    onnx_files.export(model, file, names, attention=attention)
+    refused(tmp_path, "attention of 32 tokens leaves some out")
+
+
+def test_positions_that_stop_beyond_the_probes_are_refused(tmp_path):
+    model = random_hf.save(tmp_path, "bert", "features")
+    (tmp_path / "model.safetensors").unlink()
+    whole = model.forward
+
+    def stopping(input_ids, attention_mask, token_type_ids, **more):
+        at = torch.arange(input_ids.shape[1]).clamp(max=20)[None]
+        kinds = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return whole(input_ids, position_ids=at, **kinds, **more)
+
+    model.forward = stopping
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    onnx_files.export(model, tmp_path / "model.onnx", names, attention="eager")
+    refused(tmp_path, "does not count the positions of 32 tokens")
 
 
 def test_another_activation_is_refused_by_node(copied):

@@ -71,6 +71,7 @@ def binary(walk, node: Node, a, b) -> View | None:
         return None
     added = np.broadcast_to(b.value, a.index.shape).reshape(a.base.shape)
     _check_mask(walk, node, added)
+    walk.builder.masks[b.name] = 0.0
     return _changed(walk, node, a, masked=True)
 
 
@@ -128,6 +129,7 @@ def where(walk, node: Node, args: list) -> View:
     kept = np.broadcast_to(test.value == (x is yes), x.index.shape)
     added = np.where(kept, 0.0, np.broadcast_to(other.value, x.index.shape))
     _check_mask(walk, node, added.reshape(x.base.shape))
+    walk.builder.masks[test.name] = float(x is yes)
     return _changed(walk, node, x, masked=True)
 
 

@@ -40,6 +40,9 @@ class Builder:
 
     nodes     edge -> node
     position  (rule, padding id): how positions count; None until a table of them is read
+    biases    attention edge -> value that adds its bias
+    masks     value that hides keys -> what it is where none is hidden
+    places    values that pick rows of positions
     """
 
     def __init__(self, traced: Traced):
@@ -47,7 +50,9 @@ class Builder:
         self.traced, self.program, self.probe = traced, traced.program, traced.probe
         self.nodes: dict[str, Node] = {}
         self.position: tuple[str, int] | None = None
-        self.biases: dict[str, str] = {}  # attention edge -> value that adds its bias
+        self.biases: dict[str, str] = {}
+        self.masks: dict[str, float] = {}
+        self.places: set[str] = set()
         self._edges: dict[int, str] = {}  # id of a base -> its edge
         self._kept: list[Base] = []  # so that no id is used twice
         self._stems: dict[tuple, tuple[str, Linear]] = {}

@@ -9,6 +9,7 @@ from intformer.frontend import calibration, sentence_transformers
 from intformer.frontend.architectures import head_named
 from intformer.frontend.encoder import About, about_meta
 from intformer.frontend.onnx import file, integers, modules, outputs, probe, rewrites
+from intformer.frontend.onnx.attention import SAME
 from intformer.frontend.onnx.build import Builder
 from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 from intformer.frontend.onnx.outputs import Answer
@@ -44,6 +45,7 @@ def read(checkpoint: OnnxCheckpoint, head: str | None) -> tuple[Graph, dict]:
     answering = _head(checkpoint, head, found)
     rule, pad = _positions(checkpoint, walk.builder)
     limit = _limited(program, walk.builder, rule, pad)
+    check_longest(program, walk.builder, limit)
     given = outputs.source(found, answering)
     prove(program, walk.builder, given, rule, pad)
     answer, pooling, normalize = _finished(checkpoint, walk.builder, found, answering)
@@ -190,6 +192,29 @@ def _meta(
             )
     checkpoint.config.setdefault("vocab_size", meta["vocab_size"])
     return meta
+
+
+def check_longest(program: Program, builder: Builder, length: int) -> None:
+    """Raise unless the longest sequence counts its positions and sees all of its keys.
+
+    The probes are short: a window of attention is wider than they are. Of the file only masks and
+    positions are evaluated, which no weight is in.
+    """
+    one = probe.make(program, lengths=(length,))
+    values = program.evaluate(one.feeds(program), {*builder.masks, *builder.places})
+    for name, plain in builder.masks.items():
+        if np.abs(values[name] - np.float64(plain)).max() > SAME:
+            raise CheckpointError(
+                f"attention of {length} tokens leaves some out, by {name!r}",
+                where=program.where,
+                hint="windows are read from directories of model types that have them",
+            )
+    for name in builder.places:
+        at = np.ravel(values[name])
+        if not np.array_equal(at, at[0] + np.arange(length)):
+            raise CheckpointError(
+                f"{name!r} does not count the positions of {length} tokens", where=program.where
+            )
 
 
 # -- proof -----------------------------------------------------------------------------------------

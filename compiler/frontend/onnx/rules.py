@@ -23,6 +23,8 @@ def table_rows(walk, node: Node, args: list) -> View | None:
     if table.dtype != np.float32 or table.ndim != 2 or int(node.attrs.get("axis", 0)) != 0:
         return None
     kind, table = picked(walk, table, index)
+    if kind == "position":
+        walk.builder.places.add(args[1].name)
     stored = walk.program.stored.get(args[0].name)
     kept = {kind: stored} if stored is not None and kind != "one" else {}
     return View.of(Rows(walk.shape(node), {kind: table}, kept, node))
