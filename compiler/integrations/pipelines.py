@@ -122,7 +122,8 @@ class TextClassification(Pipeline):
     def row(self, value: object) -> Text:
         """A pair is {"text", "text_pair"}, or the two of them in a list in a list."""
         if isinstance(value, dict) and {"text"} <= value.keys() <= {"text", "text_pair"}:
-            return tuple(value[name] for name in ("text", "text_pair") if value.get(name))
+            pair = value.get("text_pair")  # an empty one is none, in transformers too
+            return (value["text"], pair) if pair else (value["text"],)
         if isinstance(value, list) and len(value) == 1 and len(value[0]) == 2:
             return tuple(value[0])
         return super().row(value)

@@ -303,6 +303,13 @@ def classifier(request, tmp_path_factory):
     return TextClassification(Exact(source)), theirs_of(source, "text-classification")
 
 
+@pytest.mark.parametrize(("text", "other"), [("", TEXTS[1]), (TEXTS[0], ""), (TEXTS[0], None)])
+def test_pairs_of_which_one_is_empty(classifier, text, other):
+    ours, theirs = classifier
+    pair = {"text": text, "text_pair": other}
+    as_theirs(ours([pair]), theirs([pair]))
+
+
 @pytest.mark.parametrize("top_k", [{}, {"top_k": None}, {"top_k": 1}, {"top_k": 2}])
 def test_labels(classifier, top_k):
     ours, theirs = classifier
