@@ -149,7 +149,7 @@ def _add_tokens(router: APIRouter, models: Models) -> None:
         model.check_count(len(texts))
         for text in texts:
             model.check_text(text)
-        prompt = "" if form.prompt_name is None else model.prompt_of(form.prompt_name)
+        prompt = model.prompt_of(form.prompt_name)
         found = await model.in_pool(model.tokens, texts, prompt, form.add_special_tokens)
         return JSONResponse(found)
 

@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,7 +34,7 @@ from intformer.serve.faults import Fault
 from intformer.serve.gate import key_of
 from intformer.serve.metrics import Metrics
 from intformer_testing import small_tokenizer
-from intformer_testing.sentence_dirs import Exact, change, plain, write
+from intformer_testing.sentence_dirs import Exact, plain, write
 
 TEXTS = ["the you of", *small_tokenizer.SENTENCES[50:52], "The"]
 TEXTS = [" ".join(text.split()[:8]) for text in TEXTS]
@@ -74,8 +75,7 @@ def folders(tmp_path_factory):
     plain(made / "ranker", "sequence-classification", labels=1, **SHAPE)
     plain(made / "classifier", "sequence-classification", labels=3, **SHAPE)
     plain(made / "tagger", "token-classification", labels=3, **SHAPE)
-    sparse = plain(made / "sparse", "masked-lm", **SHAPE)
-    change(sparse / "config.json", tie_word_embeddings=False)
+    plain(made / "sparse", "masked-lm", **SHAPE)
     return made
 
 
@@ -173,6 +173,19 @@ def test_token_ids_are_the_text(serve, library):
         "[CLS] the you of [SEP]"
     ]
     assert len(client.post("/tokenize", inputs="the " * 100).json()[0]) == 102  # uncut
+
+
+def test_token_ids_have_the_default_prompt(serve, folders, tmp_path):
+    folder = shutil.copytree(folders / "embedder", tmp_path / "prompted")
+    prompts = {"prompts": {"query": "of the: ", "none": ""}, "default_prompt_name": "query"}
+    write(folder / "config_sentence_transformers.json", prompts)
+    client = serve(minilm=Library(folder))
+    wanted = client.post("/embed", inputs=TEXTS).json()
+    tokens = client.post("/tokenize", inputs=TEXTS).json()
+    ids = [[token["id"] for token in row] for row in tokens]
+    assert client.post("/embed", inputs=ids).json() == wanted
+    bare = client.post("/tokenize", inputs=TEXTS, prompt_name="none").json()
+    assert [len(row) for row in bare] < [len(row) for row in ids]
 
 
 def test_openai(serve, library):
