@@ -14,7 +14,8 @@ from intformer.frontend.folder import shown
 from intformer.ir.graph import Rotary
 
 PARAMETERS, SCALING, THETA = "rope_parameters", "rope_scaling", "rope_theta"
-KINDS = ("default", "linear", "dynamic", "ntk")
+KINDS = ("default", "linear", "dynamic")
+HUB_KINDS = (*KINDS, "ntk")  # of GTE
 KNOWN = {"rope_theta", "rope_type", "type", "factor"}  # of a dict of parameters
 PARTIAL = "partial_rotary_factor"
 WHOLE = "all channels of a head must be turned"
@@ -27,12 +28,15 @@ def rotary(theta: float, head_dim: int, rows: int, factor: float = 1.0) -> Rotar
     return Rotary(np.cos(angles), np.sin(angles))
 
 
-def read(checkpoint: Checkpoint, theta: float, head_dim: int, rows: int) -> Rotary:
+def read(
+    checkpoint: Checkpoint, theta: float, head_dim: int, rows: int, kinds: tuple[str, ...] = KINDS
+) -> Rotary:
     """Return the table that config.json describes.
 
     theta     base where config.json does not say
     head_dim  channels of a head; even
     rows      positions
+    kinds     that are known
     """
     where = str(checkpoint.path / "config.json")
     given = [key for key in (PARAMETERS, SCALING) if checkpoint.config.get(key)]
@@ -45,17 +49,25 @@ def read(checkpoint: Checkpoint, theta: float, head_dim: int, rows: int) -> Rota
     key = given[0] if given else PARAMETERS
     about = checkpoint.setting(key, dict, {})
     theta = checkpoint.setting(THETA, float, theta)
-    return of(about, theta, head_dim, rows, key, where)
+    return of(about, theta, head_dim, rows, key, where, kinds)
 
 
-def of(about: dict, theta: float, head_dim: int, rows: int, key: str, where: str) -> Rotary:
+def of(
+    about: dict,
+    theta: float,
+    head_dim: int,
+    rows: int,
+    key: str,
+    where: str,
+    kinds: tuple[str, ...] = KINDS,
+) -> Rotary:
     """Return the table of one dict of parameters.
 
     theta  base where the dict does not say
     key    of config.json that holds the dict, for errors
     where  config.json
+    kinds  that are known
     """
-
     if head_dim % 2:
         raise CheckpointError(f"heads of {head_dim} channels have no rotary pairs", where=where)
 
@@ -64,8 +76,8 @@ def of(about: dict, theta: float, head_dim: int, rows: int, key: str, where: str
         raise CheckpointError(message, where=where, hint=hint)
 
     kind = about.get("rope_type", about.get("type", "default"))
-    if kind not in KINDS:
-        refuse("rope_type", kind, "supported: " + ", ".join(KINDS))
+    if kind not in kinds:
+        refuse("rope_type", kind, "supported: " + ", ".join(kinds))
     if about.get(PARTIAL, 1) != 1:
         refuse(PARTIAL, about[PARTIAL], WHOLE)
     for name in about.keys() - KNOWN - {PARTIAL}:
@@ -74,6 +86,8 @@ def of(about: dict, theta: float, head_dim: int, rows: int, key: str, where: str
     for name, value in ((THETA, theta), ("factor", factor)):
         if type(value) not in (int, float) or not 0 < value < np.inf:
             refuse(name, value, "it is a number above 0")
+    if kind == "ntk" and factor < 1:  # the hub's code leaves the frequencies as they are
+        refuse("factor", factor, "it is 1 or more")
     if kind == "linear":
         return rotary(theta, head_dim, rows, factor)
     if kind == "ntk":

@@ -151,6 +151,8 @@ def test_types_are_there_where_config_json_says_so(tmp_path):
         ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}, "rope_parameters.rope_type"),
         ("rope_parameters", {"rope_type": "llama3"}, "rope_parameters.rope_type"),
         ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("rope_parameters", {"rope_type": "ntk", "factor": 2.0}, "rope_type"),  # GTE's own
+        ("partial_rotary_factor", 0.5, "'partial_rotary_factor' = 0.5"),
         ("rope_parameters", {"beta_fast": 32}, "beta_fast"),
         ("rope_parameters", {"rope_theta": -1.0}, "rope_theta"),
         ("head_dim", 10, "head_dim"),

@@ -1,6 +1,7 @@
 """GTE (arXiv 2407.19669): BERT with rotary positions and gated GELU; the hub's `new`."""
 
 from intformer.errors import CheckpointError
+from intformer.frontend import rope
 from intformer.frontend.builder import Builder
 from intformer.frontend.families import bert, post_ln, turned
 from intformer.frontend.families.turned import Biases, Spelling
@@ -26,7 +27,7 @@ def encoder(g: Builder) -> str:
     keys = turned.spelled(g, HUB, MODULES)
     x = turned.embed(g, keys.norm)
     biases = Biases(attention=True, ffn1=False, ffn2=True)
-    return turned.layers(g, x, keys, biases, turned.table(g, THETA))
+    return turned.layers(g, x, keys, biases, turned.table(g, THETA, rope.HUB_KINDS))
 
 
 def words(g: Builder, x: str) -> str:

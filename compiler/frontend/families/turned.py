@@ -104,9 +104,9 @@ def feed_forward(at: Builder, x: str, keys: Spelling, bias: bool, active: int | 
     return at.gate("gate", at.linear("ffn1", x, *keys.ffn1, bias=bias, parts=parts), active)
 
 
-def table(g: Builder, theta: float) -> Rotary:
-    """Return the rotary positions of config.json; theta where it does not say."""
-    return rope.read(g.checkpoint, theta, head_dim(g), g.limit)
+def table(g: Builder, theta: float, kinds: tuple[str, ...] = rope.KINDS) -> Rotary:
+    """Return the rotary positions of config.json, of known kinds; theta where it does not say."""
+    return rope.read(g.checkpoint, theta, head_dim(g), g.limit, kinds)
 
 
 def head_dim(g: Builder) -> int:
