@@ -143,6 +143,23 @@ class Builder(HeadStages):
         self._nodes[edge] = replace(node, attrs={**node.attrs, "ranges": ranges})
         return edge
 
+    def agree(self, key: str, found: int, what: str) -> None:
+        """Raise where config.json says another number than the weights have.
+
+        The hub's own code rounds some of them up: its files may.
+        """
+        given = self.checkpoint.setting(key, int, found)
+        if given != found and not self.checkpoint.unlike:
+            raise CheckpointError(
+                f"config key {key!r} = {given}, the weights have {found} {what}",
+                where=str(self.checkpoint.path / "config.json"),
+                hint="config.json and the weights belong to different models",
+            )
+
+    def _agree_ffn(self, channels: int) -> None:
+        key = self.family.config_keys.get("ffn", "intermediate_size")
+        self.agree(key, channels, "channels in a feed-forward layer")
+
     # -- nodes ----------------------------------------------------------------------------------
 
     def embed(self, positions: bool = True, types: bool | None = None) -> str:
@@ -152,10 +169,12 @@ class Builder(HeadStages):
         types      whether they have types; None: where the directory has a table
         """
         word = self.table(self.family.word)
+        self.agree("vocab_size", len(word), "rows of words")
         width = word.shape[1]
         position, kinds = self.positions(width) if positions else None, None
         if self.has(TYPES) if types is None else types:
             kinds = self.table(TYPES, width)
+            self.agree("type_vocab_size", len(kinds), "rows of types")
             if len(kinds) == 1 and positions and self.family.fold:  # nothing to choose
                 position, kinds = position + kinds[0], None
         tables = Tables(word, position, kinds)
@@ -166,6 +185,7 @@ class Builder(HeadStages):
     def positions(self, width: int) -> np.ndarray:
         """Read the position table, as many rows as the kernels of attention can use."""
         table = self.table(POSITION, width)
+        self.agree("max_position_embeddings", len(table), "rows of positions")
         if len(table) <= self.first_position:
             raise CheckpointError(
                 f"config key 'pad_token_id' = {self.pad} leaves none of the {len(table)} positions",
@@ -255,7 +275,9 @@ class Builder(HeadStages):
         return self._add("linear", name, (x,), 3 * self.hidden, params=joined, stem=name)
 
     def act(self, name: str, x: str, function: str | None = None) -> str:
-        """Activation of x; None: the one of config.json."""
+        """Activation of x; None: the one of config.json, of a feed-forward layer."""
+        if function is None:
+            self._agree_ffn(self.channels(x))
         function = function or self.activation
         name = self.at + name
         return self._add("act", name, (x,), self.channels(x), attrs={"function": function})
@@ -263,6 +285,7 @@ class Builder(HeadStages):
     def gate(self, name: str, x: str, active: int, function: str | None = None) -> str:
         """Half of x activated (0 or 1), times the other half; None: the function of config.json."""
         function, channels = function or self.activation, self.channels(x) // 2
+        self._agree_ffn(channels)
         if function not in FUNCTIONS:
             key = self.family.config_keys["activation"]
             raise CheckpointError(

@@ -275,6 +275,32 @@ def test_a_decoder_that_is_neither_there_nor_tied(tmp_path, family, said):
         read_encoder(Checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("bert", "vocab_size"),
+        ("bert", "type_vocab_size"),
+        ("roberta", "max_position_embeddings"),
+        ("distilbert", "hidden_dim"),
+        ("nomic_bert", "intermediate_size"),
+        ("modernbert", "intermediate_size"),
+        ("eurobert", "vocab_size"),
+        ("deberta-v2", "intermediate_size"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights(tmp_path, family, key):
+    """transformers refuses each of them, too."""
+    hf = random_hf.save(tmp_path, family, "features")
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, key: config[key] + 2}))
+    with pytest.raises(RuntimeError, match="mismatched"):
+        type(hf).from_pretrained(tmp_path)
+    said = f"'{key}' = {config[key] + 2}, the weights have {config[key]} "
+    with pytest.raises(CheckpointError, match=said):
+        read_encoder(Checkpoint(tmp_path))
+
+
 def test_a_zero_row_keeps_its_bias(tmp_path):
     import torch
 

@@ -46,6 +46,7 @@ DISTILBERT = Family(
         "heads": "n_heads",
         "layers": "n_layers",
         "activation": "activation",
+        "ffn": "hidden_dim",
     },
     dropout=DropoutKeys(
         hidden="dropout",
