@@ -40,10 +40,6 @@ class RiscV(CpuBackend):
 
         return machine_code.check(path)
 
-    def spelling(self, feature: str) -> str:
-        """Return the name as it is: both sides use LLVM's."""
-        return feature
-
     def host_features(self) -> set[str]:
         """Return what /proc/cpuinfo tells."""
         return features.host_features() if self.runs_here() else set()
