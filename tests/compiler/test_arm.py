@@ -18,7 +18,7 @@ from intformer.proof.verify import verify
 from intformer.runtime import LibraryFile
 from intformer_testing import emulated, emulated_models
 from intformer_testing.c_program import run_c
-from intformer_testing.libc import only_in_glibc
+from intformer_testing.libc import needs_zig, only_in_glibc
 
 # the fastest target that each runs
 CPUS = {"aarch64-i8mm": "max", "aarch64-dotprod": "neoverse-n1", "aarch64": "cortex-a53"}
@@ -29,9 +29,6 @@ FAST = {  # the others are slow
     "native/bert/sentence-embedding": ("aarch64-i8mm",),
     "ibert/hf_compat/token-classification": ("aarch64",),
 }
-needs_zig = pytest.mark.skipif(
-    not linker.importlib.util.find_spec("ziglang"), reason="this machine lacks the ziglang package"
-)
 
 
 @pytest.fixture(scope="module")

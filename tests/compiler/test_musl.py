@@ -13,14 +13,11 @@ from intformer.backends.targets import TARGETS
 from intformer.link import build as linker
 from intformer_testing import toy
 from intformer_testing.c_program import PRINT, batch_c, run_c
-from intformer_testing.libc import only_in_glibc
+from intformer_testing.libc import needs_zig, only_in_glibc
 
 LOADER = Path("/lib/ld-musl-x86_64.so.1")
 MUSL_CC = (sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", "-dynamic")
 IDS, OFFSETS = toy.batch(0, (3, 12, 7))
-needs_zig = pytest.mark.skipif(
-    not linker.importlib.util.find_spec("ziglang"), reason="this machine lacks the ziglang package"
-)
 
 
 @pytest.fixture(scope="module", params=["cc", pytest.param("zig", marks=needs_zig)])

@@ -13,19 +13,15 @@ from intformer.backends.cpu import code_bytes
 from intformer.backends.riscv import machine_code, vectors
 from intformer.backends.riscv.mnemonics import MEMORY, VECTORS, fault
 from intformer.errors import LibraryError
-from intformer.link import build as linker
 from intformer.link.elf import Elf
 from intformer.proof.verify import verify
 from intformer_testing import emulated, emulated_models
-from intformer_testing.libc import only_in_glibc
+from intformer_testing.libc import needs_zig, only_in_glibc
 
 VECTOR_CPU = "rv64,v=true,vext_spec=v1.0,vlen="
 CPUS = {"riscv64-v": VECTOR_CPU + "128", "riscv64": "rv64"}
 FIRST = "native/bert/sequence-classification"
 FAST = {FIRST: tuple(CPUS)}  # the others are slow
-needs_zig = pytest.mark.skipif(
-    not linker.importlib.util.find_spec("ziglang"), reason="this machine lacks the ziglang package"
-)
 
 
 @pytest.fixture(scope="module")

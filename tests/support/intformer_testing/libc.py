@@ -1,6 +1,9 @@
-"""What a library asks of the C library."""
+"""What a library asks of the C library, and whether zig can link for another one."""
 
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from intformer.runtime.image import Image
 
@@ -8,6 +11,9 @@ WEAK = 2  # binding of a symbol
 BOTH = {"__errno_location", "__stack_chk_fail"}  # reserved names that glibc and musl have
 RESOLVED = ("libc.", "libm.", "libpthread.")  # what musl's loader takes for itself
 DT_NEEDED = 1
+needs_zig = pytest.mark.skipif(
+    not find_spec("ziglang"), reason="this machine lacks the ziglang package"
+)
 
 
 def only_in_glibc(path: Path) -> set[str]:
