@@ -27,6 +27,8 @@ CHOSEN = [chains[0] for chains in CHAINS.values()] + IBERT
 DENSE = [chain for chain in CHOSEN if chain[0] == "matmul"]
 ATTENTION = ["attention", "attention_ibert"]
 NAMES = ["-".join(chain) for chain in CHOSEN] + ATTENTION + ["rows"]
+# TVM puts them into every object, weak and uncalled; the linker leaves them out
+UNLINKED = ("__truncsfhf2+", "__extendhfsf2+")
 
 
 class Instruction(NamedTuple):
@@ -138,7 +140,7 @@ def code(tmp_path_factory):
 def test_no_float_instruction(code, target, name):
     found = code(target, name).found
     assert found.instructions > 500
-    assert found.findings == []
+    assert [one for one in found.findings if not one.where.startswith(UNLINKED)] == []
     family = TARGETS[target].backend
     asked = {family.spelling(f) for f in (*TARGETS[target].features, *family.baseline)}
     assert {family.spelling(f) for f in found.features} <= asked
