@@ -59,7 +59,11 @@ def sentence(folder):
         ("sentence_bert_config.json", {"max_seq_length": 20, "do_lower_case": False}),
         (
             "config_sentence_transformers.json",
-            {"prompts": {"query": "q: "}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+            {
+                "prompts": {"query": "q: "},
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+            },
         ),
     ):
         (folder / file).write_text(json.dumps(value))
