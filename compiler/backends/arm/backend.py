@@ -18,6 +18,7 @@ class Arm(CpuBackend):
     imported = frozenset({1025, 1026})  # GLOB_DAT, JUMP_SLOT
     machines = ("aarch64", "arm64")
     probes = features.CPU_FEATURES
+    detect = staticmethod(features.host_features)
     packages = ("capstone",)
     imports = frozenset({"getauxval"})
     # outlined atomics would need a constructor, and a library runs nothing when it is loaded
@@ -40,10 +41,6 @@ class Arm(CpuBackend):
         from intformer.backends.arm import machine_code
 
         return machine_code.check(path)
-
-    def host_features(self) -> set[str]:
-        """Return what /proc/cpuinfo tells."""
-        return features.host_features() if self.runs_here() else set()
 
 
 BACKEND = Arm()

@@ -25,6 +25,7 @@ class CpuBackend(Backend):
     elf_machine e_machine of its machine code
     machines    what platform.machine() calls them, lower case; the first is the name for people
     probes      CPU feature, by LLVM's name -> the numbers of link/c/plan.h that find it
+    detect      names the features of this machine, which is of the family
     baseline    features, as the reader of machine code names them, that every such CPU has
     imported    types of relocations that fill in the address of an import
     needed      libraries that its code may need beside libc, libm and libpthread
@@ -40,6 +41,7 @@ class CpuBackend(Backend):
     elf_machine: int
     machines: tuple[str, ...]
     probes: Mapping[str, tuple[int, ...]]
+    detect: Callable[[], set[str]]
     baseline: frozenset[str]
     imported: frozenset[int]
     needed: frozenset[str] = frozenset()
@@ -136,9 +138,9 @@ class CpuBackend(Backend):
         """Tell whether this machine is of the family."""
         return platform.machine().lower() in self.machines
 
-    @abstractmethod
     def host_features(self) -> set[str]:
         """Return the LLVM names of this machine's features; empty on other families."""
+        return self.detect() if self.runs_here() else set()
 
     def missing(self, features: Sequence[str]) -> list[str]:
         """Compare with what the system says of its CPU."""

@@ -18,6 +18,7 @@ class RiscV(CpuBackend):
     imported = frozenset({2, 5})  # R_RISCV_64, R_RISCV_JUMP_SLOT
     machines = ("riscv64",)
     probes = features.CPU_FEATURES
+    detect = staticmethod(features.host_features)
     packages = ("capstone",)
     imports = frozenset({"getauxval"})
     zig_triple = "riscv64-linux-gnu.2.27"
@@ -39,10 +40,6 @@ class RiscV(CpuBackend):
         from intformer.backends.riscv import machine_code
 
         return machine_code.check(path)
-
-    def host_features(self) -> set[str]:
-        """Return what /proc/cpuinfo tells."""
-        return features.host_features() if self.runs_here() else set()
 
 
 BACKEND = RiscV()

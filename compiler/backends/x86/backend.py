@@ -22,6 +22,7 @@ class X86(CpuBackend):
     imported = frozenset({6, 7})  # GLOB_DAT, JUMP_SLOT
     machines = ("x86_64", "amd64")
     probes = features.CPU_FEATURES
+    detect = staticmethod(features.host_features)
     packages = ("iced_x86",)
     cflags = ("-mgeneral-regs-only",)
     zig_triple = "x86_64-linux-gnu.2.17"
@@ -55,10 +56,6 @@ class X86(CpuBackend):
         """Return the name in lower case, without punctuation."""
         name = re.sub(r"[._-]", "", feature.lower())
         return "bmi" if name == "bmi1" else name
-
-    def host_features(self) -> set[str]:
-        """Return what /proc/cpuinfo tells."""
-        return features.host_features() if self.runs_here() else set()
 
     def multiplies_bf16(self) -> bool:
         """Tell whether it has them in AMX or AVX-512."""
