@@ -180,6 +180,10 @@ def test_attention_lemmas_sum_and_probabilities(rng):
     assert (nothing == 0).all()
 
 
+def test_rows_of_a_stream_keep_17_bits_at_any_width():
+    assert i_stream_norm.kept_bits(i_layernorm.MAX_CHANNELS) >= 17
+
+
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("n", [2, 64, 768, 1024, 4096])
 def test_stream_norm_interval_holds_rows_at_every_limit(n, rms):
