@@ -1,6 +1,7 @@
 """A library called as the pipelines of transformers are; needs the base install only."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
@@ -42,7 +43,7 @@ def pipeline(
     return kind(library, **options)
 
 
-class Pipeline:
+class Pipeline(ABC):
     """Answers one input or several; generators are answered one by one as they come.
 
     tasks    names of what it does
@@ -100,9 +101,9 @@ class Pipeline:
             raise IntformerError(f"an input is {type(value).__name__}, not a text")
         return (value,)
 
+    @abstractmethod
     def decoder(self, settings: Mapping) -> Callable[[Packed, np.ndarray], list]:
         """Return what makes answers of integers."""
-        raise NotImplementedError
 
 
 class TextClassification(Pipeline):
