@@ -1,7 +1,5 @@
 """EuroBERT beyond what all families are tested for: groups of heads, pooling, long texts."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ import torch
 from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
-from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
@@ -18,22 +15,13 @@ from intformer_testing import random_hf
 SHAPE = {"hidden": 32, "heads": 4, "ffn": 48, "max_position_embeddings": 2048}
 
 
-def packed(ids, meta):
-    return pack([(one, np.zeros_like(one)) for one in ids], meta)
-
-
-def rewrite(folder, **changes):
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_heads_of_a_group_share_keys_and_values(tmp_path, groups):
     hf = random_hf.save(tmp_path, "eurobert", "features", num_key_value_heads=groups, **SHAPE)
     assert len(hf.layers[0].self_attn.k_proj.weight) == 8 * groups
     graph, meta = read_encoder(Checkpoint(tmp_path))
     ids = random_hf.sequences((1, 63, 65, 130))
-    inputs = packed(ids, meta)
+    inputs = random_hf.packed(ids, meta)
     want = np.concatenate(random_hf.padded_outputs(hf, ids))
     np.testing.assert_allclose(run(graph, inputs), want, rtol=1e-4, atol=1e-4)
 
@@ -43,7 +31,7 @@ def test_a_long_text(tmp_path):
     text = random_hf.sequences((7, 12, 30, 3, 200) * 8, seed=1)
     model = import_model(tmp_path, calibrate=text, method="minmax")
     ids = random_hf.sequences((1024,))
-    inputs, (want,) = packed(ids, model.meta), random_hf.padded_outputs(hf, ids)
+    inputs, (want,) = random_hf.packed(ids, model.meta), random_hf.padded_outputs(hf, ids)
     assert snr_db(want, model.run(inputs)[model.output] * model.meta["output_scale"]) > 20
 
 
@@ -56,7 +44,7 @@ def test_one_large_channel_leaves_the_other_rows_their_precision(tmp_path):
     text = [np.concatenate([[7], one]).astype(np.int32) for one in random_hf.sequences((30,) * 40)]
     model = import_model(tmp_path, calibrate=text, method="minmax")
     ids = random_hf.sequences((30,), seed=5)
-    inputs, (want,) = packed(ids, model.meta), random_hf.padded_outputs(hf, ids)
+    inputs, (want,) = random_hf.packed(ids, model.meta), random_hf.padded_outputs(hf, ids)
     got = model.run(inputs)[model.output] * model.meta["output_scale"]
     assert snr_db(want, got) > 20
 
@@ -75,7 +63,7 @@ def test_one_large_channel_leaves_the_other_rows_their_precision(tmp_path):
 )
 def test_what_is_refused(tmp_path, changes, named):
     random_hf.save(tmp_path, "eurobert", "sequence-classification", **SHAPE)
-    rewrite(tmp_path, **changes)
+    random_hf.rewrite(tmp_path, **changes)
     with pytest.raises(CheckpointError) as caught:
         read_encoder(Checkpoint(tmp_path))
     assert named in caught.value.what and "config.json" in str(caught.value)

@@ -44,12 +44,6 @@ def outputs(folder, head=None):
     return run(graph, pack(sequences, meta))
 
 
-def rewrite(folder, **changes):
-    config = json.loads((folder / "config.json").read_text()) | changes
-    config = {key: value for key, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def pickled(folder, change):
     """Replace the weights by what `change` makes of the state dict, saved by torch."""
     state = load_file(folder / "model.safetensors")
@@ -150,14 +144,14 @@ def test_the_single_file_goes_before_an_index_as_in_transformers(folder):
 def test_a_missing_model_type_is_taken_from_the_architecture(tmp_path, family, head):
     random_hf.save(tmp_path, family, head)
     want = outputs(tmp_path)
-    rewrite(tmp_path, model_type=None)
+    random_hf.rewrite(tmp_path, model_type=None)
     assert "model_type" not in json.loads((tmp_path / "config.json").read_text())
     np.testing.assert_array_equal(outputs(tmp_path), want)
 
 
 @pytest.mark.parametrize("named", ["RobertaModel", "DistilBertForMaskedLM", "AlbertForPreTraining"])
 def test_an_architecture_of_another_family_is_refused(folder, named):
-    rewrite(folder, architectures=[named])
+    random_hf.rewrite(folder, architectures=[named])
     error = refusal(folder)
     assert "'bert'" in error and repr(named) in error and "config.json" in error
 
@@ -166,7 +160,7 @@ def test_an_architecture_of_another_family_is_refused(folder, named):
     "named", ["BertLMHeadModel", "BertForNextSentencePrediction", "BertPreTrainedModel"]
 )
 def test_architectures_that_are_no_encoder_with_a_known_head(folder, named):
-    rewrite(folder, architectures=[named])
+    random_hf.rewrite(folder, architectures=[named])
     assert f"'architectures' = {named!r} is not supported" in refusal(folder)
 
 
@@ -229,7 +223,7 @@ def test_as_many_positions_as_the_kernels_take_are_no_limit(tmp_path):
 @pytest.mark.parametrize("pad", [33, 10**6])
 def test_a_padding_id_that_leaves_no_position(tmp_path, pad):
     random_hf.save(tmp_path, "roberta", "features")
-    rewrite(tmp_path, pad_token_id=pad)
+    random_hf.rewrite(tmp_path, pad_token_id=pad)
     assert f"'pad_token_id' = {pad}" in refusal(tmp_path)
 
 
@@ -312,5 +306,5 @@ def test_a_compressed_file_is_not_inflated(folder):
 @pytest.mark.parametrize("key", ["num_hidden_layers", "inner_group_num"])
 def test_an_absurd_number_of_layers_is_refused_at_once(tmp_path, key, layers):
     random_hf.save(tmp_path, "albert", "features")
-    rewrite(tmp_path, **{key: layers})
+    random_hf.rewrite(tmp_path, **{key: layers})
     assert f"'{key}'" in refusal(tmp_path)

@@ -1,6 +1,5 @@
 """ModernBERT beyond what all families are tested for: windows, two rotary bases, config keys."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,6 @@ import intformer
 from intformer.errors import CheckpointError
 from intformer.frontend import import_model
 from intformer.frontend.calibrated import snr_db
-from intformer.frontend.calibration import pack
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.ir.float_run import run
@@ -28,17 +26,6 @@ OLD = {  # keys of the directories of before transformers 5
     "layer_types": None,
     "rope_parameters": None,
 }
-
-
-def packed(ids, meta):
-    return pack([(one, np.zeros_like(one)) for one in ids], meta)
-
-
-def rewrite(folder, **changes):
-    """Change config.json; None removes a key."""
-    file = folder / "config.json"
-    config = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
 def alone(model, ids):
@@ -69,7 +56,7 @@ def test_as_many_tokens_as_there_can_be(tmp_path):
     hf = random_hf.save(tmp_path, "modernbert", "features", **SHAPE, **PUBLISHED)
     graph, meta = read_encoder(Checkpoint(tmp_path))
     ids = random_hf.sequences((8192,))
-    inputs, want = packed(ids, meta), alone(hf, ids)
+    inputs, want = random_hf.packed(ids, meta), alone(hf, ids)
     same_angles = turned_by(hf, graph, 8192)
     np.testing.assert_allclose(run(same_angles, inputs), want, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(run(graph, inputs), want, rtol=0, atol=1e-3)
@@ -85,7 +72,7 @@ def test_lengths_around_and_far_beyond_the_window(tmp_path, lengths):
     graph, meta = read_encoder(Checkpoint(tmp_path))
     assert meta["max_length"] == 8192
     ids = random_hf.sequences(lengths)
-    inputs, want = packed(ids, meta), alone(hf, ids)
+    inputs, want = random_hf.packed(ids, meta), alone(hf, ids)
     np.testing.assert_allclose(run(graph, inputs), want, rtol=1e-4, atol=1e-4)
     text = random_hf.sequences((7, 12, 30, 3, 200) * 8, seed=1)
     model = import_model(tmp_path, calibrate=text, method="minmax")
@@ -108,12 +95,14 @@ def test_old_keys_of_config(tmp_path):
     import transformers
 
     random_hf.save(tmp_path, "modernbert", "features", **SHAPE, local_attention=8)
-    rewrite(tmp_path, **OLD)
+    random_hf.rewrite(tmp_path, **OLD)
     hf = transformers.AutoModel.from_pretrained(tmp_path).eval()
     assert hf.config.layer_types == ["full_attention", "sliding_attention"] * 2
     graph, meta = read_encoder(Checkpoint(tmp_path))
     ids = random_hf.sequences((5, 31))
-    np.testing.assert_allclose(run(graph, packed(ids, meta)), alone(hf, ids), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        run(graph, random_hf.packed(ids, meta)), alone(hf, ids), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_new_keys_of_config(tmp_path):
@@ -124,7 +113,9 @@ def test_new_keys_of_config(tmp_path):
     hf = random_hf.save(tmp_path, "modernbert", "features", **SHAPE, **more)
     graph, meta = read_encoder(Checkpoint(tmp_path))
     ids = random_hf.sequences((5, 31))
-    np.testing.assert_allclose(run(graph, packed(ids, meta)), alone(hf, ids), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        run(graph, random_hf.packed(ids, meta)), alone(hf, ids), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +142,7 @@ def test_new_keys_of_config(tmp_path):
 )
 def test_what_is_refused(tmp_path, changes, named):
     random_hf.save(tmp_path, "modernbert", "sequence-classification", **SHAPE)
-    rewrite(tmp_path, **changes)
+    random_hf.rewrite(tmp_path, **changes)
     with pytest.raises(CheckpointError) as caught:
         read_encoder(Checkpoint(tmp_path))
     assert named in caught.value.what and "config.json" in str(caught.value)
@@ -160,17 +151,17 @@ def test_what_is_refused(tmp_path, changes, named):
 def test_a_window_by_the_other_key(tmp_path):
     """transformers takes it over local_attention, where config.json has it."""
     random_hf.save(tmp_path, "modernbert", "features", **SHAPE)
-    rewrite(tmp_path, sliding_window=5)
+    random_hf.rewrite(tmp_path, sliding_window=5)
     assert transformers.AutoConfig.from_pretrained(tmp_path).local_attention == 10
     with pytest.raises(CheckpointError, match="'sliding_window' = 5"):
         read_encoder(Checkpoint(tmp_path))
-    rewrite(tmp_path, sliding_window=3)  # of 6 tokens
+    random_hf.rewrite(tmp_path, sliding_window=3)  # of 6 tokens
     read_encoder(Checkpoint(tmp_path))
 
 
 def test_a_bias_that_config_json_does_not_know_is_refused(tmp_path):
     random_hf.save(tmp_path, "modernbert", "features", **SHAPE, attention_bias=True)
-    rewrite(tmp_path, attention_bias=False)
+    random_hf.rewrite(tmp_path, attention_bias=False)
     with pytest.raises(CheckpointError, match=r"layers\.0\.attn\.Wqkv\.bias"):
         read_encoder(Checkpoint(tmp_path))
 
@@ -194,6 +185,6 @@ def test_a_long_text_in_a_library(tmp_path):
     model = import_model(tmp_path / "model", calibrate=text, method="minmax")
     library = intformer.compile(model, tmp_path / "m.so", target="x86-64")
     ids = random_hf.sequences((1100, 3))
-    inputs = packed(ids, model.meta)
+    inputs = random_hf.packed(ids, model.meta)
     got = library.run(inputs["input_ids"], inputs["cu_seqlens"])
     np.testing.assert_array_equal(got, model.run(inputs)[model.output])

@@ -1,8 +1,12 @@
 """Small random Hugging Face models of every supported family and head, on disk and in memory."""
 
+import json
+
 import numpy as np
 import torch
 import transformers
+
+from intformer.frontend.calibration import pack
 
 VOCABULARY = 97
 CLASSES = {  # family -> class stem
@@ -112,10 +116,22 @@ def randomise(model):
                 weight += torch.sign(weight)
 
 
+def rewrite(folder, **changes):
+    """Change config.json; None removes a key."""
+    file = folder / "config.json"
+    config = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
 def sequences(lengths=LENGTHS, seed=0):
     """Random token ids without any special id, one int32 array per length."""
     rng = np.random.default_rng(seed)
     return [rng.integers(5, VOCABULARY, length, dtype=np.int32) for length in lengths]
+
+
+def packed(ids, meta):
+    """Sequences as a batch of the first type."""
+    return pack([(one, np.zeros_like(one)) for one in ids], meta)
 
 
 def padded_outputs(model, ids, types=None):
