@@ -30,7 +30,7 @@ EXCEPTIONS = {
     "tuning.gpu": {"gpu", "cuda", "cubin", "sass"},
     "tuning.ways": {"gpu"},
     # PyTorch's names for where a model is trained, which is not the target
-    "qat.training": {"cuda", "gpu"},
+    "qat.stages": {"cuda", "gpu"},
     # which extra of the package brings a module
     "errors": {"iced", "x86", "capstone"},
     # environment variables of CUDA and of its compiler, which `backends` asks for

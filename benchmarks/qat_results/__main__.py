@@ -5,7 +5,7 @@
 
 DATA/<task>/{train,dev}.tsv are GLUE files; token classification and question answering are on the
 small data of small.py. A cell that is finished, in out/qat-results, is not
-made again, and training goes on from its last checkpoint. Every run ends by writing
+made again, and training resumes from its last checkpoint. Every run ends by writing
 benchmarks/qat_results/results.json and printing the table of what is finished.
 """
 

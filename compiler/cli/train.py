@@ -21,8 +21,8 @@ def function() -> Callable:
 def options() -> dict[str, Option]:
     """Return how each parameter is given."""
     from intformer.qat.choices import NONLINEAR, RECIPES
+    from intformer.qat.settings import PRECISIONS
     from intformer.qat.tasks import NAMES
-    from intformer.qat.training import PRECISIONS
     from intformer.quantize.native.scales import GRAINS
 
     return {

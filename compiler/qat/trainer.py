@@ -25,7 +25,7 @@ TEACHER = 0.5  # weight of the teacher's loss; the rest is the labels'
 class Order(LengthGroupedSampler):
     """Rows of like length together; seed and epoch alone decide the order.
 
-    A run that goes on within an epoch draws the order of that epoch again, whatever the state of
+    a run resumed within an epoch draws the order of that epoch again, whatever the state of
     the global generator is by then.
     """
 

@@ -1,6 +1,6 @@
 """One tuning job: search, then a race of the best candidates, then the logs.
 
-    OUT/measured/TARGET   every candidate ever measured, and the races: what a run goes on from
+    OUT/measured/TARGET   every candidate ever measured, and the races: what a run resumes from
     OUT/TARGET            pruned: what took part in the races, and where it was measured
 
 The search may misjudge by noise and knows each candidate at few row counts. So the best of every

@@ -3,7 +3,7 @@
 Every kernel's first candidate is the default rule. Then the best measured ones are changed in one
 decision each, random ones are added, the cost model ranks them all and the first few are measured,
 some of them at random. A space is small enough to remember what was measured: never a candidate
-twice, a run that goes on included.
+twice, a resumed run included.
 """
 
 import math

@@ -8,8 +8,9 @@ import transformers
 import intformer
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.qat import prepare, tasks
+from intformer.qat.settings import Settings
 from intformer.qat.trainer import forward_rows
-from intformer.qat.training import Settings, train
+from intformer.qat.training import train
 from intformer_testing import qat_batch, random_hf
 from intformer_testing.train_files import table
 

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from intformer import cli
 from intformer.errors import IntformerError
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.qat import tasks, trainer, training
-from intformer.qat.training import Settings, train
+from intformer.qat import run_files, stages, tasks, trainer, training
+from intformer.qat.settings import Settings
+from intformer.qat.training import train
 from intformer_testing.train_files import answers, table, words
 
 SMALL = {
@@ -125,7 +126,7 @@ def test_it_goes_on_after_a_kill(source, data, tmp_path):
         child.wait()
     assert not (killed / "metrics.json").exists()
     assert not (killed / "fp32").exists()
-    last = training.last_checkpoint(folder)
+    last = run_files.last_checkpoint(folder)
     assert last is not None
     steps = int(last.name.split("-")[1])
     # what a kill can leave: a checkpoint without its last file
@@ -173,7 +174,7 @@ def test_it_goes_on_within_an_epoch(source, data, tmp_path, monkeypatch):
     settings = Settings("sst2", **SMALL)
     train(source, data, whole, settings, data)
     ended(monkeypatch, "compute_loss", 11, source, data, end, settings, data)
-    last = training.last_checkpoint(end / "checkpoints" / "fp32")
+    last = run_files.last_checkpoint(end / "checkpoints" / "fp32")
     assert last.name == "checkpoint-9"  # an epoch has 6 steps
     train(source, data, end, settings, data)
     assert same_run(whole, end)
@@ -219,7 +220,7 @@ def test_what_patience_ended_stays_ended(source, data, tmp_path, monkeypatch):
 def test_one_of_two_gpus_trains(source, data, tmp_path, monkeypatch):
     rows = tasks.read(data, "sst2")
     settings = Settings("sst2", **SMALL)
-    run = training.Run(Checkpoint(source), tmp_path, settings, rows, rows, None, print)
+    run = stages.Run(Checkpoint(source), tmp_path, settings, rows, rows, None, print)
     for name, value in (("is_available", True), ("device_count", 2), ("set_device", None)):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     arguments = run.arguments("fp32")
@@ -241,7 +242,7 @@ def test_a_full_disk_is_one_line(source, data, tmp_path, share, said):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
     try:
-        with pytest.raises(IntformerError, match=rf"cannot be written: .*{said}.*it goes on"):
+        with pytest.raises(IntformerError, match=rf"cannot be written: .*{said}.*it resumes"):
             train(source, data, tmp_path / "out", settings, progress=full)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -8,9 +8,10 @@ import pytest
 import intformer
 from intformer.errors import CheckpointError
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.qat import tasks, training
+from intformer.qat import stages, tasks
 from intformer.qat.fine_tuned import fitting
-from intformer.qat.training import Settings, train
+from intformer.qat.settings import Settings
+from intformer.qat.training import train
 from intformer_testing import random_hf, small_tokenizer
 from intformer_testing.train_files import answers, table, words
 
@@ -49,7 +50,7 @@ def run_of(folder, rows, output, **changes):
     settings = Settings(rows.task, **{**QAT, **changes})
     checkpoint = Checkpoint(folder)
     rows = fitting(rows, checkpoint) if not settings.epochs else rows
-    return training.Run(checkpoint, output, settings, rows, rows, None, lambda what: None)
+    return stages.Run(checkpoint, output, settings, rows, rows, None, lambda what: None)
 
 
 def named(*labels):

@@ -11,7 +11,8 @@ from intformer import cli
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.measure.accuracy import run_in_batches
 from intformer.qat import prepare, tasks, trainer
-from intformer.qat.training import Settings, train
+from intformer.qat.settings import Settings
+from intformer.qat.training import train
 from intformer_testing.train_files import answers, table, words
 
 SMALL = {"epochs": 1, "qat_epochs": 1, "batch": 8, "max_length": 24, "lr": 1e-3, "qat_lr": 1e-3}

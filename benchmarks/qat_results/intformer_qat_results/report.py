@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from intformer.measure import accuracy
-from intformer.qat.training import write_json
+from intformer.qat.run_files import write_json
 from intformer_qat_results.cells import KINDS, PLANS, SMALL
 
 RESAMPLES = 10_000
