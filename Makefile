@@ -2,8 +2,9 @@
 #
 #   make demo                a real encoder, compiled, checked and raced against PyTorch
 #   make test                lint and the tests
-#   make test-all            the same with the slow tests, and `make sanitize`
+#   make test-all            the same with the slow tests, `make sanitize` and `make test-engines`
 #   make sanitize            the C runtime's tests under gcc's address, undefined and thread sanitizers
+#   make test-engines        the tests with Ray, in .venv-engines
 #   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
 #   make qat-results DATA=DIR  quantization-aware training on DIR/{sst2,cola,mrpc,stsb,rte,qnli};
 #                            resumes if interrupted; hours on two cores; QAT="--seeds 0,1,2" and other
@@ -33,12 +34,13 @@ DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 ONE_EACH := OMP_NUM_THREADS=1  # two workers of two threads each would wait for each other
 RUNTIME := $(addprefix tests/compiler/test_,runtime_c.py variants.py via.py sanitized.py)
+ENGINES := tests/compiler/test_ray.py
 SHAPES := bert-base bert-large minilm-l6 distilbert
 TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
-.PHONY: demo test test-all sanitize emulators accuracy qat-results bench bench-gpu compile-time results \
+.PHONY: demo test test-all test-engines sanitize emulators accuracy qat-results bench bench-gpu compile-time results \
   tuning-logs install clean
 
 demo: install
@@ -54,6 +56,12 @@ test-all: install emulators
 	$(BIN)/ruff format --check
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO)
 	$(MAKE) sanitize
+	$(MAKE) test-engines
+
+# Engines of others around a library, which bring hundreds of packages.
+test-engines:
+	$(MAKE) install VENV=.venv-engines EXTRA=engines
+	$(ONE_EACH) .venv-engines/bin/python -m pytest $(ENGINES)
 
 # What replaces functions of libc would also replace them in the thread sanitizer itself; whether a
 # worker comes in time is not known when all is slow.
@@ -120,4 +128,4 @@ $(VENV)/.stamp: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-qat build out .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-engines .venv-qat build out .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -14,6 +14,7 @@ PUBLIC = {  # name -> module that has it
     "compile": "intformer.pipeline",
     "load": "intformer.runtime",
     "predict": "intformer.runtime.edge",
+    "embed": "intformer.offline",
     "run_server": "intformer.serve",
     "verify": "intformer.proof.verify",
     "evaluate": "intformer.measure.accuracy",
@@ -30,6 +31,7 @@ __all__ = [
     "analyze",
     "bench",
     "compile",
+    "embed",
     "evaluate",
     "import_model",
     "load",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from intformer.frontend import import_model
     from intformer.measure.accuracy import evaluate
     from intformer.measure.bench import bench
+    from intformer.offline import embed
     from intformer.pipeline import compile
     from intformer.proof.verify import verify
     from intformer.qat.training import train

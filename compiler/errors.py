@@ -13,6 +13,7 @@ EXTRAS = {  # module -> extra that brings it
     "accelerate": "qat",
     "matplotlib": "qat",
     "onnx": "onnx",
+    "pyarrow": "embed",
     "sentence_transformers": "sentence-transformers",
     "fastapi": "serve",
     "uvicorn": "serve",

@@ -31,6 +31,7 @@ LAYERS = [
     ("integrations", "serve"),
     ("passes.memory", "proof.inputs", "proof.tir_check"),
     ("progress", "ir"),
+    ("offline",),
     ("backends",),
     ("link",),
     ("quantize",),

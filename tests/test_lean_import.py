@@ -11,7 +11,7 @@ REFUSE = """
 import sys
 EXTRAS = (
     *("torch", "transformers", "tvm", "tvm_ffi", "rich", "safetensors", "iced_x86"),
-    *("sentence_transformers", "fastapi", "uvicorn", "prometheus_client"),
+    *("sentence_transformers", "fastapi", "uvicorn", "prometheus_client", "pyarrow"),
 )
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -32,7 +32,7 @@ def run(code):
     [
         "import intformer; intformer.IntformerError; intformer.load",
         "import intformer.runtime, intformer.runtime.edge",
-        "import intformer.integrations, intformer.integrations.pipelines",
+        "import intformer.integrations, intformer.integrations.pipelines, intformer.offline",
         "from intformer import cli; cli.main(['--version'])",
     ],
 )
