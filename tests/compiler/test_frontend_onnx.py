@@ -15,6 +15,7 @@ from intformer.backends.targets import host_target
 from intformer.errors import CheckpointError
 from intformer.frontend import calibration, import_model, opened
 from intformer.frontend.encoder import read_encoder
+from intformer.frontend.onnx import program
 from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 from intformer.ir.float_run import run
 from intformer_testing import onnx_files, random_hf, sentence_dirs
@@ -293,6 +294,14 @@ def test_a_shape_that_would_fill_memory_is_refused(copied):
         model.graph.output.append(helper.make_tensor_value_info("extra", TensorProto.FLOAT, None))
 
     refused(copied(change), "makes more than", "'filler'")
+
+
+@pytest.mark.parametrize(
+    ("x", "shape"), [((1, 1, 512, 512), (1, 1, 512, 512)), ((3, 1), (2, 1, 4)), ((5,), (1,))]
+)
+def test_numbers_of_expand_are_those_of_the_broadcast(x, shape):
+    made = program.MADE["Expand"](np.zeros(x, bool), np.array(shape))
+    assert made == np.broadcast_to(np.zeros(x, bool), np.broadcast_shapes(x, shape)).size
 
 
 def test_config_of_another_model_is_refused(copied):

@@ -11,9 +11,17 @@ from intformer.frontend.folder import reason
 from intformer.ir.graph import Grid
 
 MOST_NUMBERS = 1 << 28  # that a node may make of a shape
+
+
+def _expanded(x: np.ndarray, shape: np.ndarray) -> np.floating:
+    """Return how many numbers Expand makes of x: the larger extents, aligned at the right."""
+    extents = [(1,) * (max(x.ndim, len(shape)) - len(one)) + (*one,) for one in (x.shape, shape)]
+    return np.prod(np.maximum(*extents), dtype=np.float64)
+
+
 MADE = {  # operator -> how many numbers it makes, whatever the size of its inputs
     "ConstantOfShape": lambda shape: np.prod(shape, dtype=np.float64),
-    "Expand": lambda x, shape: x.size * np.prod(shape, dtype=np.float64),
+    "Expand": _expanded,
     "Tile": lambda x, repeats: x.size * np.prod(repeats, dtype=np.float64),
     "Range": lambda start, end, step: abs((float(end) - float(start)) / (float(step) or 1.0)),
 }
