@@ -10,6 +10,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend import unusual
 from intformer.frontend.unusual import Text
 from intformer.ir import heads
+from intformer.ir.float_run import arithmetic
 from intformer.ir.heads import head_of
 from intformer.runtime.edge import Edge, hf_positions
 
@@ -130,6 +131,7 @@ class Split:
             "unusual": len(self.unusual),
             "lengths": [lengths[0], lengths[len(lengths) // 2], lengths[-1]],
             "token_types": sorted({int(t) for _, types in self.fit for t in np.unique(types)}),
+            "computed_by": arithmetic(),
         }
 
     def warnings(self, meta: dict, files: dict[str, bytes]) -> list[str]:

@@ -22,6 +22,7 @@ from intformer.frontend.calibrated import mask_token_id
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.ibert_config import check_config
+from intformer.ir.float_run import arithmetic
 from intformer.ir.model import IntModel
 from intformer.progress import progress
 from intformer.quantize.ibert.attention_mass import AttentionMass
@@ -156,6 +157,7 @@ def _observe(rules: Rules, features: str, batches: list[dict]):
     said = {
         "sequences": sum(len(batch["cu_seqlens"]) - 1 for batch in batches),
         "tokens": sum(len(batch["input_ids"]) for batch in batches),
+        "computed_by": arithmetic(),
         "least attention mass": {layer: round(share, 3) for layer, share in mass.least().items()},
     }
     return shown, said

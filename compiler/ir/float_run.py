@@ -65,6 +65,16 @@ def _run(graph: Graph, inputs: dict, tap: Hook, operand: Hook, start):
     return edges[graph.output]
 
 
+def arithmetic() -> str:
+    """Return what decides the order in which this machine adds float32 numbers, in words.
+
+    Where it differs, the last digits of what `run` returns may differ.
+    """
+    import torch
+
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def activate(x, function: str):
     """Apply one of ACTIVATIONS' values to a torch tensor."""
     from torch.nn import functional

@@ -16,6 +16,10 @@ MEANING = (  # the meta that decides what goes in and what integers out mean
     *("truncate_length", "score_function", "normalize", "truncate_dim", "prompts"),
     "default_prompt",
 )
+OTHER_SUMS = (
+    "computed by {made}, here by {here}: float32 sums differ in their last digits, and so may all "
+    "that is listed; compare where the library was compiled"
+)
 
 
 def check_source(
@@ -59,6 +63,9 @@ def check_source(
         elif len(wrong := np.argwhere(here != there)):
             at = tuple(int(i) for i in wrong[0])
             findings.append(Finding(name, f"{list(at)} is {here[at]}, source {there[at]}"))
+    made, here = ((one.meta.get("calibration") or {}).get("computed_by") for one in (model, again))
+    if findings and made and made != here:
+        findings.insert(0, Finding("calibration", OTHER_SUMS.format(made=made, here=here)))
     detail = f"{len(again.nodes)} nodes, {len(again.values)} values, {len(again.tensors)} tensors"
     return Check("source", detail, findings)
 

@@ -298,6 +298,19 @@ def test_a_second_import_is_compared(library, source):
     assert ", source " in finding.what
 
 
+def test_differences_of_a_library_calibrated_elsewhere_say_so(library, source):
+    """Float sums depend on the CPU; a library that agrees all the same is verified."""
+    ids = random_hf.sequences(CALIBRATION, seed=1)
+    again = imported(source)
+    model = IntModel.from_json(library.graph(), again.tensors, library.files())
+    model.meta["calibration"]["computed_by"] = "torch 1.0, abacus"
+    assert check_source(model, source, ids).ok
+    model.tensors.pop(name := next(iter(model.tensors)))
+    first, second = check_source(model, source, ids).findings
+    assert (first.where, second.where) == ("calibration", name)
+    assert "computed by torch 1.0, abacus, here by torch " in first.what
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
