@@ -12,10 +12,11 @@ from intformer.analysis.rows import Row, activation, weight
 from intformer.analysis.tensors import compare, to_db
 from intformer.analysis.weights import weights
 from intformer.errors import CheckpointError, IntformerError
-from intformer.frontend import Q8BERT_FILE, calibrated, calibration
+from intformer.frontend import Q8BERT_FILE, calibrated, calibration, opened
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import read_encoder
 from intformer.frontend.ibert import MODES, import_ibert
+from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 from intformer.frontend.trained import import_trained, is_integer, is_trained
 from intformer.ir.graph import Graph
 from intformer.ir.heads import head_of
@@ -151,7 +152,7 @@ def analyze(
         from intformer.analysis import report
 
         report.check(Path(output))
-    checkpoint = Checkpoint(source, tokenizer=tokenizer)
+    checkpoint = opened(source, tokenizer=tokenizer)
     if checkpoint.file(Q8BERT_FILE):
         raise CheckpointError(
             "a Q8BERT directory holds integers and no FP32 weights to compare them with",
@@ -165,7 +166,8 @@ def analyze(
     if len(texts) < calibration.HELD_OUT:
         raise too_few(len(texts))
     progress("calibrating, and judging every method on held-out text")
-    read = ibert if checkpoint.setting("model_type", str) == "ibert" else fp32
+    kind = None if isinstance(checkpoint, OnnxCheckpoint) else checkpoint.setting("model_type", str)
+    read = ibert if kind == "ibert" else fp32
     subject = read(checkpoint, texts, method, mode, head)
     if qat_steps:
         progress(f"training with quantization for {qat_steps} steps")
@@ -206,7 +208,8 @@ def fp32(checkpoint: Checkpoint, texts: list, method, mode, head) -> Subject:
         remedies.append(remedy(title, options, seen.meta, inputs, wanted, model))
         if equalised:
             models[name] = model, remedies[-1]
-    if is_trained(checkpoint) and is_integer(checkpoint):
+    ranged = not isinstance(checkpoint, OnnxCheckpoint) and is_trained(checkpoint)
+    if ranged and is_integer(checkpoint):
         model = import_trained(checkpoint, head=head)
         title = "ranges learned in training"
         remedies.append(remedy(title, LEARNED, seen.meta, inputs, wanted, model))

@@ -24,7 +24,7 @@ def options() -> dict[str, Option]:
     from intformer.quantize.methods import METHODS
 
     return {
-        "source": Option("directory with config.json and weights", argument=True),
+        "source": Option("model directory or ONNX file", argument=True),
         "calibrate": Option(
             "calibration text: a text per line, two texts separated by a tab, or a TSV with a "
             "header",

@@ -21,7 +21,7 @@ def options() -> dict[str, Option]:
     """Return how each parameter is given."""
     return {
         "library": Option("compiled library; or use --shape", argument=True),
-        "source": Option("model directory of the FP32 model to race", metavar="SRC"),
+        "source": Option("model directory or ONNX file to race in FP32", metavar="SRC"),
         "shape": Option("compile and race random weights: bert-base, minilm-l6, ..."),
         "target": Option("target of --shape; host: this CPU"),
         "batch": Option("random sequences in a batch", parse=positive),

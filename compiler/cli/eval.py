@@ -25,7 +25,7 @@ def options() -> dict[str, Option]:
         "library": Option("compiled library", argument=True),
         "task": Option("one of " + ", ".join(TASKS), metavar="TASK"),
         "data": Option("columns: label, and sentence or sentence1 and sentence2", metavar="TSV"),
-        "source": Option("model directory of the FP32 model to compare with", metavar="SRC"),
+        "source": Option("model directory or ONNX file to compare with in FP32", metavar="SRC"),
         "limit": Option("rows to evaluate (default: all)", parse=positive),
         "batch": Option("sequences to run at a time", parse=positive),
     }

@@ -21,7 +21,7 @@ def function() -> Callable:
 def options() -> dict[str, Option]:
     """Return how each parameter is given."""
     return {
-        "source": Option("model directory; or use --shape", argument=True),
+        "source": Option("model directory or ONNX file; or use --shape", argument=True),
         "shape": Option("a well-known shape: bert-base, minilm-l6, ..."),
         "target": Option("chip to tune for, see `intformer targets`; host: this CPU"),
         "trials": Option("candidates to measure in total, over all runs", parse=positive),

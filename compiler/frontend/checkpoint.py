@@ -39,6 +39,7 @@ class Checkpoint:
     """
 
     takes_types = True  # whether the model tells token types apart, if its model_type does
+    mended = "save it with transformers' own class first, where there is one"  # if it reads it not
 
     def __init__(self, source: str | Path, *, tokenizer: str | Path | None = None):
         """Read config.json; raises CheckpointError for anything unusable."""
@@ -166,23 +167,22 @@ class Checkpoint:
         other.weights = GivenWeights(weights, str(self.path))
         return other
 
+    def unread(self) -> list[str]:
+        """Return why transformers would not read what is read here, one line each."""
+        directory = "transformers does not read this directory"
+        weights = "transformers does not read these weights"
+        return [
+            *(f"{directory}: {note}" for note in self.unlike),
+            *(f"{weights}: {note}" for note in self.weights.rewritten),
+        ]
+
     def refuse_rewritten(self) -> None:
         """Raise where transformers would not read what is read here.
 
         For whatever hands the directory itself to transformers.
         """
-        for note in self.unlike:
-            raise CheckpointError(
-                f"transformers does not read this directory: {note}",
-                where=str(self.path / "config.json"),
-                hint="save the model with transformers' own class, where there is one",
-            )
-        for note in self.weights.rewritten:
-            raise CheckpointError(
-                f"transformers does not read these weights: {note}",
-                where=str(self.path),
-                hint="load and save the model with save_pretrained first",
-            )
+        for note in self.unread():
+            raise CheckpointError(note, where=str(self.path), hint=self.mended)
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Return weights one below the other, in the kind of array that `tensor` returns."""

@@ -85,6 +85,8 @@ def unlike(config: dict) -> list[str]:
     dialect = dialect_of(config)
     if dialect is None or (config["model_type"] == dialect.model_type and not dialect.names):
         return []
+    if dialect.model_type == JINA_BERT:
+        return ["it has no class of JinaBERT"]
     return ["config.json has the keys of code that lies on the hub"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from intformer.errors import IntformerError
 from intformer.ir.heads import head_of
-from intformer.measure.float_model import FloatModel
+from intformer.measure.float_model import float_model
 from intformer.runtime import Library, load
 from intformer.runtime.edge import Edge, Packed, l2_normalised
 from intformer.runtime.texts import text_lines
@@ -182,7 +182,7 @@ def evaluate(
 
     task      a name in TASKS
     data      TSV with label and sentence columns
-    source    the Hugging Face directory the library was made from
+    source    the model directory or ONNX file the library was made from
     limit     rows to take from the top; None takes all
     batch     sequences run at a time
     progress  called with what starts now
@@ -211,7 +211,7 @@ def evaluate(
     )
     if source is not None:
         progress(f"{task}: {len(texts)} rows through PyTorch FP32")
-        model = FloatModel(source, meta)
+        model = float_model(source, meta)
         rows = model.rows(packed.input_ids, packed.token_type_ids, packed.cu_seqlens, batch=batch)
         wanted = predictions(asked, meta, rows)
         far = CHANGED_SCORE if asked.labels == 0 else 0

@@ -92,7 +92,7 @@ def bench(
     """Race a library and others, verify them on the raced inputs, and time the first's kernels.
 
     library        to race; None with a shape
-    source         Hugging Face directory of the FP32 model; None races no PyTorch
+    source         model directory or ONNX file of the FP32 model; None races no PyTorch
     shape, target  compile random weights of this shape for this target, and race those
     batch, tokens  random inputs: sequences, and tokens in each
     data, limit    real inputs instead: the first rows of a TSV, in one batch
@@ -296,14 +296,18 @@ def torch_ways(
 ) -> dict[str, Callable[[], object]]:
     """Return the ways PyTorch can run a batch of sequences: padded, in buckets, one by one.
 
-    One sequence, or sequences of one length, can be run one way only.
+    One sequence, or sequences of one length, can be run one way only; so can a float graph, which
+    takes packed tokens.
     """
     import torch
 
-    from intformer.measure.float_model import FloatModel
+    from intformer.measure.float_model import GraphModel, float_model
 
     torch.set_num_threads(threads)
-    model = FloatModel(source, metadata)
+    model = float_model(source, metadata)
+    if isinstance(model, GraphModel):
+        packed = model.batch(batch["input_ids"], batch.get("token_type_ids"), batch["cu_seqlens"])
+        return {"PyTorch FP32, packed": lambda: model.forward(packed)}
     ids, types, offsets = batch["input_ids"], batch.get("token_type_ids"), batch["cu_seqlens"]
     lengths = np.diff(offsets)
 

@@ -1,4 +1,4 @@
-"""The FP32 model a library was made from, run by PyTorch and transformers: what we compare with."""
+"""The FP32 model a library was made from, run by PyTorch: what we compare with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from intformer.errors import CheckpointError
-from intformer.frontend import sentence_transformers
+from intformer.frontend import calibration, opened, sentence_transformers
 from intformer.frontend.checkpoint import Checkpoint
-from intformer.ir.float_run import activate, pooled
+from intformer.frontend.encoder import read_encoder
+from intformer.ir.float_run import activate, pooled, run
 from intformer.ir.graph import Norm
 from intformer.ir.heads import head_of
 
@@ -21,6 +22,49 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
 
 
+def float_model(source: str | Path, metadata: dict) -> "FloatModel | GraphModel":
+    """Return the FP32 model of a source, as import_model takes it.
+
+    metadata  of a library made of it
+    """
+    checkpoint = opened(source)
+    kind = GraphModel if checkpoint.unread() else FloatModel
+    return kind(checkpoint, metadata)
+
+
+class GraphModel:
+    """The float graph of a source that transformers does not read, run by PyTorch.
+
+    Such are ONNX files, without the roundings of those that have some; JinaBERT, of which
+    transformers has no class; and adapters beside a model, which are merged.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, metadata: dict):
+        """Read the graph of the head in a library's metadata."""
+        self.graph, self.meta = read_encoder(checkpoint, metadata["head"])
+
+    def batch(self, ids: np.ndarray, types: np.ndarray | None, cu_seqlens: np.ndarray) -> dict:
+        """Return packed tokens as `forward` takes them."""
+        types = np.zeros_like(ids) if types is None else types
+        cuts = cu_seqlens[1:-1]
+        pairs = zip(np.split(ids, cuts), np.split(types, cuts), strict=True)
+        return calibration.pack(list(pairs), self.meta)
+
+    def forward(self, batch: dict) -> np.ndarray:
+        """Return what the head computes for packed tokens: float32 [rows, channels]."""
+        return run(self.graph, batch)
+
+    def rows(self, ids, types, cu_seqlens, *, batch: int = 32, progress: Callable = iter):
+        """Return one row per sequence or per token, float32, for packed tokens."""
+        found = []
+        for first in progress(range(0, len(cu_seqlens) - 1, batch)):
+            cut = cu_seqlens[first : first + batch + 1]
+            at = slice(cut[0], cut[-1])
+            some = None if types is None else types[at]
+            found.append(self.forward(self.batch(ids[at], some, cut - cut[0])))
+        return np.concatenate(found)
+
+
 class FloatModel:
     """A Hugging Face model directory, ready to run in float32 without gradients.
 
@@ -28,7 +72,7 @@ class FloatModel:
     activations as it goes; here it is off, so that FP32 is what the name says.
     """
 
-    def __init__(self, source: str | Path, metadata: dict):
+    def __init__(self, source: str | Path | Checkpoint, metadata: dict):
         """Load the class that fits the head in a library's metadata."""
         import torch
         import transformers
@@ -37,9 +81,7 @@ class FloatModel:
         self.pooling = metadata.get("pooling")
         auto = getattr(transformers, self.head.auto_class)
         quiet()
-        if not Path(source).is_dir():
-            raise CheckpointError("not a directory", where=str(source), hint="give the model's own")
-        checkpoint = Checkpoint(source)
+        checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         checkpoint.refuse_rewritten()
         self.modules = [
             (module.weights(checkpoint), module.function)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from intformer.errors import CheckpointError
-from intformer.frontend import calibrated, calibration
+from intformer.frontend import calibrated, calibration, opened
 from intformer.frontend.checkpoint import Checkpoint
 from intformer.frontend.encoder import pick_head, read_encoder
 from intformer.frontend.sentence_transformers import refuse_modules
@@ -49,7 +49,8 @@ def prepare(
     its max|x|. Two things differ from Intel's code: position and type rows stay float, and the EMA
     (decay 0.99, theirs 0.9999) starts from `calibrate` or corrected, theirs from the first batch.
     """
-    checkpoint = Checkpoint(source)
+    checkpoint = opened(source)
+    checkpoint.refuse_rewritten()
     trained = settings(checkpoint)
     nonlinear = nonlinear or trained.get("nonlinear", "integer")
     weights = weights or trained.get("weights", "channel")
@@ -115,6 +116,5 @@ def float_module(checkpoint: Checkpoint, head: Head):
     import torch
     import transformers
 
-    checkpoint.refuse_rewritten()
     auto = getattr(transformers, head.auto_class)
     return auto.from_pretrained(str(checkpoint.path), dtype=torch.float32, local_files_only=True)

@@ -36,7 +36,6 @@ class Run:
         import transformers
         from huggingface_hub.errors import StrictDataclassError
 
-        checkpoint.refuse_rewritten()
         self.checkpoint, self.output, self.settings = checkpoint, output, settings
         self.progress, self.work = progress, output / "checkpoints"
         self.rows = fit

@@ -55,7 +55,6 @@ def ibert_module(checkpoint: Checkpoint, model: nn.Module | None, head: Head) ->
     family = check(checkpoint, head)
     auto = getattr(transformers, "IBert" + head.class_ending)
     if model is None:
-        checkpoint.refuse_rewritten()
         config = transformers.IBertConfig.from_pretrained(checkpoint.path, quant_mode=True)
         return auto.from_pretrained(checkpoint.path, config=config, dtype=torch.float32)
     source, config = model.state_dict(), model.config

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from intformer.frontend.checkpoint import Checkpoint
+from intformer.frontend import opened
 from intformer.measure.float_model import quiet
 from intformer.qat import tasks
 from intformer.qat.choices import check_source
@@ -47,7 +47,8 @@ def train(
     Raises IntformerError: options, files or a source that do not fit, an output that is taken.
     """
     check(settings)
-    checkpoint = Checkpoint(source)
+    checkpoint = opened(source)
+    checkpoint.refuse_rewritten()
     rows = tasks.read(train, settings.task)
     scored = None if dev is None else tasks.read(dev, settings.task, rows.labels)
     if not settings.epochs:  # its head stays

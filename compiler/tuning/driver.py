@@ -93,7 +93,7 @@ def tune(
 ) -> Report:
     """Tune the kernels of a checkpoint or of a well-known shape; resume an interrupted run.
 
-    source, shape  Hugging Face directory or IntModel; or a key of frontend.shapes.SHAPES
+    source, shape  model directory, ONNX file or IntModel; or a key of frontend.shapes.SHAPES
     target         a key of TARGETS, or "host"; for a GPU there must be one here, or behind RPC
     trials         candidates to measure in all, those of earlier runs into `out` included
     out            folder of the logs

@@ -228,10 +228,12 @@ def models_of_shape(shape: str) -> list[IntModel]:
 
 def model_of(source: str | Path, head: str | None = None) -> IntModel:
     """Import a checkpoint for the forms of its kernels; random tokens set the scales."""
-    from intformer.frontend import import_model, import_uncalibrated
-    from intformer.frontend.checkpoint import Checkpoint
+    from intformer.frontend import import_model, import_uncalibrated, opened
+    from intformer.frontend.onnx.checkpoint import OnnxCheckpoint
 
-    checkpoint = Checkpoint(source)
+    checkpoint = opened(source)
+    if isinstance(checkpoint, OnnxCheckpoint):
+        return import_uncalibrated(checkpoint, head)
     if checkpoint.setting("model_type", str) == "ibert":
         ids = np.random.default_rng(0).integers(0, checkpoint.setting("vocab_size", int), 16)
         return import_model(source, head=head, calibrate=[ids])

@@ -6,9 +6,6 @@ verify reads.
 """
 
 import ctypes
-import lzma
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -35,28 +32,11 @@ CASES = [  # family, head, shape; one in the quick tests
         ]
     ),
 ]
-VERIFY = """
-import sys, intformer
-report = intformer.verify(intformer.load(sys.argv[1]), cases=1)
-for check in report.checks:
-    print(check.name, check.ok, check.detail, check.findings[:3])
-sys.exit(not report.ok)
-"""
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     return fake_cuda.build(tmp_path_factory.mktemp("driver"))
-
-
-def verified(library, driver, folder):
-    """Verify a library with the fake driver, which runs the kernels of its own source."""
-    source = lzma.decompress(library.section("cuda/t4.cu.xz")).decode()
-    env = fake_cuda.environment(driver, gpu.emulate(source, folder))
-    command = [sys.executable, "-c", VERIFY, str(library.path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "results True" in done.stdout and "defaults True" in done.stdout
 
 
 @gpu.needs_compiler
@@ -66,7 +46,7 @@ def test_library_equals_the_composed_reference(tmp_path, driver, family, head, s
     model = import_model(
         tmp_path / "model", head=head, calibrate=random_hf.sequences(seed=1), method="minmax"
     )
-    verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
+    gpu.verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
 
 
 @cuda_compilers.needs_ptxas
@@ -114,7 +94,7 @@ def test_library_on_a_real_gpu(tmp_path, case, own):
 def test_ibert_library_equals_the_composed_reference(tmp_path, driver, mode):
     make_ibert.random_model().save_pretrained(tmp_path / "model")
     model = import_model(tmp_path / "model", mode=mode)
-    verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
+    gpu.verified(intformer.compile(model, tmp_path / "m.so", target="t4"), driver, tmp_path)
 
 
 @gpu.needs_compiler

@@ -267,6 +267,69 @@ def test_scores_with_another_scale_are_read(copied):
     assert np.abs(run(graph, batch) - wanted).max() < CLOSE * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("modernbert", ("position table", "rotary", "tok_embeddings")),
+        pytest.param("nomic_bert", ("position table", "rotary"), marks=pytest.mark.slow),
+        pytest.param("gte", ("position table", "rotary"), marks=pytest.mark.slow),
+        pytest.param("jina_embeddings_v3", ("position table", "rotary"), marks=pytest.mark.slow),
+        pytest.param("eurobert", ("input_layernorm",), marks=pytest.mark.slow),
+        ("deberta-v2", ("layer.0/attention",)),
+    ],
+)
+def test_families_that_are_read_from_directories_alone(tmp_path, family, words):
+    """Rotary positions, RMS norms, disentangled attention: a node of them is named."""
+    saved(tmp_path, family, "features", attention="eager")
+    refused(tmp_path, "node '", "compile the directory", *words)
+
+
+class Double(torch.nn.Module):
+    """Two classifiers over one encoder, or one of them twice."""
+
+    def __init__(self, folder, same):
+        super().__init__()
+        self.first = random_hf.save(folder, "bert", "sequence-classification")
+        (folder / "model.safetensors").unlink()
+        self.same, self.config = same, self.first.config
+        self.other = torch.nn.Linear(60, 3)
+
+    def set_attn_implementation(self, kind):
+        self.first.set_attn_implementation(kind)
+
+    def forward(self, input_ids, attention_mask, token_type_ids, return_dict):
+        kinds = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        hidden = self.first.bert(input_ids, **kinds)[1]
+        logits = self.first.classifier(hidden)
+        return {"a": logits, "b": logits + 0 if self.same else self.other(hidden)}
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_two_outputs_of_one_head(tmp_path, same):
+    """Other numbers are refused by the names of both; the same numbers are one answer."""
+    model = Double(tmp_path, same)
+    onnx_files.export(model, tmp_path / "model.onnx")
+    if same:
+        _, meta = read_encoder(opened(tmp_path))
+        assert (meta["head"], meta["output_channels"]) == ("sequence-classification", 3)
+    else:
+        refused(tmp_path, "'output0', 'output1' all give 'sequence-classification'", "alone")
+
+
+def test_the_hidden_states_of_all_layers_are_the_last(copied, exported):
+    """Whatever their order: an output in front gives what the first layer gives."""
+
+    def change(model):
+        norms = [n for n in nodes_of(model, "Add") if "LayerNorm/Add_1" in n.output[0]]
+        inner = next(n.output[0] for n in norms if "layer.0/output" in n.output[0])
+        model.graph.output.insert(0, helper.make_tensor_value_info(inner, TensorProto.FLOAT, None))
+
+    graph, meta = read_encoder(opened(copied(change)))
+    wanted, _ = read_encoder(opened(exported))
+    _, _, batch = batch_of(meta)
+    np.testing.assert_array_equal(run(graph, batch), run(wanted, batch))
+
+
 @pytest.mark.parametrize("name", ["position_ids", "head_mask"])
 def test_other_inputs_are_refused(copied, name):
     def change(model):

@@ -172,7 +172,11 @@ class Builder:
     def _rows(self, base: Rows, node: OnnxNode) -> str:
         if "word" not in base.tables or "position" not in base.tables:
             lacks = "word" if "word" not in base.tables else "position"
-            raise self.program.refusal(f"the embeddings lack a {lacks} table", base.node)
+            raise self.program.refusal(
+                f"the embeddings lack a {lacks} table: of encoders with other positions, rotary "
+                "ones for instance, directories are read, and no ONNX files",
+                base.node,
+            )
         if "other" in base.tables:
             raise self.program.refusal(
                 "picks rows by something other than ids, types or positions", base.node

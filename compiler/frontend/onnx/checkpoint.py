@@ -18,6 +18,8 @@ class OnnxCheckpoint(Checkpoint):
     config  config.json; empty where there is none
     """
 
+    mended = "give the directory that it was exported from"
+
     def __init__(self, source: str | Path, *, tokenizer: str | Path | None = None):
         """Find the file; raises CheckpointError where there is none, or several."""
         source = Path(source)
@@ -38,6 +40,7 @@ class OnnxCheckpoint(Checkpoint):
         self.file_path = file
         self.config = self.read_json("config.json", dict) or {}
         self.weights = GivenWeights({}, str(file))
+        self.unlike = []
         self.weights.rewritten = ["they are an ONNX file"]
 
 

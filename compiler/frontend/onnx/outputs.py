@@ -30,23 +30,60 @@ class Answer:
     edge       that it is, of the graph
     pooling    of a sentence embedding, see Builder.pooled; "" elsewhere
     normalize  the file brings it to length 1
+    rivals     outputs that answer the same head with other numbers
     """
 
     names: tuple[str, ...]
     edge: str
     pooling: str = ""
     normalize: bool = False
+    rivals: tuple[str, ...] = ()
 
 
 def answers(builder: Builder, outputs: dict[str, View]) -> dict[Head, Answer]:
     """Return what the outputs of a file answer."""
-    found: dict[Head, Answer] = {}
+    several: dict[Head, list[Answer]] = {}
     for name, view in outputs.items():
         for head, answer in _of(builder, name, view):
-            found.setdefault(head, answer)
+            several.setdefault(head, []).append(answer)
     if (span := _span(builder, outputs)) is not None:
-        found[heads.QUESTION_ANSWERING] = span
-    return found
+        several[heads.QUESTION_ANSWERING] = [span]
+    return {head: _one(builder, head, each) for head, each in several.items()}
+
+
+def _one(builder: Builder, head: Head, several: list[Answer]) -> Answer:
+    """Return the answer of a head, with its rivals.
+
+    Of the hidden states of all layers, the last is the answer, and the others are no rivals.
+    """
+    if head is heads.FEATURES:
+        several = sorted(several, key=lambda one: -len(_needed(builder, one.edge)))
+        behind = _needed(builder, several[0].edge)
+        several = [several[0], *(one for one in several if one.edge not in behind)]
+    first = several[0]
+    said = (first.edge, first.pooling, first.normalize)
+    rivals = [one for one in several if (one.edge, one.pooling, one.normalize) != said]
+    return replace(first, rivals=tuple(name for one in rivals for name in one.names))
+
+
+def _needed(builder: Builder, edge: str) -> set[str]:
+    """Return an edge and all that it is made of."""
+    needed = {edge}
+    for node in reversed(list(builder.nodes.values())):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return needed
+
+
+def check_single(answer: Answer, head: Head, where: str) -> None:
+    """Raise where another output answers the same head."""
+    if answer.rivals:
+        named = ", ".join(map(repr, (*answer.names, *answer.rivals)))
+        raise CheckpointError(
+            f"the ONNX outputs {named} all give {head.name!r}",
+            where=where,
+            hint="export the one that is wanted alone",
+        )
 
 
 def _of(builder: Builder, name: str, view: View) -> list[tuple[Head, Answer]]:
@@ -134,12 +171,9 @@ def graph(builder: Builder, edge: str, head: Head) -> Graph:
         edge = _asked(builder, edge)
     if head is heads.SPARSE_EMBEDDING:
         edge = builder.add("max", (edge, SEQUENCES), builder.channels(edge))
-    needed, kept = {edge}, []
-    for node in reversed(list(nodes.values())):
-        if node.name in needed:
-            needed.update(node.inputs)
-            kept.append(node)
-    return Graph(tuple(named(kept[::-1])), head)
+    needed = _needed(builder, edge)
+    kept = [node for node in nodes.values() if node.name in needed]
+    return Graph(tuple(named(kept)), head)
 
 
 def _asked(builder: Builder, edge: str) -> str:

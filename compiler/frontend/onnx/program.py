@@ -10,6 +10,7 @@ from intformer.errors import CheckpointError
 from intformer.frontend.folder import reason
 from intformer.ir.graph import Grid
 
+INSTEAD = "compile the directory that the file was exported from"
 MOST_NUMBERS = 1 << 28  # that a node may make of a shape
 
 
@@ -74,7 +75,7 @@ class Program:
     stored: dict[str, Stored] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
 
-    def refusal(self, what: str, node: Node, hint: str = "") -> CheckpointError:
+    def refusal(self, what: str, node: Node, hint: str = INSTEAD) -> CheckpointError:
         """Return the error that names a node."""
         return CheckpointError(
             f"{what}, node {node.name!r} ({node.op})", where=self.where, hint=hint

@@ -49,6 +49,8 @@ def read(checkpoint: OnnxCheckpoint, head: str | None) -> tuple[Graph, dict]:
     given = outputs.source(found, answering)
     prove(program, walk.builder, given, rule, pad)
     answer, pooling, normalize = _finished(checkpoint, walk.builder, found, answering)
+    for one in (given, answer):
+        outputs.check_single(one, answering, program.where)
     graph = outputs.graph(walk.builder, answer.edge, answering)
     meta = _meta(checkpoint, graph, pooling, limit, (rule, pad))
     meta["normalize"] = meta["normalize"] or normalize

@@ -1,9 +1,11 @@
 """GPU kernels on the CPU: generated CUDA source, compiled as C++ with cuda_on_cpu.h, and run."""
 
 import ctypes
+import lzma
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,17 @@ from intformer.backends.cuda import codegen, kernel
 from intformer.ir.constants import BLOCK
 from intformer.ir.plan import Launch, grid_size
 from intformer.link.build import GPU_TILE
+from intformer_testing import fake_cuda
 
 HERE = Path(__file__).parent
 GUARD = 4096  # bytes before and after every tensor
+VERIFY = """
+import sys, intformer
+report = intformer.verify(intformer.load(sys.argv[1]), cases=1)
+for check in report.checks:
+    print(check.name, check.ok, check.detail, check.findings[:3])
+sys.exit(not report.ok)
+"""
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to run CUDA C with")
 
 
@@ -43,6 +53,19 @@ def emulate(source: str, folder: Path) -> Path:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:3000]
     return output
+
+
+def verified(library, driver: Path, folder: Path) -> None:
+    """Verify a library for GPUs with a fake driver, which runs the kernels of its own source.
+
+    driver  what fake_cuda.build returned
+    """
+    source = lzma.decompress(library.section(f"cuda/{library.metadata['target']}.cu.xz")).decode()
+    env = fake_cuda.environment(driver, emulate(source, folder))
+    command = [sys.executable, "-c", VERIFY, str(library.path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "results True" in done.stdout and "defaults True" in done.stdout
 
 
 class Kernels:
