@@ -29,6 +29,7 @@ from intformer.ir.model import IntModel
 from intformer.ir.plan import Plan, Variant
 from intformer.link import build as library
 from intformer.link import check as check_program
+from intformer.link.static import StaticLibrary
 from intformer.passes import packing
 from intformer.runtime import Library, LibraryFile
 from intformer.runtime.texts import read_texts
@@ -62,11 +63,15 @@ def compile(
     name: str | None = None,
     header: bool = False,
     check: bool = False,
+    static: bool = False,
+    max_tokens: int | None = None,
+    max_sequences: int | None = None,
+    max_positions: int | None = None,
     dump_ir: str | Path | None = None,
     cache: bool = True,
     tuning_logs: str | Path = "packaged",
     progress: Callable[[str], None] | None = None,
-) -> Library:
+) -> Library | StaticLibrary:
     """Compile a checkpoint (or an IntModel) to a shared library and open it.
 
     source     Hugging Face directory or ONNX file, read by frontend.import_model with the options
@@ -78,6 +83,11 @@ def compile(
     header     also write intformer.h, intformer.hpp and intformer_open.c beside the library
     check      also write NAME.check beside NAME.so: a program that tells on another machine whether
                the library is exact there, and how fast
+    static     write a static library in place of a shared one, for programs without threads, a heap
+               or a C library: `output` is its .a, and NAME.h and NAME_example.c lie beside it
+    max_tokens, max_sequences, max_positions
+               what one run of a static library takes at most, for which its memory is laid out
+               (default: one sequence of the greatest length, and a position for each sequence)
     dump_ir    directory for the module after every phase, one text file each
     cache      keep objects of kernels in INTFORMER_CACHE and take known ones from there
     tuning_logs
@@ -87,16 +97,11 @@ def compile(
     Raises CheckpointError, RangeError or CompileError.
     """
     spec, checker = get(target), _beside(Path(output)) if check else None
+    limits = {"tokens": max_tokens, "sequences": max_sequences, "positions": max_positions}
+    _check_form(spec, Path(output), static, {"--check": check, "--header": header}, limits)
     tell, dump = progress or _nothing, _dumper(Path(dump_ir) if dump_ir else None)
-    if isinstance(source, IntModel):
-        model = source
-    else:
-        from intformer.frontend import import_model
-
-        tell(f"reading {source}")
-        about = {"recipe": recipe, "mode": mode, "head": head, "calibrate": calibrate}
-        model = import_model(source, **about, method=method, tokenizer=tokenizer)
-    model = pruned(model)
+    about = {"recipe": recipe, "mode": mode, "head": head, "calibrate": calibrate}
+    model = pruned(_imported(source, tell, **about, method=method, tokenizer=tokenizer))
     dump("0-model.json", lambda: json.dumps(model.to_json(), indent=1))
     tell("proving that no integer overflows")
     ranges.check(model)
@@ -104,6 +109,8 @@ def compile(
     program = arranged(model, spec.backend, dump=dump)
     with scratch.folder() as folder:
         job = _Job(program, Path(folder), tuning_logs, _object_cache(cache), tell, dump)
+        if static:
+            return job.static(spec, Path(output), name, limits)
         for chip in chips(spec):
             job.add(chip, mark=f".{chip.name}" if spec.variants else "")
         tell("linking")
@@ -124,6 +131,16 @@ def compile(
 
 
 # -- the phases ------------------------------------------------------------------------------------
+
+
+def _imported(source: str | Path | IntModel, tell: Tell, **about) -> IntModel:
+    """Return a model, read from a file or directory unless it is one already."""
+    if isinstance(source, IntModel):
+        return source
+    from intformer.frontend import import_model
+
+    tell(f"reading {source}")
+    return import_model(source, **about)
 
 
 def pruned(model: IntModel) -> IntModel:
@@ -212,18 +229,7 @@ class _Job:
 
         mark  in the names of dumped files
         """
-        from intformer.tuning import records
-
-        self.tell(f"lowering to integer kernels for {chip.name}")
-        logs = records.read(self.logs, chip.name)
-        choose = records.Choice(logs, chip)
-        done = lowered(self.program, chip, choose)
-        self.tuning[chip.name] = choose.report(done.forms)
-        self.notes += logs.notes
-        scheduled = chip.backend.named_for(chip.name, done.scheduled)
-        self.dump(f"3-tir{mark}.py", lambda: done.plain().script())
-        self.dump(f"4-scheduled{mark}.py", scheduled.script)
-        check_integers(scheduled, chip)
+        done, scheduled = self._kernels(chip, mark, chip.name)
         self.plan = self.plan or done.plan
         if done.plan != self.plan:
             raise CompileError("plans of two variants differ", where=f"target {chip.name}")
@@ -232,6 +238,41 @@ class _Job:
         self.dump(listing, lambda: chip.backend.listing(chip, scheduled))
         made = chip.backend.generate(chip, scheduled, self.folder, self.cache, self.tell)
         self.variants.append(replace(made, tir=compress(scheduled)))
+
+    def static(
+        self, chip: TargetSpec, path: Path, name: str | None, asked: dict[str, int | None]
+    ) -> StaticLibrary:
+        """Lower the program for a chip, check it and write it as a static library.
+
+        asked  limits, see compile
+        """
+        from intformer.backends.cpu import plain
+        from intformer.link import arena, static
+
+        name = library.identifier(name or path.name.removeprefix("lib").split(".")[0])
+        done, scheduled = self._kernels(chip, "", name)
+        checked = library.limits(done.plan, self.program.model.meta)
+        limits = arena.limits(done.plan, checked["max_rows"], checked["max_length"], **asked)
+        self.tell(f"generating code for {len(scheduled.functions)} kernels")
+        kernels = plain.generate(scheduled, chip, self.folder, self.tell)
+        self.tell("linking")
+        return static.build(done.plan, kernels, self.program.model, path, chip, name, limits)
+
+    def _kernels(self, chip: TargetSpec, mark: str, name: str) -> "tuple[Lowered, tvm.IRModule]":
+        """Return the lowered program, and its kernels as functions of a variant `name`, checked."""
+        from intformer.tuning import records
+
+        self.tell(f"lowering to integer kernels for {chip.name}")
+        logs = records.read(self.logs, chip.name)
+        choose = records.Choice(logs, chip)
+        done = lowered(self.program, chip, choose)
+        self.tuning[chip.name] = choose.report(done.forms)
+        self.notes += logs.notes
+        scheduled = chip.backend.named_for(name, done.scheduled)
+        self.dump(f"3-tir{mark}.py", lambda: done.plain().script())
+        self.dump(f"4-scheduled{mark}.py", scheduled.script)
+        check_integers(scheduled, chip)
+        return done, scheduled
 
     def metadata(self) -> dict:
         """Return what metadata.json says of the compilation."""
@@ -242,6 +283,40 @@ class _Job:
             "tuning": self.tuning,
             "warnings": [*warnings, *dict.fromkeys(self.notes)],
         }
+
+
+def _check_form(
+    spec: TargetSpec, output: Path, static: bool, others: dict[str, bool], limits: dict
+) -> None:
+    """Raise CompileError where a target or an option does not go with the form of the library.
+
+    others  options that a static library does not take: flag -> given
+    limits  of a static library
+    """
+    if not static:
+        for kind in (kind for kind, most in limits.items() if most is not None):
+            raise CompileError("limits are for static libraries", where=f"--max-{kind}")
+        if output.suffix == ".a":
+            raise CompileError(
+                "a shared library is not called .a", where=str(output), hint="add --static"
+            )
+        if not spec.backend.loads:
+            raise CompileError(
+                "such chips load no shared library", where=spec.name, hint="add --static"
+            )
+        return
+    for flag in (flag for flag, given in others.items() if given):
+        raise CompileError(
+            f"{flag} goes with shared libraries, not with --static",
+            where=str(output),
+            hint="a static library always comes with its header and an example",
+        )
+    if output.suffix != ".a":
+        raise CompileError(
+            "a static library is called NAME.a", where=str(output), hint="-o libmodel.a"
+        )
+    if fault := spec.backend.static_fault(spec):
+        raise CompileError(f"no static library for it: {fault}", where=f"target {spec.name}")
 
 
 def _beside(output: Path) -> Path:

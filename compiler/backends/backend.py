@@ -104,6 +104,7 @@ class Backend(ABC):
     align           bytes to which data in a library is aligned
     packages        modules that reading its code needs
     zig_triple      target of zig as the C compiler of a library, with the oldest glibc
+    loads           its systems load shared libraries; elsewhere there are static ones alone
     """
 
     name: str
@@ -117,6 +118,7 @@ class Backend(ABC):
     align: int
     packages: tuple[str, ...] = ()
     zig_triple: str
+    loads: bool = True
 
     @property
     @abstractmethod
@@ -181,6 +183,10 @@ class Backend(ABC):
     @abstractmethod
     def check_variant(self, plan: "Plan", variant: "Variant") -> None:
         """Raise CompileError unless the code has all that the plan calls."""
+
+    def static_fault(self, spec: TargetSpec) -> str | None:
+        """Return why there is no static library for a target; None where there is."""
+        return "its kernels are launched on a device"
 
     # -- proof ----
 

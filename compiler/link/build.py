@@ -94,7 +94,7 @@ def build(
     header    also write HEADERS beside the library
     """
     path = Path(path)
-    name = _identifier(name or path.name.removeprefix("lib").split(".")[0])
+    name = identifier(name or path.name.removeprefix("lib").split(".")[0])
     variants = [replace(v, features=sorted(set(v.features))) for v in variants]
     _check_plan(plan)
     backend = targets.get(target).backend
@@ -172,7 +172,8 @@ def compiler_files_in(folder: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
 
 
-def _identifier(text: str) -> str:
+def identifier(text: str) -> str:
+    """Return the C identifier that a text becomes."""
     name = re.sub(r"\W", "_", text, flags=re.ASCII)
     if not name or name[0].isdigit():
         name = f"m{name}"
@@ -390,7 +391,7 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     def link(sections: dict[str, bytes]) -> bytes:
         index, size = _write_blob(folder / "blob", sections, job.backend.align)
         inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in runtime))]
-        build_id = _digest(inputs, json.dumps([job.name, about["variants"], job.limits]))
+        build_id = digest(inputs, json.dumps([job.name, about["variants"], job.limits]))
         tables = plan_c.source(
             job.plan,
             job.variants,
@@ -422,12 +423,13 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     return folder / file_name
 
 
-def _digest(files: list[Path], more: str) -> bytes:
-    digest = hashlib.sha256(more.encode())
+def digest(files: list[Path], more: str) -> bytes:
+    """Return the SHA-256 of a text and of files."""
+    found = hashlib.sha256(more.encode())
     for path in files:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.digest()
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.digest()
 
 
 def check_linked(path: Path, allowed: set[str]) -> tuple[int, int]:

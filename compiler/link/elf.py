@@ -1,6 +1,7 @@
 """Reads what the library builder must know of ELF files: symbols, needed libraries, versions."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from intformer.errors import CompileError
 
 _SYMTAB, _DYNAMIC, _VERNEED = 2, 6, 0x6FFFFFFE
 _DT_NEEDED = 1
+# where the offset of the section table is, and its type; where the numbers about the table are; a
+# row of it
+_WIDE, _NARROW = (40, "<Q", 58, "<IIQQQQII"), (32, "<I", 46, "<IIIIIIII")
 
 
 @dataclass(frozen=True)
@@ -28,33 +32,57 @@ def _text(data: bytes, offset: int) -> str:
     return data[offset : data.index(b"\0", offset)].decode()
 
 
+@dataclass(frozen=True)
+class Symbol:
+    """A row of .symtab.
+
+    info     binding (upper four bits) and type
+    index    of its section; 0: it is not defined here
+    info_at  where `info` is in the file
+    """
+
+    name: str
+    value: int
+    info: int
+    index: int
+    info_at: int
+
+
 class Elf:
-    """A little-endian ELF-64 file, read once."""
+    """A little-endian ELF file, read once: of 64 bits, or an object of 32 bits."""
 
     def __init__(self, path: Path):
         """Read the section headers of `path`; CompileError if it is no such file."""
         self.data = Path(path).read_bytes()
-        if self.data[:6] != b"\x7fELF\x02\x01":
-            raise CompileError("not a 64-bit little-endian ELF file", where=str(path))
-        (table,) = struct.unpack_from("<Q", self.data, 40)
-        size, count, names = struct.unpack_from("<HHH", self.data, 58)
-        raw = [struct.unpack_from("<IIQQQQII", self.data, table + i * size) for i in range(count)]
+        if self.data[:4] != b"\x7fELF" or self.data[4:6] not in (b"\x02\x01", b"\x01\x01"):
+            raise CompileError("not a little-endian ELF file", where=str(path))
+        self.wide = self.data[4] == 2
+        table_at, table, sizes_at, header = _WIDE if self.wide else _NARROW
+        (table,) = struct.unpack_from(table, self.data, table_at)
+        size, count, names = struct.unpack_from("<HHH", self.data, sizes_at)
+        raw = [struct.unpack_from(header, self.data, table + i * size) for i in range(count)]
         text = raw[names][4]
         self.sections = [Section(_text(self.data, text + r[0]), *r[1:]) for r in raw]
 
     def _of_type(self, kind: int) -> list[Section]:
         return [section for section in self.sections if section.type == kind]
 
-    def symbols(self) -> dict[str, bool]:
-        """Return the global and weak symbols of .symtab: name -> defined here."""
-        found: dict[str, bool] = {}
+    def table(self) -> Iterator[Symbol]:
+        """Yield the symbols of .symtab that have a name."""
         for section in self._of_type(_SYMTAB):
             names = self.sections[section.link].offset
-            for offset in range(section.offset, section.offset + section.size, 24):
-                name, info, _, index = struct.unpack_from("<IBBH", self.data, offset)
-                if name and info >> 4:
-                    found[_text(self.data, names + name)] = index != 0
-        return found
+            for at in range(section.offset, section.offset + section.size, 24 if self.wide else 16):
+                if self.wide:
+                    name, info, _, index, value = struct.unpack_from("<IBBHQ", self.data, at)
+                else:
+                    name, value, _, info, _, index = struct.unpack_from("<IIIBBH", self.data, at)
+                if name:
+                    text, info_at = _text(self.data, names + name), at + (4 if self.wide else 12)
+                    yield Symbol(text, value, info, index, info_at)
+
+    def symbols(self) -> dict[str, bool]:
+        """Return the global and weak symbols of .symtab: name -> defined here."""
+        return {symbol.name: symbol.index != 0 for symbol in self.table() if symbol.info >> 4}
 
     def needed(self) -> list[str]:
         """Return the NEEDED entries: file names of shared libraries."""

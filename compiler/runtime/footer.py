@@ -15,6 +15,7 @@ import numpy as np
 
 from intformer.errors import LibraryError
 
+ARCHIVE = b"!<arch>\n"  # what a static library starts with
 MAGIC = b"INTFORM2"
 ABI_VERSION = 4  # INTFORMER_ABI_VERSION of intformer.h
 OLDEST_ABI = 4  # of a library that is still read: the table grows at its end from this one on
@@ -91,6 +92,13 @@ def check(path: Path) -> Footer:
         size = file.seek(0, 2)
         file.seek(max(0, size - SIZE))
         data = file.read(SIZE)
+        file.seek(0)
+        if file.read(len(ARCHIVE)) == ARCHIVE:
+            raise LibraryError(
+                "a static library has code and weights alone: nothing to load, inspect or verify",
+                where=where,
+                hint="compile the same model without --static, to an .so, for that",
+            )
         if len(data) < SIZE or data[: len(MAGIC)] != MAGIC:
             raise LibraryError(
                 f"not an intformer library, or cut short ({size} bytes, no footer)",

@@ -31,6 +31,7 @@ class CpuBackend(Backend):
     needed      libraries that its code may need beside libc, libm and libpthread
     loose_sections  of its ELF files that are not mapped, beside those of every machine
     cflags      for the C sources of a library
+    static_imports  functions that its static libraries may need beside memcpy and memset
     """
 
     weight_packing = "weight"
@@ -47,6 +48,7 @@ class CpuBackend(Backend):
     needed: frozenset[str] = frozenset()
     loose_sections: frozenset[str] = frozenset()
     cflags: tuple[str, ...] = ()
+    static_imports: frozenset[str] = frozenset()
 
     @property
     def code(self):
@@ -121,6 +123,12 @@ class CpuBackend(Backend):
                     "kernel is in no object file",
                     where=f"{where}, step {number}, kernel {step.kernel}",
                 )
+
+    def static_fault(self, spec):
+        """Return that one library has one chip's kernels, where there are several."""
+        if spec.variants:
+            return f"it holds one chip's kernels; name one of {', '.join(spec.variants)}"
+        return None
 
     # -- proof ----
 

@@ -44,7 +44,7 @@ def generate(
         if known is None:
             missing.append(name)
         else:
-            _write(paths[name], known)
+            write(paths[name], known)
     if not missing:
         return list(paths.values())
     chosen = {name: lowered(tvm.IRModule({name: kernels[name]}), spec.backend) for name in missing}
@@ -94,10 +94,10 @@ def built(module: tvm.IRModule, spec: TargetSpec) -> tvm.runtime.Module:
 
 
 def _compile(module: tvm.IRModule, spec: TargetSpec, path: Path) -> None:
-    _write(path, _object(_built(module, spec)))
+    write(path, object_of(_built(module, spec)))
 
 
-def _object(built) -> bytes:
+def object_of(built) -> bytes:
     """Return the object file of a module.
 
     LLVM writes to files alone and ends the process where that fails, so it gets one in memory, to
@@ -116,7 +116,8 @@ def _object(built) -> bytes:
         return memory.read()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Write an object file; raise CompileError."""
     try:
         path.write_bytes(data)
     except OSError as error:

@@ -57,6 +57,12 @@ class X86(CpuBackend):
         name = re.sub(r"[._-]", "", feature.lower())
         return "bmi" if name == "bmi1" else name
 
+    def static_fault(self, spec):
+        """Return also that tiles must be asked for."""
+        if "amx-tile" in spec.features:
+            return "AMX tiles are the system's to give, which a static library does not ask"
+        return super().static_fault(spec)
+
     def multiplies_bf16(self) -> bool:
         """Tell whether it has them in AMX or AVX-512."""
         return bool({"amxbf16", "avx512bf16"} & self.host_features())
