@@ -23,6 +23,7 @@ class Dialect:
     values      key of transformers -> {value: value of transformers}
     required    keys whose default differs from that of transformers
     modules     of the hub's code whose arithmetic is known
+    classes     what the names of its classes start with; "": anything
     """
 
     model_type: str
@@ -31,6 +32,7 @@ class Dialect:
     values: dict[str, dict[str, str]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    classes: str = ""
 
 
 NOMIC = Dialect(
@@ -72,7 +74,14 @@ JINA = Dialect(
     required=("feed_forward_type",),
     modules=("configuration_bert", "modeling_bert"),
 )
-DIALECTS = (NOMIC, NEW, GTE, JINA)
+EUROBERT = Dialect(  # the keys are those of transformers
+    "eurobert",
+    lambda config: config.get("model_type") == "eurobert" and "auto_map" in config,
+    required=("rope_theta", "max_position_embeddings"),
+    modules=("configuration_eurobert", "modeling_eurobert"),
+    classes="EuroBert",
+)
+DIALECTS = (NOMIC, NEW, GTE, JINA, EUROBERT)
 
 
 def dialect_of(config: dict) -> Dialect | None:
@@ -99,7 +108,8 @@ def canonical(config: dict, where: str) -> dict:
     if dialect is None:
         return config
     for key in dialect.required:
-        if config.get(key) is None:
+        inner = config.get("rope_parameters") if key == "rope_theta" else None
+        if config.get(key) is None and not inner:
             raise CheckpointError(f"config key {key!r} is missing", where=where)
     found = {key: value for key, value in config.items() if key not in dialect.names}
     for key in dialect.names.keys() & config.keys():
@@ -133,8 +143,8 @@ def _check_code(auto_map, dialect: Dialect, where: str) -> None:
     """Raise for code of the hub that nothing is known of."""
     named = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
     for one in named:
-        module = str(one).rpartition("--")[2].partition(".")[0]
-        if module not in dialect.modules:
+        module, _, name = str(one).rpartition("--")[2].partition(".")
+        if module not in dialect.modules or not name.startswith(dialect.classes):
             raise CheckpointError(
                 f"config key 'auto_map' names {shown(one)}, which is not supported",
                 where=where,

@@ -67,3 +67,40 @@ def test_what_is_refused(tmp_path, changes, named):
     with pytest.raises(CheckpointError) as caught:
         read_encoder(Checkpoint(tmp_path))
     assert named in caught.value.what and "config.json" in str(caught.value)
+
+
+HUB = {  # as the directories of the hub have it
+    "AutoConfig": "configuration_eurobert.EuroBertConfig",
+    "AutoModel": "modeling_eurobert.EuroBertModel",
+    "AutoModelForMaskedLM": "modeling_eurobert.EuroBertForMaskedLM",
+}
+
+
+def test_a_directory_of_the_hub(tmp_path):
+    """With the code that it names, which is not run; transformers reads it as its own."""
+    hf = random_hf.save(tmp_path, "eurobert", "features", **SHAPE)
+    random_hf.rewrite(
+        tmp_path, auto_map=HUB, rope_parameters=None, rope_theta=250000.0, clf_pooling="late"
+    )
+    assert not Checkpoint(tmp_path).unread()
+    graph, meta = read_encoder(Checkpoint(tmp_path))
+    ids = random_hf.sequences((5, 40))
+    hf = type(hf).from_pretrained(tmp_path).eval()
+    want = np.concatenate(random_hf.padded_outputs(hf, ids))
+    got = run(graph, random_hf.packed(ids, meta))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"auto_map": {"AutoModel": "modeling_other.EuroBertModel"}}, "modeling_other"),
+        ({"auto_map": {"AutoModel": "modeling_eurobert.TurboModel"}}, "TurboModel"),
+        ({"auto_map": HUB, "rope_parameters": None}, "'rope_theta' is missing"),
+    ],
+)
+def test_what_is_not_known_of_the_hub_is_refused(tmp_path, changes, named):
+    random_hf.save(tmp_path, "eurobert", "features", **SHAPE)
+    random_hf.rewrite(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=named):
+        read_encoder(Checkpoint(tmp_path))
