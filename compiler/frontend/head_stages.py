@@ -85,22 +85,26 @@ class HeadStages:
     def decoder(self, x: str, key: str, bias: bool = True) -> str:
         """Masked-LM decoder; tied where its weight is absent or equals the word table.
 
-        Raises where it is absent and config.json, or the family, says that it is not tied.
+        Raises where it, or its bias, is absent and config.json, or the family, says that it is not
+        tied: transformers would draw a new one.
         """
         word = self._nodes["embed.sum"].params.word
-        weight, above = f"{key}.weight", key.rpartition(".")[0]
-        present = weight in self.checkpoint
-        if not (present or self.checkpoint.setting(TIE, bool, self.family.tied)):
-            raise CheckpointError(
-                f"weight {weight!r} is missing, and config key {TIE!r} is not true",
-                where=str(self.checkpoint.path / "config.json"),
-                hint="save the model with its decoder, or say that it is the word table",
-            )
+        weight, own = f"{key}.weight", f"{key}.bias"
+        present, ties = (
+            weight in self.checkpoint,
+            self.checkpoint.setting(TIE, bool, self.family.tied),
+        )
+        other = f"{key.rpartition('.')[0]}.bias"  # of the head, which the decoder's is tied to
+        taken = other if bias and own not in self.checkpoint and other in self.checkpoint else own
+        for name, known in ((weight, present), (own, taken == own)):
+            if not (known or ties):
+                raise CheckpointError(
+                    f"weight {name!r} is missing, and config key {TIE!r} is not true",
+                    where=str(self.checkpoint.path / "config.json"),
+                    hint="save the model with its decoder, or say that it is the word table",
+                )
         table = self.checkpoint.tensor(weight, word.shape) if present else word
-        own = f"{key}.bias"
-        other = f"{above}.bias" if above else own  # transformers ties these two
-        stored = other if bias and own not in self.checkpoint else own
-        added = self.bias(stored, len(word), bias)
+        added = self.bias(taken, len(word), bias)
         tied, at = np.array_equal(table, word), self._stage()
         return self._add(
             "linear",

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
 from intformer.errors import CheckpointError
 from intformer.frontend import import_model
@@ -254,6 +255,24 @@ def test_an_untied_decoder_keeps_its_own_weight(tmp_path):
     inputs = pack([(s, np.zeros_like(s)) for s in ids], meta)
     want = wanted(hf, inputs, ids, None, "masked-lm")
     np.testing.assert_allclose(run(encoder, inputs), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [("bert", "cls.predictions.bias"), ("roberta", "lm_head.bias")]
+)
+def test_the_bias_of_an_untied_decoder(tmp_path, family, key):
+    """Without the head's own, its; without the decoder's, transformers makes a new one of zeros."""
+    hf = random_hf.save(tmp_path, family, "masked-lm", tie_word_embeddings=False)
+    file = tmp_path / "model.safetensors"
+    state, own = load_file(file), f"{key.removesuffix('bias')}decoder.bias"
+    save_file({k: v for k, v in state.items() if k != key}, file, {"format": "pt"})
+    (*_, decoder) = read_encoder(Checkpoint(tmp_path))[0].nodes
+    np.testing.assert_array_equal(decoder.params.bias, state[own].numpy())
+    save_file({k: v for k, v in state.items() if k != own}, file, {"format": "pt"})
+    again, info = type(hf).from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {own} and not again.get_output_embeddings().bias.any()
+    with pytest.raises(CheckpointError, match=rf"weight '{own}' is missing.*'tie_word_embeddings'"):
+        read_encoder(Checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize(
