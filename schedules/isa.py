@@ -17,6 +17,8 @@ class Isa:
     score_tiles    key vectors per tile of the attention scores, the default first
     context_tiles  accumulators of one tile of the attention context
     operand        type of the first operand of `dot`; where it is int8 the zero point is 0
+    by_lane        `dot` takes four numbers of any lane of a register as well as it takes a vector
+    unroll         vectors of channels side by side where nothing is multiplied
     """
 
     lanes: int
@@ -26,14 +28,26 @@ class Isa:
     score_tiles: tuple[int, ...]
     context_tiles: int
     operand: str = "uint8"
+    by_lane: bool = False
+    unroll: int = 1
 
     def dot(self, acc, a, b):
         """Return acc + the sums of four products: int32 x L, `operand` x 4 L, int8 x 4 L."""
         raise AssertionError("a chip defines it")
 
     def dot16(self, acc, a, b):
-        """Return acc + the sums of two products: int32 x L, int16 x 2 L, int16 x 2 L."""
+        """Return acc + the sums of two products: int32 x L, two int16 over and over, `paired`."""
         raise AssertionError("a chip defines it")
+
+    def sum16(self, acc, x):
+        """Return acc + the sums of two neighbours: int32 x L, int16 x 2 L."""
+        return self.dot16(acc, x, T.broadcast(T.int16(1), 2 * self.lanes))
+
+    def paired(self, first, second):
+        """Return two vectors of L int8 as `dot16` takes them, int16 in the bits of int32 x L."""
+        first, second = (T.cast(x, f"int32x{self.lanes}") for x in (first, second))
+        low = T.broadcast(T.int32(0xFFFF), self.lanes)
+        return (first & low) | (second << T.broadcast(T.int32(16), self.lanes))
 
 
 @dataclass(frozen=True)
@@ -103,12 +117,21 @@ class Neon(Isa):
         return wrapping_sum(acc, _neon("addp", "int32x4", low, high))
 
     def dot16(self, acc, a, b):
-        """Two smull, one addp."""
-        low, high = (
-            _neon("smull", "int32x4", *halves)
-            for halves in zip(_halves(a), _halves(b), strict=True)
-        )
-        return wrapping_sum(acc, _neon("addp", "int32x4", low, high))
+        """Two smlal by a lane: the second half of a register has the second numbers."""
+        for lane, half in enumerate(_halves(b)):
+            number = T.Shuffle([a], [lane] * self.lanes)
+            acc = wrapping_sum(acc, _neon("smull", "int32x4", half, number))
+        return acc
+
+    def sum16(self, acc, x):
+        """One sadalp, which LLVM makes of the two."""
+        return wrapping_sum(acc, _neon("saddlp", "int32x4", x))
+
+    def paired(self, first, second):
+        """One half of a register each."""
+        wide = (T.cast(x, f"int16x{self.lanes}") for x in (first, second))
+        both = tirx.call_intrin(f"int16x{2 * self.lanes}", "tirx.vectorcombine", *wide)
+        return T.reinterpret(both, dtype=f"int32x{self.lanes}")
 
 
 @dataclass(frozen=True)
@@ -212,13 +235,32 @@ AVX2 = Madd(
 SSE2 = Madd(lanes=4, registers=16, matmul_tile=(2, 4), steps=1, score_tiles=(1,), context_tiles=8)
 # 32 registers: a tile of 16, 4 vectors of weights, 4 rows
 NEON = Neon(
-    lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
+    lanes=4,
+    registers=32,
+    matmul_tile=(4, 4),
+    steps=1,
+    score_tiles=(2, 1),
+    context_tiles=16,
+    unroll=4,
 )
 NEON_DOT = NeonDot(
-    lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
+    lanes=4,
+    registers=32,
+    matmul_tile=(4, 4),
+    steps=4,
+    score_tiles=(2, 1),
+    context_tiles=16,
+    by_lane=True,
+    unroll=4,
 )
 NEON_I8MM = NeonMatrix(
-    lanes=4, registers=32, matmul_tile=(4, 4), steps=1, score_tiles=(2, 1), context_tiles=16
+    lanes=4,
+    registers=32,
+    matmul_tile=(4, 4),
+    steps=1,
+    score_tiles=(2, 1),
+    context_tiles=16,
+    unroll=4,
 )
 # registers in groups of four: a tile of 4, weights, what is computed next
 RVV = Plain(lanes=16, registers=8, matmul_tile=(4, 1), steps=1, score_tiles=(1,), context_tiles=4)

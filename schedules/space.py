@@ -32,7 +32,7 @@ def space(func: tirx.PrimFunc, isa) -> dict[str, list[int]]:
         depth = sch.get(sch.get_loops(names["matmul"])[-2]).extent
         return _matmul(isa, int(columns) * LANES, int(depth))
     vectors = sch.get(sch.get_loops(list(names.values())[-1])[-1]).extent // isa.lanes
-    unroll = [n for n in (1, 2, 4) if int(vectors) % n == 0]
+    unroll = [n for n in (isa.unroll, *{1, 2, 4} - {isa.unroll}) if int(vectors) % n == 0]
     if "ln_squares" in names:
         return {"unroll": unroll}
     return {"unroll": unroll, "rows": [BLOCK, 1]}

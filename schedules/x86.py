@@ -19,7 +19,7 @@ from tvm.s_tir import SBlock, Schedule, TensorIntrin
 from tvm.script import tirx as T
 
 from intformer.ir.constants import BLOCK, DEPTH, LANES
-from intformer.schedules import tir_edit
+from intformer.schedules import sdot, tir_edit
 from intformer.schedules.space import LINE, blocks, decide, space
 
 STEPS = "intformer.steps"  # marks the loop over the dot products, with how many one turn does
@@ -101,18 +101,24 @@ def _matmul(sch: Schedule, isa, rows: int, vectors: int, steps: int) -> tuple[in
     sch.parallel(outer)  # before decompose_reduction, which refuses it afterwards
     finish(sch, epilogue, row, isa.lanes)
     sch.compute_at(matmul, row_outer, preserve_unit_loops=True)
+    sch.unroll(row)
     *_, r2, j2, lane2, ko, ki = sch.get_loops(matmul)
-    part, lane2 = sch.split(lane2, [None, isa.lanes])  # of the sixteen rows that lie together
     length = sch.get(ko).extent.value * DEPTH
     ko, step = sch.split(ko, [None, steps])
+    part, lane2 = sch.split(lane2, [None, isa.lanes])  # of the sixteen rows that lie together
     sch.reorder(ko, step, r2, j2, part, lane2, ki)
-    for loop in (row, step, r2, j2, part):
-        sch.unroll(loop)
     init = sch.get_loops(sch.decompose_reduction(matmul, ko))
     sch.vectorize(init[-1])
     for loop in init[-4:-1]:
         sch.unroll(loop)
-    sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa))
+    if isa.by_lane and steps == isa.lanes:
+        sch.reorder(j2, step, r2)
+        sch.unroll(j2)
+        sch.tensorize(step, sdot.register(isa, rows))
+    else:
+        for loop in (step, r2, j2, part):
+            sch.unroll(loop)
+        sch.tensorize(sch.get_loops(matmul)[-2], register_dot(isa))
     sch.annotate(ko, STEPS, steps)
     return sch.get(outer).extent.value, length
 

@@ -175,10 +175,9 @@ def pair_of(probs, row, pair):
 
 
 def value_pairs(size: Sizes, x, row, last, column):
-    """Return V of two keys as a vector of int16 pairs; past the last key that one again."""
-    first = expr.as_type(x[row, size.span(column)], "int32")
-    second = expr.as_type(x[T.min(row + 1, last), size.span(column)], "int32")
-    return (first & size.vector(0xFFFF)) | (second << size.vector(16))
+    """Return V of two keys as `dot16` takes it; past the last key that one again."""
+    rows = (row, T.min(row + 1, last))
+    return size.isa.paired(*(x[row, size.span(column)] for row in rows))
 
 
 def shifted(size: Sizes, scores, bias, h, row, key):
@@ -208,7 +207,7 @@ def clear_rest(size, y, first, end):
 
 @T.macro
 def pack(size, x, kp, vp, start, length, last, h):
-    """K as [keys / L, dim / 4, L, 4] and V as [keys / 2, dim / L, L, 2]."""
+    """K as [keys / L, dim / 4, L, 4] and V as [keys / 2, dim / L, 2 L], see isa.paired."""
     for j in T.serial(length):
         for k in T.serial(size.steps):
             kp[(j // size.lanes * size.steps + k) * size.lanes + j % size.lanes] = size.key(

@@ -70,11 +70,7 @@ def native_numerators(size, i, scores, probs, v, top, params, columns, length):
         probs[i, T.ramp(j * size.pair, 1, size.pair)] = native_numerator(
             size, z[T.ramp(0, 1, size.pair)], j * size.pair, length
         )
-        v[size.at(0)] = size.isa.dot16(
-            v[size.at(0)],
-            probs[i, T.ramp(j * size.pair, 1, size.pair)],
-            T.broadcast(T.int16(1), size.pair),
-        )
+        v[size.at(0)] = size.isa.sum16(v[size.at(0)], probs[i, T.ramp(j * size.pair, 1, size.pair)])
 
 
 @T.macro

@@ -146,7 +146,7 @@ class Kernels:
         machine = self.spec.backend.elf_machine
         emulator, root = HERE[machine]
         command = [emulator, "-cpu", ALL[machine], "-L", root, self.program, name, file]
-        done = subprocess.run(command, capture_output=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, timeout=1800)
         assert done.returncode == 0, (done.returncode, done.stderr)
         at = 0
         for array, a in zip(arrays, held, strict=True):
