@@ -63,6 +63,7 @@ def compile(
     name: str | None = None,
     header: bool = False,
     check: bool = False,
+    musl: bool = False,
     static: bool = False,
     max_tokens: int | None = None,
     max_sequences: int | None = None,
@@ -81,8 +82,8 @@ def compile(
     target     a key of TARGETS, or "host": the fastest that this machine runs
     name       C identifier of the library (default: from the file name)
     header     also write intformer.h, intformer.hpp and intformer_open.c beside the library
-    check      also write NAME.check beside NAME.so: a program that tells on another machine whether
-               the library is exact there, and how fast
+    check      also write NAME.check, a program that proves and times the library elsewhere
+    musl       that program is for musl (Alpine Linux) in place of glibc; a library is for both
     static     write a static library in place of a shared one, for programs without threads, a heap
                or a C library: `output` is its .a, and NAME.h and NAME_example.c lie beside it
     max_tokens, max_sequences, max_positions
@@ -96,7 +97,7 @@ def compile(
     progress   called with a line of text at every phase
     Raises CheckpointError, RangeError or CompileError.
     """
-    spec, checker = get(target), _beside(Path(output)) if check else None
+    spec, checker = get(target), _beside(Path(output), check, musl)
     limits = {"tokens": max_tokens, "sequences": max_sequences, "positions": max_positions}
     _check_form(spec, Path(output), static, {"--check": check, "--header": header}, limits)
     tell, dump = progress or _nothing, _dumper(Path(dump_ir) if dump_ir else None)
@@ -126,7 +127,7 @@ def compile(
         )
         if checker:
             tell("computing what the library must give")
-            _write_check(path, model, checker, calibrate)
+            _write_check(path, model, checker, calibrate, musl)
     return Library(path)  # not loaded: it may be for another machine
 
 
@@ -319,8 +320,16 @@ def _check_form(
         raise CompileError(f"no static library for it: {fault}", where=f"target {spec.name}")
 
 
-def _beside(output: Path) -> Path:
-    """Return the path of the check of a library."""
+def _beside(output: Path, check: bool, musl: bool) -> Path | None:
+    """Return the path of the check of a library; None: there is to be none."""
+    if musl and not check:
+        raise CompileError(
+            "musl is for a check alone: libraries run on it as they are",
+            where="--musl",
+            hint="add --check",
+        )
+    if not check:
+        return None
     program = output.with_suffix(".check")
     if program == output:
         raise CompileError(
@@ -330,14 +339,18 @@ def _beside(output: Path) -> Path:
 
 
 def _write_check(
-    path: Path, model: IntModel, program: Path, calibrate: str | Path | Sequence | None
+    path: Path,
+    model: IntModel,
+    program: Path,
+    calibrate: str | Path | Sequence | None,
+    musl: bool,
 ) -> None:
     """Write the check of a library; where that fails, remove both."""
     given = read_texts(calibrate) if isinstance(calibrate, str | Path) else calibrate or ()
     pairs = [(text,) if isinstance(text, str) else text for text in given]
     texts = [text for text in pairs if len(text) and all(isinstance(t, str) for t in text)]
     try:
-        check_program.build(LibraryFile(path), model, program, texts)
+        check_program.build(LibraryFile(path), model, program, texts, musl)
     except BaseException:
         path.unlink()
         raise

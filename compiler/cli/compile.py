@@ -48,6 +48,7 @@ def options() -> dict[str, Option]:
         "name": Option("NAME in intformer_get_NAME() (default: from the file name)"),
         "header": Option("also write the C and C++ headers and the loader next to the library"),
         "check": Option("also write NAME.check, which tests and times the library where it runs"),
+        "musl": Option("NAME.check is for musl (Alpine Linux) in place of glibc"),
         "static": Option(
             "write a static library, NAME.a, and its header: no threads, heap or libc"
         ),

@@ -157,6 +157,14 @@ def compiler(backend: Backend | None = None) -> list[str]:
     )
 
 
+def musl_compiler(backend: Backend) -> list[str]:
+    """Return the command of zig as the C compiler of programs for a machine with musl."""
+    if not importlib.util.find_spec("ziglang"):
+        raise CompileError("no C compiler for musl", hint="pip install ziglang")
+    triple = backend.code.zig_triple.partition("-gnu")[0] + "-musl"
+    return [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+
+
 def missing_tools(backend: Backend) -> list[str]:
     """Return what this machine lacks to make libraries of a back end."""
     lacks = [name for name in ("tvm", *backend.packages) if not installed(name)]

@@ -50,16 +50,23 @@ class Case:
     wanted: np.ndarray
 
 
-def build(library: LibraryFile, model: IntModel, path: Path, texts: Sequence[Text] = ()) -> Path:
+def build(
+    library: LibraryFile,
+    model: IntModel,
+    path: Path,
+    texts: Sequence[Text] = (),
+    musl: bool = False,
+) -> Path:
     """Write the program and return its path; raise CompileError.
 
     model  what the library was made from
     path   of the program; beside the library, it finds it without an argument
     texts  of the calibration, or none: random batches alone
+    musl   for a machine with musl in place of glibc
     """
     backend = targets.of_machine(library.image.machine, str(library.path))
     data = _data(library, cases(library, model, texts))
-    return program.build(path, "check.c", backend, data)
+    return program.build(path, "check.c", backend, data, musl)
 
 
 def cases(library: LibraryFile, model: IntModel, texts: Sequence[Text]) -> list[Case]:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from intformer.link import check
 from intformer.proof.tensors import carried_tensors
 from intformer.runtime import Library, LibraryFile, footer
 from intformer_testing import emulated, golden_models, random_hf, small_tokenizer
+from intformer_testing.libc import needs_zig
 from intformer_testing.small_tokenizer import SENTENCES
 
 SHAPE = {"hidden": 32, "heads": 1, "layers": 1, "ffn": 48, "labels": 3, "activation": "relu"}
@@ -226,6 +228,31 @@ def test_nothing_is_left_where_it_cannot_be_written(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path / "new")
 
 
+# ---- musl ----
+
+LOADER = Path("/lib/ld-musl-x86_64.so.1")
+
+
+@needs_zig
+@pytest.mark.skipif(not LOADER.exists(), reason=f"this machine lacks {LOADER} (package musl)")
+def test_for_musl(made, tmp_path):
+    library = LibraryFile(made)
+    program = check.build(library, carried_model(library), tmp_path / "m.check", musl=True)
+    assert linker.Elf(program).needed() == ["libc.so"]
+    assert LOADER.name.encode() in program.read_bytes()
+    code, out, err = run(program, made, "--json", "--runs", "2")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["ok"]
+    path = altered(made, tmp_path / "other.so", largest(library), 0, bytes(range(1, 65)) * 8)
+    assert run(program, path, "--runs", "0")[0] == 1
+
+
+def test_musl_without_a_check_is_refused(made, tmp_path):
+    with pytest.raises(CompileError, match="musl is for a check alone"):
+        pipeline.compile(carried_model(LibraryFile(made)), tmp_path / "a.so", musl=True)
+    assert not os.listdir(tmp_path)
+
+
 # ---- other machines ----
 
 
@@ -238,9 +265,32 @@ def foreign(tmp_path_factory):
     return folder / "model.so"
 
 
-def emulate(path, *arguments, cpu="max", options=()):
-    emulator, root = emulated.HERE[183]
+def emulate(path, *arguments, cpu="", options=()):
+    machine = int.from_bytes(path.read_bytes()[18:20], "little")
+    emulator, root = emulated.HERE[machine]
+    cpu = cpu or emulated.ALL[machine]
     return run(emulator, "-cpu", cpu, *options, "-L", root, path, *arguments)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        emulated.needs("riscv64"),
+        emulated.needs("riscv64-v"),
+        pytest.param(*emulated.needs("aarch64").values, marks=pytest.mark.slow),
+        pytest.param(*emulated.needs("aarch64-i8mm").values, marks=pytest.mark.slow),
+    ],
+)
+def test_every_family_proves_its_libraries(target, tmp_path):
+    model = golden_models.cases()["native/bert/sequence-classification"](tmp_path)
+    pipeline.compile(model, tmp_path / "m.so", target=target, check=True)
+    code, out, err = emulate(tmp_path / "m.check", "--json", "--runs", "2")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["ok"] and found["outputs"] > 40 and len(found["times"]) >= 3
+    section = largest(LibraryFile(tmp_path / "m.so"))
+    path = altered(tmp_path / "m.so", tmp_path / "b.so", section, 0, bytes(range(1, 65)) * 8)
+    assert emulate(tmp_path / "m.check", path, "--runs", "0")[0] == 1
 
 
 @pytest.mark.parametrize("target", [emulated.needs("aarch64-dotprod")])
