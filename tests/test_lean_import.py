@@ -75,6 +75,29 @@ def test_importing_is_quick():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_package_itself_imports_nothing_but_python():
+    """`import intformer` is what every start pays; numpy comes with the first library."""
+    code = (
+        "import sys; before = set(sys.modules); import intformer;"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before};"
+        "more = new - set(sys.stdlib_module_names) - {'intformer'};"
+        "sys.exit(str(more) if more else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_loading_needs_no_tokenizer():
+    done = run(
+        "class NoTokenizers:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tokenizers': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NoTokenizers())\n"
+        "import intformer; intformer.load"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_public_names():
     import intformer
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,8 @@ from intformer.link import plan_c
 from intformer.link.elf import Elf
 from intformer.passes.memory import bytes_per_row
 from intformer.runtime import footer
-from intformer.runtime.file import ENTRY, INDEX, INDEX_MAGIC
+from intformer.runtime.file import ENTRY, INDEX, INDEX_MAGIC, find_data
+from intformer.runtime.image import Image
 
 SOURCES = Path(__file__).parent / "c"
 HEADERS = ("intformer.h", "intformer.hpp", "intformer_open.c")  # for users
@@ -396,7 +397,7 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
     for source, made in zip(runtime, fixed, strict=True):
         call([*cc, *cflags, "-c", f"{source}.c", "-o", made], folder, "compiling")
 
-    def link(sections: dict[str, bytes]) -> bytes:
+    def link(sections: dict[str, bytes]) -> tuple[bytes, dict[str, tuple[int, int]]]:
         index, size = _write_blob(folder / "blob", sections, job.backend.align)
         inputs = [folder / f for f in ("blob", *kernels, *(f"{source}.c" for source in runtime))]
         build_id = digest(inputs, json.dumps([job.name, about["variants"], job.limits]))
@@ -420,15 +421,28 @@ def _build_in(folder: Path, job: _Job, file_name: str, about: dict) -> Path:
         made = ["plan.o", *fixed, *kernels, "blob.o"]
         flags = [*LDFLAGS, *(ZIG_LDFLAGS if "ziglang" in cc else CC_LDFLAGS)]
         call([*cc, *flags, *script, *made, *LIBRARIES], folder, "linking")
-        return build_id
+        return build_id, index
 
     sections = _sections(job, about)
     link(dict.fromkeys(sections, b""))
     glibc = check_linked(folder / file_name, NEEDED | job.backend.code.needed)
     sections["metadata.json"] = _to_json({**about, "glibc": f"{glibc[0]}.{glibc[1]}"})
-    build_id = link(sections)
-    footer.append(folder / file_name, glibc, build_id)
+    build_id, index = link(sections)
+    footer.append(folder / file_name, glibc, build_id, _read_later(folder / file_name, index))
     return folder / file_name
+
+
+def _read_later(path: Path, index: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """Return where in a linked file the sections lie that loading it does not read: start, bytes.
+
+    Those are all but metadata.json, the last.
+    """
+    image = Image(memoryview(path.read_bytes()), str(path))
+    _, _, blob, _ = find_data(image)
+    segment = image.segment_at(blob)
+    start = min(at for at, _ in index.values())
+    end = index["metadata.json"][0]
+    return segment.offset + blob - segment.vaddr + start, end - start
 
 
 def digest(files: list[Path], more: str) -> bytes:

@@ -24,7 +24,8 @@ def check_machine_code(library: LibraryFile) -> Check:
     for function, features in code.functions:
         here = next((v for mark, v in marks.items() if mark in function), here)
         for name in sorted(features):
-            if family.spelling(name) not in asked[here]:
+            looked_for = family.looked_for.get(function, frozenset())
+            if family.spelling(name) not in asked[here] | looked_for:
                 unasked.setdefault((here, name), function)
     findings = code.findings + [
         Finding(

@@ -20,6 +20,21 @@ INDEX = struct.Struct("<8sQ")  # head of the blob: magic, sections
 ENTRY = struct.Struct("<QQQ")  # of each: where its name is, its first byte, its size
 
 
+def find_data(image: Image) -> tuple[int, int, int, int]:
+    """Return the addresses of plan_table, of the table of functions and of the blob; its bytes."""
+    found = [(at, raw) for at, raw in image.notes(NOTE) if len(raw) == 8]
+    if len(found) != 1:
+        raise LibraryError(
+            f"not an intformer library: {len(found)} intformer notes, 1 expected",
+            where=image.where,
+            hint="compile the model again",
+        )
+    at, raw = found[0]
+    table = at + struct.unpack("<q", raw)[0] & (1 << 64) - 1  # the note holds it relative to itself
+    _, _, api, blob, size = TABLE.unpack(image.read(table, TABLE.size))
+    return table, api, blob, size
+
+
 class LibraryFile:
     """A compiled library for any chip, mapped read-only; none of its code runs.
 
@@ -30,10 +45,13 @@ class LibraryFile:
     metadata  what the compiler wrote about it (section metadata.json)
     """
 
-    def __init__(self, path: str | os.PathLike):
-        """Check the file and read its index; raise LibraryError."""
+    def __init__(self, path: str | os.PathLike, *, whole: bool = True):
+        """Check the file and read its index; raise LibraryError.
+
+        whole  False: leave checking all sections but metadata.json to the caller, see footer.Parts
+        """
         self.path = Path(path)
-        self.footer = footer.check(self.path)
+        self.footer, self._unchecked = footer.check_but_data(self.path, whole=whole)
         if self.footer.abi < footer.OLDEST_ABI:
             raise LibraryError(
                 f"library has interface version {self.footer.abi}, this intformer reads "
@@ -44,11 +62,8 @@ class LibraryFile:
         with self.path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            self.image = Image(memoryview(self._data)[: -footer.SIZE], str(self.path))
-            self.table = self._find_table()
-            _, _, self.api, self.blob, self.blob_size = TABLE.unpack(
-                self.image.read(self.table, TABLE.size)
-            )
+            self.image = Image(memoryview(self._data)[: self.footer.elf], str(self.path))
+            self.table, self.api, self.blob, self.blob_size = find_data(self.image)
             self._blob = self.image.view(self.blob, self.blob_size)
             self.index = self._read_index()
         except struct.error as error:
@@ -57,14 +72,6 @@ class LibraryFile:
 
     def _fault(self, what: str) -> LibraryError:
         return LibraryError(what, where=str(self.path), hint="compile the model again")
-
-    def _find_table(self) -> int:
-        """Return the address of plan_table, which a note holds relative to itself."""
-        found = [(at, raw) for at, raw in self.image.notes(NOTE) if len(raw) == 8]
-        if len(found) != 1:
-            raise self._fault(f"not an intformer library: {len(found)} intformer notes, 1 expected")
-        at, raw = found[0]
-        return at + struct.unpack("<q", raw)[0] & (1 << 64) - 1
 
     def _read_index(self) -> dict[str, tuple[int, int]]:
         blob, size = self._blob, self.blob_size

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 from intformer.errors import LibraryError
 
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
@@ -19,6 +21,7 @@ DT_NEEDED, DT_HASH, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ = 1, 4, 5, 6, 7, 8
 DT_STRSZ, DT_PLTRELSZ, DT_JMPREL, DT_GNU_HASH = 10, 2, 23, 0x6FFFFEF5
 DT_VERNEED, DT_VERNEEDNUM = 0x6FFFFFFE, 0x6FFFFFFF
 RELATIVE = {62: 8, 183: 1027, 243: 3}  # e_machine -> relocation type "base + addend"
+_RELA = np.dtype([("address", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 MOST = 1 << 22  # entries of any table: more is a damaged file
 
 
@@ -129,13 +132,19 @@ class Image:
             for s in self.loads
             if s.flags & WRITE
         }
-        for entry in self.relocations:
-            if entry.type == RELATIVE.get(self.machine):
-                segment = self.segment_at(entry.address, 8)
-                at = entry.address - segment.vaddr
-                if segment.vaddr in memory and at + 8 <= segment.filesz:
-                    value = entry.addend & (1 << 64) - 1
-                    struct.pack_into("<Q", memory[segment.vaddr], at, value)
+        entries = self._rela[self._rela["type"] == RELATIVE.get(self.machine)]
+        mapped = np.zeros(entries.size, bool)
+        for segment in self.loads:
+            behind = entries["address"] >= segment.vaddr
+            at = entries["address"] - np.uint64(segment.vaddr)  # wraps where it is before
+            mapped |= behind & (at < max(segment.memsz - 7, 0))
+            if segment.vaddr in memory:
+                here = behind & (at < max(segment.filesz - 7, 0))
+                places = at[here, None] + np.arange(8, dtype=np.uint64)
+                values = entries["addend"][here].copy().view(np.uint8).reshape(-1, 8)
+                np.frombuffer(memory[segment.vaddr], np.uint8)[places] = values
+        for address in entries["address"][~mapped][:1].tolist():
+            raise self.fault(f"address {address:#x} is not mapped")
         return memory
 
     def read(self, address: int, size: int) -> bytes:
@@ -183,13 +192,17 @@ class Image:
     @cached_property
     def relocations(self) -> list[Relocation]:
         """All entries of DT_RELA and DT_JMPREL."""
+        return [Relocation(*entry) for entry in self._rela.tolist()]
+
+    @cached_property
+    def _rela(self) -> np.ndarray:
+        """The same entries as an array: to relocate memory is part of loading any library."""
         found = []
         for table, size in ((DT_RELA, DT_RELASZ), (DT_JMPREL, DT_PLTRELSZ)):
             if self.tag(size):
-                raw = self.view(self.tag(table), self.tag(size) // 24 * 24)
-                for address, info, addend in struct.iter_unpack("<QQq", raw):
-                    found.append(Relocation(address, info & 0xFFFFFFFF, info >> 32, addend))
-        return found
+                raw = self.view(self.tag(table), self.tag(size) // _RELA.itemsize * _RELA.itemsize)
+                found.append(np.frombuffer(raw, _RELA))
+        return np.concatenate(found) if found else np.zeros(0, _RELA)
 
     @cached_property
     def symbols(self) -> list[Symbol]:

@@ -44,7 +44,7 @@ class _Input(ctypes.Structure):
 
 
 class _Api(ctypes.Structure):
-    _fields_ = (  # as of ABI 4; a later library has more behind them
+    _fields_ = (  # as of ABI 5; a later library has more behind them
         ("size", ctypes.c_uint32),
         ("abi_version", ctypes.c_uint32),
         ("output_channels", ctypes.c_uint32),
@@ -75,7 +75,16 @@ class _Api(ctypes.Structure):
             ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t),
         ),
         ("device", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+        (  # since ABI 5
+            "checksums",
+            ctypes.CFUNCTYPE(
+                None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p
+            ),
+        ),
     )
+
+
+_ABI_4 = _Api.checksums.offset  # bytes of the table of the first libraries
 
 
 def load(path: str | os.PathLike, *, run: bool = True) -> "Library":
@@ -84,7 +93,7 @@ def load(path: str | os.PathLike, *, run: bool = True) -> "Library":
     run  False: to read it, so that a missing GPU is no error before `Library.run`; and the process
          may still fork, while True opens the driver of a GPU
     """
-    library = Library(path).open()
+    library = Library(path, whole=False).open()
     if run and library.on_device:
         library.set_variant(None)
     return library
@@ -107,7 +116,22 @@ class Library(LibraryFile):
         api = _open(self.path, self.footer)
         if threads := knobs.threads():
             _set_threads(api, threads)
+        self._check_data(api)
         return api
+
+    def _check_data(self, api: _Api) -> None:
+        """Check what is left to check of the file, with the instructions its code has for that."""
+        parts, self._unchecked = self._unchecked, footer.Parts()
+        if not parts.size:
+            return
+        data = np.frombuffer(self._data, np.uint8, parts.size, parts.start)
+        found = np.empty(parts.crcs.size, np.uint32)
+        api.checksums(data.ctypes.data, parts.size, footer.PART, found.ctypes.data)
+        if wrong := np.flatnonzero(found != parts.crcs).tolist():
+            start = parts.start + wrong[0] * footer.PART
+            raise footer.altered(
+                str(self.path), f"bytes {start} to {start + footer.PART} have another checksum"
+            )
 
     def open(self) -> "Library":
         """Load the code now; return the library. Raises LibraryError where it does not load."""
@@ -267,7 +291,7 @@ def _open(path: Path, about: footer.Footer) -> _Api:
             raise LibraryError(f"cannot load library: {error}", where=where) from None
         loaded.intformer_get.restype = ctypes.POINTER(_Api)
         api = loaded.intformer_get().contents
-        if api.size < ctypes.sizeof(_Api):
+        if api.size < (ctypes.sizeof(_Api) if about.abi > 4 else _ABI_4):
             raise LibraryError(
                 f"its table has {api.size} bytes, {ctypes.sizeof(_Api)} expected",
                 where=where,

@@ -67,7 +67,7 @@ def test_a_later_library_with_a_larger_table_loads(toy_library, tmp_path, monkey
 
 def test_an_older_library_is_refused(toy_path, tmp_path, monkeypatch):
     path = tmp_path / "old.so"
-    path.write_bytes(toy_path.read_bytes()[: -footer.SIZE])
+    path.write_bytes(toy_path.read_bytes()[: footer.check(toy_path).elf])
     with monkeypatch.context() as patched:
         patched.setattr(footer, "ABI_VERSION", 3)
         footer.append(path, (2, 2), bytes(32))

@@ -49,7 +49,7 @@ def run(program, *arguments, **options):
 def altered(path, to, section, at, value):
     """Copy a library with other bytes in a section; length and checksum are right again."""
     library = LibraryFile(path)
-    data = bytearray(path.read_bytes()[: -footer.SIZE])
+    data = bytearray(path.read_bytes()[: library.footer.elf])
     mark = library.section(section)
     assert len(mark) > 64 and data.count(mark) == 1
     start = data.index(mark) + at
@@ -185,7 +185,7 @@ def test_hashes_by_hand():
 
 def test_a_library_that_it_cannot_run(made, tmp_path):
     program = made.with_suffix(".check")
-    foreign = bytearray(made.read_bytes()[: -footer.SIZE])
+    foreign = bytearray(made.read_bytes()[: footer.check(made).elf])
     foreign[18] = 183
     (tmp_path / "foreign.so").write_bytes(foreign)
     footer.append(tmp_path / "foreign.so", (2, 2), bytes(32))

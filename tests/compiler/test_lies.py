@@ -52,7 +52,7 @@ class Altered:
 
     def __init__(self, path):
         self.file, self.elf = LibraryFile(path), Elf(path)
-        self.data = bytearray(path.read_bytes()[: -footer.SIZE])
+        self.data = bytearray(path.read_bytes()[: self.file.footer.elf])
         self.image = self.file.image
         self.dynamic = next(s for s in self.image.segments if s.type == 2)
 

@@ -1,5 +1,6 @@
 """The compiled library from C and from Python: results, threads, fork, neighbours, bad input."""
 
+import itertools
 import os
 import struct
 import subprocess
@@ -723,18 +724,81 @@ def test_opener_refuses(toy_path, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("size", [1 << 16, 1 << 10, 7])
+def test_checksums(lib, size):
+    """Those of the library are zlib's, for every length and alignment, whatever computes them."""
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, 3 * size + 300, np.uint8)
+    lengths = [*range(200), 2 * size - 1, 2 * size, 2 * size + 65]
+    for length, start in itertools.product(lengths, (0, 1, 7, 13)):
+        part = np.ascontiguousarray(data[start : start + length])
+        got = np.empty(-(-length // size), np.uint32)
+        lib._api.checksums(part.ctypes.data, length, size, got.ctypes.data)
+        assert got.tolist() == [zlib.crc32(part[i : i + size]) for i in range(0, length, size)]
+
+
+def test_checksums_without_instructions_for_them(tmp_path):
+    """The tables of crc.c alone, as on a CPU without them, and both beside each other."""
+    source = """
+        #include "plan.h"
+        void if_parallel(parallel_fn fn, void *data) {
+          parallel_env env = {NULL, 3};
+          for (int task = 0; task < 3; task++) fn(task, &env, data);
+        }
+        int main(void) {
+          static unsigned char data[700];
+          uint32_t crcs[10];
+          for (int i = 0; i < 700; i++) data[i] = (unsigned char)(i * i * 31 >> 3);
+          for (int start = 0; start < 9; start++)
+            for (int size = 0; size < 200; size++) {
+              if_checksums(data + start, size, 100, crcs);
+              for (int i = 0; i * 100 < size; i++) printf("%u ", crcs[i]);
+            }
+          return 0;
+        }
+    """
+    data = bytes((i * i * 31 >> 3) & 255 for i in range(700))
+    want = [
+        zlib.crc32(data[start : start + size][at : at + 100])
+        for start in range(9)
+        for size in range(200)
+        for at in range(0, size, 100)
+    ]
+    for by_tables in (False, True):
+        folder = tmp_path / str(by_tables)
+        folder.mkdir()
+        (folder / "crc.c").write_text((library.SOURCES / "crc.c").read_text())
+        if by_tables:
+            text = (folder / "crc.c").read_text()
+            assert text.count("has_instructions()};") == 1
+            text = text.replace("has_instructions()};", "has_instructions() && false};")
+            (folder / "crc.c").write_text(text)
+        got = run_c(folder, source, folder / "crc.c")
+        assert [int(n) for n in got.split()] == want
+
+
 @pytest.mark.parametrize("more", [-1, 0, 1, 7, footer.PART, 4 * footer.PART - 1])
 @pytest.mark.parametrize("parts", [4, 8])
-def test_checksum_around_whole_parts(toy_path, tmp_path, parts, more):
-    """Python's, C's and the definition agree, whatever is left behind the last whole part."""
+@pytest.mark.parametrize("listed", [False, True])
+def test_checksum_around_whole_parts(toy_path, tmp_path, parts, more, listed):
+    """Python's, C's and the definition agree, whatever is left behind the last whole part.
+
+    listed  what follows the library is data, which its own code checks
+    """
+    path = tmp_path / "libpadded.so"
     data = toy_path.read_bytes()[: -footer.SIZE]
     whole = -(-len(data) // footer.PART) + parts
-    data += np.random.default_rng(0).bytes(whole * footer.PART + more - len(data))
-    crcs = [zlib.crc32(data[i : i + footer.PART]) for i in range(0, len(data), footer.PART)]
-    path = tmp_path / "libpadded.so"
-    path.write_bytes(data)
-    footer.append(path, (2, 2), footer.check(toy_path).build_id)
-    assert footer.check(path).checksum == zlib.crc32(struct.pack(f"<{len(crcs)}I", *crcs))
+    added = np.random.default_rng(0).bytes(whole * footer.PART + more - len(data))
+    path.write_bytes(data + added)
+    part = (len(data), len(added)) if listed else (0, 0)
+    footer.append(path, (2, 2), footer.check(toy_path).build_id, part)
+    found, left = footer.check_but_data(path)
+    assert found == footer.check(path)
+    assert found.elf == len(data) + len(added)
+    assert left.crcs.size == (parts + more // footer.PART if listed else 0)
+    before = path.read_bytes()[: -footer.SIZE]
+    crcs = [zlib.crc32(before[i : i + footer.PART]) for i in range(0, len(before), footer.PART)]
+    assert found.checksum == zlib.crc32(struct.pack(f"<{len(crcs)}I", *crcs))
     source = f"""
         int main(void) {{
           char err[300];
@@ -743,12 +807,18 @@ def test_checksum_around_whole_parts(toy_path, tmp_path, parts, more):
         }}
     """
     assert run_c(tmp_path, source, OPENER) == ""
-    with path.open("r+b") as file:
-        file.seek(len(data) - 1)
-        file.write(bytes([data[-1] ^ 1]))
-    assert run_c(tmp_path, source, OPENER).startswith("library is altered: wrong checksum")
-    with pytest.raises(LibraryError, match="library is altered"):
-        footer.check(path)
+    runtime.load(path)
+    for at in {len(data) + len(added) - 1, (whole - 2) * footer.PART, len(before) - 3}:
+        altered = bytearray(path.read_bytes())
+        altered[at] ^= 1
+        path.write_bytes(altered)
+        assert run_c(tmp_path, source, OPENER).startswith("library is altered: wrong checksum")
+        with pytest.raises(LibraryError, match="library is altered"):
+            footer.check(path)
+        with pytest.raises(LibraryError, match="library is altered"):
+            runtime.load(path)
+        altered[at] ^= 1
+        path.write_bytes(altered)
 
 
 def test_opener_loads_a_replaced_file_anew(toy_library, tmp_path):

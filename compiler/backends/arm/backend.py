@@ -23,6 +23,7 @@ class Arm(CpuBackend):
     imports = frozenset({"getauxval"})
     # outlined atomics would need a constructor, and a library runs nothing when it is loaded
     cflags = ("-mgeneral-regs-only", "-mno-outline-atomics")
+    looked_for = {"if_crc_instructions": frozenset({"crc"})}
     zig_triple = "aarch64-linux-gnu.2.17"
     baseline = frozenset({"fp", "neon"})
 

@@ -49,6 +49,7 @@ INTEGER_VECTORS = words("""
 # beyond ARMv8.0: mnemonic -> CPU feature, by LLVM's name
 FEATURES = {
     **dict.fromkeys(("sdot", "udot"), "dotprod"),
+    "crc32x": "crc",
     **dict.fromkeys(("smmla", "ummla", "usmmla", "usdot", "sudot"), "i8mm"),
 }
 

@@ -27,6 +27,7 @@ class CpuBackend(Backend):
     probes      CPU feature, by LLVM's name -> the numbers of link/c/plan.h that find it
     detect      names the features of this machine, which is of the family
     baseline    features, as the reader of machine code names them, that every such CPU has
+    looked_for  function of the C sources -> features that those look for before they call it
     imported    types of relocations that fill in the address of an import
     needed      libraries that its code may need beside libc, libm and libpthread
     loose_sections  of its ELF files that are not mapped, beside those of every machine
@@ -37,13 +38,14 @@ class CpuBackend(Backend):
     weight_packing = "weight"
     any_rows = True
     listing_suffix = "s"
-    runtime = ("runtime", "input", "host", "pool", "cpu")
+    runtime = ("runtime", "input", "crc", "host", "pool", "cpu")
     align = 64
     elf_machine: int
     machines: tuple[str, ...]
     probes: Mapping[str, tuple[int, ...]]
     detect: Callable[[], set[str]]
     baseline: frozenset[str]
+    looked_for: Mapping[str, frozenset[str]]
     imported: frozenset[int]
     needed: frozenset[str] = frozenset()
     loose_sections: frozenset[str] = frozenset()

@@ -23,7 +23,7 @@ class Cuda(Backend):
     any_rows = False
     launched = True
     listing_suffix = "cu"
-    runtime = ("runtime", "input", "cuda", "cuda_driver", "cuda_kernels", "cuda_memory")
+    runtime = ("runtime", "input", "crc", "cuda", "cuda_driver", "cuda_kernels", "cuda_memory")
     imports = frozenset({"dlerror", "dlopen", "dlsym"})  # the driver is opened at the first run
     align = 128  # bytes of a cache line
     zig_triple = "x86_64-linux-gnu.2.34"  # dlopen is in libc

@@ -21,6 +21,7 @@ class RiscV(CpuBackend):
     detect = staticmethod(features.host_features)
     packages = ("capstone",)
     imports = frozenset({"getauxval"})
+    looked_for = {}
     zig_triple = "riscv64-linux-gnu.2.27"
     baseline = frozenset()
     loose_sections = frozenset({".riscv.attributes"})

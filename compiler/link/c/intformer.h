@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define INTFORMER_ABI_VERSION 4
+#define INTFORMER_ABI_VERSION 5
 
 enum {
   INTFORMER_OK = 0,
@@ -91,6 +91,11 @@ typedef struct {
   int (*set_variant)(const char *name, char *err, size_t err_len);
   /* Name of the GPU that runs the variant in use; NULL on a CPU, and where none runs. */
   const char *(*device)(void);
+
+  /* Since ABI 5. For loaders, to check the data of a file after its code: the CRC-32 (zlib's) of
+   * every `part` bytes of data, the last part shorter, by the CPU's own instructions for it and by
+   * all threads of a run. */
+  void (*checksums)(const void *data, size_t size, size_t part, uint32_t *crcs);
 } intformer_api;
 
 /* Exported by every library, together with intformer_get_<name>(). */

@@ -5,16 +5,18 @@
 #endif
 #include <dlfcn.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #ifdef __GLIBC__
 #include <gnu/libc-version.h>
 #endif
 
 #include "intformer.h"
 
-enum { FOOTER = 64, PART = 1 << 16, LANES = 4, OLDEST_ABI = 4 };
+enum { FOOTER = 64, LIST = 20, PART = 1 << 16, LANES = 4, OLDEST_ABI = 4 };
 
 /* e_machine of the libraries that this program can load; 0: not known, dlopen() decides. */
 #if defined(__x86_64__)
@@ -78,37 +80,81 @@ static void crc32_lanes(crc_table table, uint32_t crc[LANES], const unsigned cha
   crc[0] = ~a, crc[1] = ~b, crc[2] = ~c, crc[3] = ~d;
 }
 
-/* What the footer holds: the CRC-32 of the CRC-32s (4 bytes each, low byte first) of all parts of
- * PART bytes, the last one shorter. False when the file ends before `size`. */
-static bool checksum(crc_table table, FILE *file, long size, uint32_t *result) {
-  unsigned char *data = (unsigned char *)malloc(LANES * PART);
-  uint32_t total = 0, crc[LANES];
-  while (data && size > 0) {
-    long count = size < LANES * PART ? size : LANES * PART;
-    if (fread(data, 1, (size_t)count, file) != (size_t)count) break;
-    size -= count;
-    if (count == LANES * PART)
-      crc32_lanes(table, crc, data);
-    else
-      for (long i = 0; i * PART < count; i++) {
-        long part = count - i * PART;
-        if (part > PART) part = PART;
-        crc[i] = crc32(table, 0, data + i * PART, (size_t)part);
-      }
-    for (long i = 0; i * PART < count; i++) {
-      unsigned char bytes[4] = {(unsigned char)crc[i], (unsigned char)(crc[i] >> 8),
-                                (unsigned char)(crc[i] >> 16), (unsigned char)(crc[i] >> 24)};
-      total = crc32(table, total, bytes, 4);
-    }
-  }
-  free(data);
-  *result = total;
-  return size == 0;
+/* Parts of a file, one after the other, that are data alone and left for the library's own code to
+ * check: the CRC-32 of each as the file has it. */
+typedef struct {
+  long first, count;
+  unsigned char *crcs; /* [4 * count] */
+} data_parts;
+
+/* Reads the list of parts before the footer; none where there is no list, or a damaged one, or no
+ * memory: then all parts are read here. */
+static data_parts read_list(FILE *file, long size) {
+  data_parts none = {0, 0, NULL}, found;
+  unsigned char list[LIST];
+  if (size < LIST || fseek(file, size - LIST, SEEK_SET) || fread(list, 1, LIST, file) != LIST ||
+      memcmp(list, "IFPARTS1", 8))
+    return none;
+  long whole = (long)word(list + 8), elf = size - LIST - 4 * whole;
+  found.first = (long)word(list + 12);
+  found.count = (long)word(list + 16);
+  if (elf < 0 || elf / PART != whole || found.first + found.count > whole) return none;
+  size_t bytes = 4 * (size_t)found.count;
+  found.crcs = (unsigned char *)malloc(bytes + 1);
+  if (found.crcs && !fseek(file, elf + 4 * found.first, SEEK_SET) &&
+      fread(found.crcs, 1, bytes, file) == bytes)
+    return found;
+  free(found.crcs);
+  return none;
 }
 
-/* Returns NULL when the file is whole, else what is wrong with it.
- * machine  its e_machine */
-static const char *check_file(FILE *file, unsigned char footer[FOOTER], unsigned *machine) {
+static uint32_t add_crcs(crc_table table, uint32_t total, const uint32_t *crcs, long count) {
+  for (long i = 0; i < count; i++) {
+    unsigned char bytes[4] = {(unsigned char)crcs[i], (unsigned char)(crcs[i] >> 8),
+                              (unsigned char)(crcs[i] >> 16), (unsigned char)(crcs[i] >> 24)};
+    total = crc32(table, total, bytes, 4);
+  }
+  return total;
+}
+
+/* Goes on with the checksum over the bytes from `at`, where a part starts, to `end`. False when
+ * they cannot be read. */
+static bool add_bytes(crc_table table, FILE *file, long at, long end, uint32_t *total) {
+  unsigned char *data = (unsigned char *)malloc(LANES * PART);
+  uint32_t crc[LANES];
+  long count = 0;
+  if (data && !fseek(file, at, SEEK_SET))
+    for (; at < end; at += count) {
+      count = end - at < LANES * PART ? end - at : LANES * PART;
+      if (fread(data, 1, (size_t)count, file) != (size_t)count) break;
+      if (count == LANES * PART)
+        crc32_lanes(table, crc, data);
+      else
+        for (long i = 0; i * PART < count; i++) {
+          long part = count - i * PART;
+          crc[i] = crc32(table, 0, data + i * PART, (size_t)(part < PART ? part : PART));
+        }
+      *total = add_crcs(table, *total, crc, (count + PART - 1) / PART);
+    }
+  free(data);
+  return at >= end;
+}
+
+/* What the footer holds: the CRC-32 of the CRC-32s (4 bytes each, low byte first) of all parts of
+ * PART bytes before it, the last one shorter. Those of data are taken as they are listed. */
+static bool checksum(crc_table table, FILE *file, long size, const data_parts *data,
+                     uint32_t *total) {
+  *total = 0;
+  if (!add_bytes(table, file, 0, data->first * PART, total)) return false;
+  *total = crc32(table, *total, data->crcs, 4 * (size_t)data->count);
+  return add_bytes(table, file, (data->first + data->count) * PART, size, total);
+}
+
+/* Returns NULL when all but the data is as it was written, else what is wrong with the file.
+ * machine  its e_machine
+ * data     what is left to check; its crcs are the caller's to free, whatever is returned */
+static const char *check_file(FILE *file, unsigned char footer[FOOTER], unsigned *machine,
+                              data_parts *data) {
   static const char cut[] = "not an intformer library, or cut short (no footer)";
   crc_table table;
   uint32_t found;
@@ -124,9 +170,27 @@ static const char *check_file(FILE *file, unsigned char footer[FOOTER], unsigned
   rewind(file);
   if (fread(head, 1, sizeof head, file) != sizeof head) return cut;
   *machine = (unsigned)little_endian(head + 18, 2);
-  rewind(file);
-  if (!checksum(table, file, size - FOOTER, &found)) return "library cannot be read to its end";
+  *data = read_list(file, size - FOOTER);
+  if (!checksum(table, file, size - FOOTER, data, &found)) return "library cannot be read to its end";
   return found == word(footer + 16) ? NULL : "library is altered: wrong checksum";
+}
+
+/* The same of the data, by the code of the loaded library. */
+static const char *check_data(FILE *file, const data_parts *data, const intformer_api *api) {
+  size_t size = (size_t)data->count * PART;
+  if (!size) return NULL;
+  uint32_t *crcs = (uint32_t *)malloc((size_t)data->count * sizeof *crcs);
+  void *bytes = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fileno(file), data->first * PART);
+  const char *fault = "library cannot be read to its end";
+  if (crcs && bytes != MAP_FAILED) {
+    fault = NULL;
+    api->checksums(bytes, size, PART, crcs);
+    for (long i = 0; i < data->count; i++)
+      if (crcs[i] != word(data->crcs + 4 * i)) fault = "library is altered: wrong checksum";
+  }
+  if (bytes != MAP_FAILED) munmap(bytes, size);
+  free(crcs);
+  return fault;
 }
 
 /* The version of this process's glibc; NULL under another C library, which ignores versions. */
@@ -170,9 +234,10 @@ static const intformer_api *load(const char *path, const unsigned char *footer, 
     }
     const intformer_api *(*get)(void);
     memcpy(&get, &symbol, sizeof get);
-    if (get()->size < sizeof(intformer_api)) {
-      snprintf(err, err_len, "its table has %u bytes, %zu expected - %s", get()->size,
-               sizeof(intformer_api), path);
+    size_t least = little_endian(footer + 56, 4) > OLDEST_ABI ? sizeof(intformer_api)
+                                                              : offsetof(intformer_api, checksums);
+    if (get()->size < least) {
+      snprintf(err, err_len, "its table has %u bytes, %zu expected - %s", get()->size, least, path);
       return NULL;
     }
     if (!memcmp(get()->build_id, footer + 24, 32)) return get();
@@ -181,23 +246,9 @@ static const intformer_api *load(const char *path, const unsigned char *footer, 
   return NULL;
 }
 
-const intformer_api *intformer_open(const char *path, char *err, size_t err_len) {
-  char none[1];
-  unsigned char footer[FOOTER];
-  if (!err || !err_len) err = none, err_len = sizeof none;
-  err[0] = 0;
-  FILE *file = fopen(path, "rbe");
-  if (!file) {
-    snprintf(err, err_len, "cannot open library - %s", path);
-    return NULL;
-  }
-  unsigned machine;
-  const char *fault = check_file(file, footer, &machine);
-  fclose(file);
-  if (fault) {
-    snprintf(err, err_len, "%s - %s - copy it again, or compile the model again", fault, path);
-    return NULL;
-  }
+/* Opens a file that is checked but for its data. */
+static const intformer_api *open_checked(const char *path, const unsigned char *footer,
+                                         unsigned machine, char *err, size_t err_len) {
   if (MACHINE != 0 && machine != MACHINE) {
     snprintf(err, err_len, "library has code for ELF machine %u, this program runs %u - %s", machine,
              (unsigned)MACHINE, path);
@@ -217,4 +268,27 @@ const intformer_api *intformer_open(const char *path, char *err, size_t err_len)
     return NULL;
   }
   return load(path, footer, err, err_len);
+}
+
+const intformer_api *intformer_open(const char *path, char *err, size_t err_len) {
+  char none[1];
+  unsigned char footer[FOOTER];
+  if (!err || !err_len) err = none, err_len = sizeof none;
+  err[0] = 0;
+  FILE *file = fopen(path, "rbe");
+  if (!file) {
+    snprintf(err, err_len, "cannot open library - %s", path);
+    return NULL;
+  }
+  unsigned machine;
+  data_parts data = {0, 0, NULL};
+  const intformer_api *api = NULL;
+  const char *fault = check_file(file, footer, &machine, &data);
+  if (!fault) api = open_checked(path, footer, machine, err, err_len);
+  if (api) fault = check_data(file, &data, api);
+  fclose(file);
+  free(data.crcs);
+  if (!fault) return api;
+  snprintf(err, err_len, "%s - %s - copy it again, or compile the model again", fault, path);
+  return NULL;
 }

@@ -171,9 +171,22 @@ int if_usable(message why, const plan_variant *variant); /* the variant runs her
 int if_execute(message err, const plan_variant *variant, const intformer_input *in, int32_t *out);
 const char *if_device_name(void); /* of the GPU; NULL on a CPU */
 
+/* A piece of work in `num_task` tasks, as TVM's kernels have it: not 0 where it failed. */
+typedef struct {
+  void *sync_handle;
+  int32_t num_task;
+} parallel_env;
+typedef int (*parallel_fn)(int task, parallel_env *env, void *data);
+
 /* pool.c, or cuda_kernels.c */
 int if_set_threads(int threads);
 int if_get_threads(void);
+void if_parallel(parallel_fn fn, void *data); /* does all tasks of work that cannot fail */
+
+/* crc.c */
+void if_checksums(const void *data, size_t size, size_t part, uint32_t *crcs);
+/* The register of a CRC-32 after more bytes, by instructions that crc.c looks for. */
+uint32_t if_crc_instructions(uint32_t crc, const void *data, size_t size);
 
 /* pool.c */
 void if_pool_reset_after_fork(void);

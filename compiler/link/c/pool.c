@@ -23,12 +23,6 @@
 enum { MAX_THREADS = 1024, SPIN_NS = 30000 };
 
 typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} parallel_env;
-typedef int (*parallel_fn)(int task, parallel_env *env, void *data);
-
-typedef struct {
   _Alignas(ALIGN) atomic_uint claimed;
   atomic_uint done;
   atomic_uint waited_for; /* the launcher sleeps on done */
@@ -317,6 +311,8 @@ static int parallel_launch(parallel_fn fn, void *data, int num_task) {
   parallel_env env = {NULL, 1};
   return fn(0, &env, data);
 }
+
+void if_parallel(parallel_fn fn, void *data) { parallel_launch(fn, data, 0); }
 
 int if_set_threads(int threads) {
   if (threads < 0 || threads > MAX_THREADS) return INTFORMER_BAD_INPUT;
