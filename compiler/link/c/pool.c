@@ -1,15 +1,21 @@
 /* Threads and scratch memory for TVM's kernels, behind the hooks their object files ask for.
  *
- * One job at a time: the launcher fills `job`, raises `generation`, does task 0 itself, then every
- * task whose worker has not come for it, then waits for the rest. Worker i does task i, so that it
- * finds the rows of the previous kernel in its own cache. Every slot's `claimed` equals the number
- * of the last job it was part of; whoever moves it from g - 1 to g does that task of job g. A job
- * is not over before all its slots are done, hence a successful claim also means that the fields of
- * `job` are those of job g. */
+ * One job at a time, in SHARE tasks for every thread: the launcher fills `job`, gives each slot its
+ * share, raises `generation` and works like everybody else. A thread does the tasks of its own slot
+ * from the first on, so that it finds the rows of the previous kernel in its own cache, and then
+ * takes over what others have not come for, from their last on: on a quiet machine the shares stay
+ * whole, and where a core is slow or taken, its thread does less. A claim is one exchange of the
+ * slot's `left`, which also has the number of the job; the job is not over before who claimed a task
+ * has counted it as done, hence after a successful claim the fields of `pool` are those of its job.
+ *
+ * On a machine that others use as well, a thread that has lost its CPU in the middle of a task holds
+ * up the job. Who finds that sleeps early for a while: the system gives CPUs rather to threads that
+ * sleep in between, and an idle CPU takes over the thread that is waited for. */
 #define _GNU_SOURCE
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,28 +26,43 @@
 
 #include "plan.h"
 
-enum { MAX_THREADS = 1024, SPIN_NS = 30000 };
+enum {
+  MAX_THREADS = 1024,
+  SHARE = 16, /* tasks of a thread, to be taken over one by one */
+  SPIN_NS = 30000,
+  CROWDED_SPIN_NS = 5000,
+  LATE_NS = 200000, /* no task takes that long once all are claimed: its thread has no CPU */
+  CROWDED_JOBS = 1000, /* are launched before the machine is taken for quiet again */
+  APART_NS = 1000000 /* between two moves of a thread to another CPU */
+};
+
+/* Tasks nobody has claimed: the number of the job, the first of them, the one behind the last. */
+typedef uint64_t range;
 
 typedef struct {
-  _Alignas(ALIGN) atomic_uint claimed;
-  atomic_uint done;
-  atomic_uint waited_for; /* the launcher sleeps on done */
-  int result;
-  const void *failed_in; /* where result is not 0: thread_state of who did the task, or NULL */
+  _Alignas(ALIGN) _Atomic range left;
+  atomic_uint cpu; /* on which its thread began with the newest job */
   int index;
+  unsigned born; /* the newest job when the slot was made */
+  int64_t moved; /* when keep_apart() moved the thread; its own */
   pthread_t thread;
 } slot;
 
 static struct {
   _Alignas(ALIGN) atomic_uint generation; /* number of the newest job */
   atomic_uint sleepers;
+  _Alignas(ALIGN) atomic_uint done; /* tasks of the newest job */
+  atomic_uint waited_for; /* the launcher sleeps on done */
+  atomic_int crowded; /* jobs for which threads still sleep early */
+  atomic_int result; /* of a task that failed */
+  const void *failed_in; /* the thread_state of who did that task, or NULL */
   _Alignas(ALIGN) atomic_bool busy; /* somebody launches, or changes the fields below */
   parallel_fn fn;
   void *data;
   slot *slots; /* [size]; slot 0 is the launcher's */
   int size; /* 0: no worker was started */
   int failed_size; /* pthread_create refused to go beyond size when this many were wanted */
-  bool stop;
+  atomic_bool stop;
 } pool;
 
 static atomic_int wanted; /* as set by the user; 0 = usable CPUs */
@@ -201,9 +222,10 @@ static void relax(void) {
 #endif
 }
 
-/* Watches a word for SPIN_NS; true when it came to (or, for `leave`, moved away from) value. */
+/* Watches a word for a while; true when it came to (or, for `leave`, moved away from) value. */
 static bool spin(atomic_uint *word, unsigned value, bool leave) {
-  int64_t end = nanoseconds() + SPIN_NS;
+  bool crowded = atomic_load_explicit(&pool.crowded, memory_order_relaxed) > 0;
+  int64_t end = nanoseconds() + (crowded ? CROWDED_SPIN_NS : SPIN_NS);
   do {
     for (int i = 0; i < 32; i++) {
       if ((atomic_load_explicit(word, memory_order_acquire) == value) != leave) return true;
@@ -215,22 +237,68 @@ static bool spin(atomic_uint *word, unsigned value, bool leave) {
 
 /* ---- workers ---- */
 
-static bool claim(slot *s, unsigned job) {
-  unsigned before = job - 1;
-  return atomic_compare_exchange_strong(&s->claimed, &before, job);
+static range tasks(unsigned job, unsigned first, unsigned end) {
+  return (range)job << 32 | first << 16 | end;
 }
 
-static void do_task(slot *s, unsigned job) {
-  parallel_env env = {NULL, pool.size};
-  s->result = pool.fn(s->index, &env, pool.data);
-  if (s->result) s->failed_in = this_thread();
-  atomic_store(&s->done, job);
-  if (atomic_load(&s->waited_for)) futex_wake(&s->done);
+/* Claims a task of a slot, its first or its last; -1: there is none. */
+static int claim(slot *s, bool last) {
+  range left = atomic_load_explicit(&s->left, memory_order_acquire);
+  for (;;) {
+    unsigned first = left >> 16 & 0xFFFF, end = left & 0xFFFF;
+    if (first == end) return -1;
+    range less = last ? left - 1 : left + (1 << 16);
+    if (atomic_compare_exchange_weak(&s->left, &left, less)) return (int)(last ? end - 1 : first);
+  }
+}
+
+static void do_task(int task) {
+  parallel_env env = {NULL, pool.size * SHARE};
+  int result = pool.fn(task, &env, pool.data), none = 0;
+  if (result && atomic_compare_exchange_strong(&pool.result, &none, result))
+    pool.failed_in = this_thread();
+}
+
+/* Moves the thread where it shares a CPU with one of a lower number: to a system with one thread
+ * beside it on every CPU, both places are equal. It may leave the new CPU at once. */
+static void keep_apart(slot *me) {
+  unsigned cpu = (unsigned)sched_getcpu();
+  atomic_store_explicit(&me->cpu, cpu, memory_order_relaxed);
+  bool shared = false;
+  for (int i = 0; i < me->index && !shared; i++)
+    shared = atomic_load_explicit(&pool.slots[i].cpu, memory_order_relaxed) == cpu;
+  int64_t now = shared ? nanoseconds() : 0;
+  if (!shared || now - me->moved < APART_NS) return;
+  me->moved = now;
+  unsigned long all[16] = {0}, others[16]; /* 1024 CPUs; where there may be more, it stays */
+  const unsigned bits = 8 * sizeof *all;
+  if (sched_getaffinity(0, sizeof all, (cpu_set_t *)all)) return;
+  memcpy(others, all, sizeof all);
+  for (int i = 0; i < me->index; i++) {
+    unsigned taken = atomic_load_explicit(&pool.slots[i].cpu, memory_order_relaxed);
+    if (taken < 16 * bits) others[taken / bits] &= ~(1ul << taken % bits);
+  }
+  if (sched_setaffinity(0, sizeof others, (cpu_set_t *)others)) return; /* also if it is empty */
+  sched_setaffinity(0, sizeof all, (cpu_set_t *)all);
+}
+
+/* Does what is left of the job, own tasks first, and counts it. */
+static void take_part(int own) {
+  unsigned count = 0;
+  keep_apart(&pool.slots[own]);
+  for (int i = 0; i < pool.size; i++) {
+    slot *s = &pool.slots[(own + i) % pool.size];
+    for (int task; (task = claim(s, i > 0)) >= 0; count++) do_task(task);
+  }
+  if (!count) return;
+  unsigned all = (unsigned)pool.size * SHARE; /* the job may be over after the next line */
+  if (atomic_fetch_add(&pool.done, count) + count == all && atomic_load(&pool.waited_for))
+    futex_wake(&pool.done);
 }
 
 static void *work(void *pointer) {
   slot *s = pointer;
-  unsigned seen = atomic_load(&s->done); /* the newest job when this slot was made */
+  unsigned seen = s->born;
   for (;;) {
     if (!spin(&pool.generation, seen, true)) {
       atomic_fetch_add(&pool.sleepers, 1);
@@ -238,10 +306,8 @@ static void *work(void *pointer) {
       atomic_fetch_sub(&pool.sleepers, 1);
     }
     seen = atomic_load(&pool.generation);
-    if (claim(s, seen)) {
-      if (pool.stop) return NULL;
-      do_task(s, seen);
-    }
+    if (pool.stop) return NULL;
+    take_part(s->index);
   }
 }
 
@@ -269,33 +335,35 @@ static void resize(int size) {
   for (pool.size = 0; pool.size < size; pool.size++) {
     slot *s = &pool.slots[pool.size];
     s->index = pool.size;
-    atomic_store(&s->claimed, now);
-    atomic_store(&s->done, now);
+    s->born = now;
     if (pool.size && pthread_create(&s->thread, NULL, work, s)) break;
   }
   pool.failed_size = pool.size < size ? size : 0;
 }
 
 static int launch_on_pool(parallel_fn fn, void *data) {
+  unsigned job = atomic_load(&pool.generation) + 1, all = (unsigned)pool.size * SHARE, done;
   pool.fn = fn;
   pool.data = data;
-  publish_job();
-  unsigned job = atomic_load(&pool.generation);
-  claim(&pool.slots[0], job);
-  do_task(&pool.slots[0], job);
-  for (int i = 1; i < pool.size; i++)
-    if (claim(&pool.slots[i], job)) do_task(&pool.slots[i], job);
-  int result = 0;
+  pool.failed_in = NULL;
+  atomic_store(&pool.result, 0);
+  atomic_store(&pool.done, 0);
   for (int i = 0; i < pool.size; i++) {
-    slot *s = &pool.slots[i];
-    if (atomic_load(&s->done) != job && !spin(&s->done, job, false)) {
-      unsigned done;
-      atomic_store(&s->waited_for, 1);
-      while ((done = atomic_load(&s->done)) != job) futex_wait(&s->done, done);
-      atomic_store(&s->waited_for, 0);
-    }
-    if (s->result) result = s->result, adopt_fault(s->failed_in);
+    unsigned first = (unsigned)i * SHARE;
+    atomic_store(&pool.slots[i].left, tasks(job, first, first + SHARE));
   }
+  publish_job();
+  take_part(0);
+  if (atomic_load(&pool.crowded) > 0) atomic_fetch_sub(&pool.crowded, 1);
+  if (atomic_load(&pool.done) != all && !spin(&pool.done, all, false)) {
+    int64_t start = nanoseconds();
+    atomic_store(&pool.waited_for, 1);
+    while ((done = atomic_load(&pool.done)) != all) futex_wait(&pool.done, done);
+    atomic_store(&pool.waited_for, 0);
+    if (nanoseconds() - start > LATE_NS) atomic_store(&pool.crowded, CROWDED_JOBS);
+  }
+  int result = atomic_load(&pool.result);
+  if (result) adopt_fault(pool.failed_in);
   return result;
 }
 

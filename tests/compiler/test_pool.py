@@ -1,0 +1,123 @@
+"""Threads of a run: every task is done once, by whoever comes for it (link/c/pool.c)."""
+
+from intformer.link import build as library
+from intformer_testing.c_program import run_c
+
+POOL = [library.SOURCES / name for name in ("pool.c", "cpu.c")]
+HEAD = """
+    #include <pthread.h>
+    #include <stdatomic.h>
+    #include <stdarg.h>
+    #include <unistd.h>
+    #include "plan.h"
+    int if_fail(message err, int code, const char *format, ...) {
+      (void)err, (void)format;
+      return code;
+    }
+"""
+
+
+def run_pool(tmp_path, source: str) -> str:
+    return run_c(tmp_path, HEAD + source, *POOL)
+
+
+def test_every_task_is_done_once(tmp_path):
+    """Also while the number of threads changes, and where several programs' threads launch."""
+    source = """
+        static atomic_int count[1 << 8];
+        static int add(int task, parallel_env *env, void *data) {
+          int *times = data;
+          if (task < 0 || task >= env->num_task) return 1;
+          atomic_fetch_add(&count[task], 1);
+          __atomic_store_n(times, env->num_task, __ATOMIC_RELAXED);
+          return 0;
+        }
+        static atomic_int sums[4];
+        static int sum(int task, parallel_env *env, void *data) {
+          int first = task * 100 / env->num_task, end = (task + 1) * 100 / env->num_task;
+          for (int i = first; i < end; i++) atomic_fetch_add((atomic_int *)data, i);
+          return 0;
+        }
+        static void *launch(void *number) {
+          for (int i = 0; i < 50; i++) if_parallel(sum, number);
+          return NULL;
+        }
+        int main(void) {
+          int threads[] = {2, 3, 7, 1, 4, 2};
+          for (int k = 0; k < 6; k++) {
+            if_set_threads(threads[k]);
+            for (int round = 0; round < 50; round++) {
+              int tasks = 0;
+              for (int i = 0; i < 1 << 8; i++) atomic_store(&count[i], 0);
+              if_parallel(add, &tasks);
+              if (tasks < threads[k]) return 2;
+              for (int i = 0; i < 1 << 8; i++)
+                if (atomic_load(&count[i]) != (i < tasks)) return 3;
+            }
+          }
+          pthread_t launchers[4];
+          for (int i = 0; i < 4; i++) pthread_create(&launchers[i], NULL, launch, &sums[i]);
+          for (int i = 0; i < 4; i++) {
+            pthread_join(launchers[i], NULL);
+            if (sums[i] != 50 * 4950) return 4;
+          }
+          puts("once");
+          return 0;
+        }
+    """
+    assert run_pool(tmp_path, source) == "once\n"
+
+
+def test_the_tasks_of_a_thread_without_a_cpu_are_taken_over(tmp_path):
+    """A worker does not go on with its task before everybody else has done all others."""
+    source = """
+        static atomic_int done, stuck;
+        static pthread_t launcher;
+        static int wait_for_all(int task, parallel_env *env, void *data) {
+          (void)task, (void)data;
+          if (!pthread_equal(pthread_self(), launcher)) {
+            atomic_fetch_add(&stuck, 1);
+            while (atomic_load(&done) < env->num_task - atomic_load(&stuck)) usleep(100);
+          } else { /* the test is about a worker that has come */
+            while (!atomic_load(&stuck)) usleep(100);
+          }
+          atomic_fetch_add(&done, 1);
+          return 0;
+        }
+        int main(void) {
+          launcher = pthread_self();
+          for (int threads = 2; threads < 5; threads++) {
+            if_set_threads(threads);
+            for (int round = 0; round < 5; round++) {
+              atomic_store(&done, 0), atomic_store(&stuck, 0);
+              if_parallel(wait_for_all, NULL);
+              if (atomic_load(&done) % threads) return 1;
+            }
+          }
+          puts("taken over");
+          return 0;
+        }
+    """
+    assert run_pool(tmp_path, source) == "taken over\n"
+
+
+def test_a_fault_is_told_and_the_next_job_is_sound(tmp_path):
+    source = """
+        static int refuse(int task, parallel_env *env, void *data) {
+          (void)env;
+          return task == *(int *)data ? 7 : 0;
+        }
+        extern int (*__TVMBackendParallelLaunch)(parallel_fn, void *, int);
+        int main(void) {
+          if_set_threads(3);
+          if (if_prepare_thread((message){NULL, 0})) return 1;
+          for (int round = 0; round < 50; round++) {
+            int last = round % 48, never = -1;
+            if (__TVMBackendParallelLaunch(refuse, &last, 0) != 7) return 2;
+            if (__TVMBackendParallelLaunch(refuse, &never, 0) != 0) return 3;
+          }
+          puts("told");
+          return 0;
+        }
+    """
+    assert run_pool(tmp_path, source) == "told\n"
