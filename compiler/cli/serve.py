@@ -35,12 +35,18 @@ def options() -> dict[str, Option]:
         "max_body_bytes": Option("bytes of a request", parse=positive),
         "timeout": Option("seconds a request may take", parse=amount),
         "auto_truncate": Option("cut texts that are too long, unless a request says otherwise"),
+        "ray": Option("deploy on the Ray cluster that runs here, replacing what it serves"),
+        "min_replicas": Option("processes on the cluster", parse=positive),
+        "max_replicas": Option("processes while tokens wait", parse=positive),
+        "target_queued_tokens": Option(
+            "tokens that may wait for each process, before another one starts", parse=positive
+        ),
     }
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Serve until a signal comes."""
+    """Serve until a signal comes, or deploy."""
     from intformer.serve import run_server
 
-    run_server(**given(args, run_server))
-    return {"ok": True}, ["stopped"]
+    address = run_server(**given(args, run_server))
+    return {"ok": True, "address": address}, [f"deployed: {address}" if address else "stopped"]

@@ -14,6 +14,7 @@ import numpy as np
 
 from intformer.ir.heads import head_of
 from intformer.runtime.edge import Packed
+from intformer.runtime.edge.packed import together
 from intformer.runtime.library import Library
 from intformer.serve.faults import Fault
 from intformer.serve.metrics import Metrics
@@ -68,6 +69,13 @@ class Engine:
     def alive(self) -> bool:
         """Whether it takes jobs."""
         return self._thread.is_alive() and not self._closing
+
+    @property
+    def waiting(self) -> int:
+        """Tokens that wait for a run."""
+        with self._changed:
+            offsets = [(job.packed.cu_seqlens, job.next) for job in self._queue]
+        return sum(int(one[-1] - one[start]) for one, start in offsets)
 
     def submit(self, packed: Packed, deadline: float) -> Job:
         """Queue sequences; raise Fault once the engine closes."""
@@ -131,7 +139,7 @@ class Engine:
         began = time.monotonic()
         for job, _, _ in parts:
             job.started = job.started or began
-        output = self.library.run(**_together(inputs))
+        output = self.library.run(**together(inputs))
         tokens = sum(one["input_ids"].size for one in inputs)
         self.metrics.ran(self.name, tokens, len(parts), time.monotonic() - began)
         counts = [self._row_count(one) for one in inputs]
@@ -155,21 +163,6 @@ def _dropped(job: Job) -> bool:
     if not job.future.cancelled() and time.monotonic() > job.deadline:
         _fail(job, Fault("Timeout", "the request waited too long"))
     return job.future.done()
-
-
-def _together(inputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the arguments of one run for those of several."""
-    if len(inputs) == 1:
-        return inputs[0]
-    names = ("input_ids", "token_type_ids", "position_ids")
-    found = {name: np.concatenate([one[name] for one in inputs]) for name in names}
-    starts = np.cumsum([0, *(one["input_ids"].size for one in inputs)])
-    shifted = [one["cu_seqlens"][1:] + at for one, at in zip(inputs, starts, strict=False)]
-    found["cu_seqlens"] = np.concatenate([[0], *shifted])
-    if any("positions" in one for one in inputs):
-        wanted = [one["positions"] + at for one, at in zip(inputs, starts, strict=False)]
-        found["positions"] = np.concatenate(wanted)
-    return found
 
 
 def _answer(job: Job) -> None:

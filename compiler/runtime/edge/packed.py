@@ -64,6 +64,21 @@ class Packed:
         return found
 
 
+def together(inputs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arguments of one run for those of several."""
+    if len(inputs) == 1:
+        return inputs[0]
+    names = ("input_ids", "token_type_ids", "position_ids")
+    found = {name: np.concatenate([one[name] for one in inputs]) for name in names}
+    starts = np.cumsum([0, *(one["input_ids"].size for one in inputs)])
+    shifted = [one["cu_seqlens"][1:] + at for one, at in zip(inputs, starts, strict=False)]
+    found["cu_seqlens"] = np.concatenate([[0], *shifted])
+    if any("positions" in one for one in inputs):
+        wanted = [one["positions"] + at for one, at in zip(inputs, starts, strict=False)]
+        found["positions"] = np.concatenate(wanted)
+    return found
+
+
 def hf_positions(input_ids: np.ndarray, rule: str, pad: int | None) -> np.ndarray:
     """Return the positions Hugging Face gives padded ids, int32 [batch, seq].
 

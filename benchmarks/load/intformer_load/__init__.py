@@ -1,0 +1,1 @@
+"""Load on servers: an open-loop generator, the servers it meets, and what is read from it."""
