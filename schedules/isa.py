@@ -54,10 +54,12 @@ class Isa:
 class Vnni(Isa):
     """AVX512-VNNI and AVX-VNNI: vpdpbusd, four products a lane at once, no saturation.
 
-    bits  of one vector, as the names of LLVM's intrinsics have it
+    bits   of one vector, as the names of LLVM's intrinsics have it
+    tiles  the chip multiplies tiles as well (AMX)
     """
 
     bits: int = 512
+    tiles: bool = False
 
     def dot(self, acc, a, b):
         """One vpdpbusd."""
@@ -212,6 +214,15 @@ VNNI = Vnni(
     steps=2,
     score_tiles=(2, 3, 1),
     context_tiles=16,
+)
+AMX = Vnni(
+    lanes=16,
+    registers=32,
+    matmul_tile=(8, 3),
+    steps=2,
+    score_tiles=(2, 3, 1),
+    context_tiles=16,
+    tiles=True,
 )
 # 16 registers: a tile of 8, the vectors of weights, what is broadcast
 AVX_VNNI = Vnni(

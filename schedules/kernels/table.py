@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from intformer.schedules.isa import Gpu, Isa
+from intformer.schedules.isa import Gpu, Isa, Vnni
 from intformer.schedules.kernels import (
     cpu_attention,
+    cpu_attention_amx,
     cpu_attention_relative,
     cpu_attention_tiled,
     cpu_max_pool,
@@ -44,9 +45,11 @@ class Kernel:
 
 
 def _attention(build: str, attrs: dict, isa: Isa, decisions: dict | None = None):
-    tiled = cpu_attention_tiled.needed(attrs)
-    kernels = cpu_attention_tiled if tiled else cpu_attention
-    return getattr(kernels, build)(NATIVE, attrs, isa, decisions)
+    if cpu_attention_tiled.needed(attrs):
+        return getattr(cpu_attention_tiled, build)(NATIVE, attrs, isa, decisions)
+    if isinstance(isa, Vnni) and isa.tiles:
+        return getattr(cpu_attention_amx, build)(attrs, isa, decisions)
+    return getattr(cpu_attention, build)(NATIVE, attrs, isa, decisions)
 
 
 def _on_gpu(kind: type[cuda_attention.Attention]) -> Kernel:

@@ -109,7 +109,7 @@ TARGETS = (  # the fastest first
         title="Xeon with AMX (Sapphire Rapids and newer)",
         features=(*VNNI_FEATURES, "amx-tile", "amx-int8"),
         tvm={"kind": "llvm", "mcpu": "cascadelake", "mattr": ["+amx-tile", "+amx-int8"]},
-        chip="VNNI",
+        chip="AMX",
         rules="amx",
     ),
     X86Target(
