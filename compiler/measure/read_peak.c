@@ -6,6 +6,8 @@
 #include <time.h>
 
 #define LINE 64
+#define STREAMS 4
+#define AHEAD 4096 /* bytes */
 
 static int64_t nanoseconds(void) {
   struct timespec t;
@@ -13,14 +15,21 @@ static int64_t nanoseconds(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* One number of every line is enough to bring the line in. */
+/* One number of every line is enough to bring the line in. Four parts side by side, each asked for
+ * ahead: what the caches fetch by themselves for one stream is half as fast on some cores. */
 static uint64_t pass(const uint64_t *p, int64_t lines) {
+  int64_t part = lines / STREAMS * LINE / 8;
+  const uint64_t *q = p + part, *r = q + part, *s = r + part;
   uint64_t a = 0, b = 0, c = 0, d = 0;
-  for (int64_t i = 0; i + 4 <= lines; i += 4, p += 4 * LINE / 8) {
-    a += p[0];
-    b += p[LINE / 8];
-    c += p[2 * LINE / 8];
-    d += p[3 * LINE / 8];
+  for (int64_t i = 0; i < part; i += LINE / 8) {
+    __builtin_prefetch(p + i + AHEAD / 8);
+    __builtin_prefetch(q + i + AHEAD / 8);
+    __builtin_prefetch(r + i + AHEAD / 8);
+    __builtin_prefetch(s + i + AHEAD / 8);
+    a += p[i];
+    b += q[i];
+    c += r[i];
+    d += s[i];
   }
   return a + b + c + d;
 }
@@ -41,5 +50,5 @@ double intformer_read_peak(int64_t bytes, int tries) {
   }
   (void)sink;
   free(buffer);
-  return (double)(lines * LINE) * repeats / (best * 1e-9);
+  return (double)(lines / STREAMS * STREAMS * LINE) * repeats / (best * 1e-9);
 }
