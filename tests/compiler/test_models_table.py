@@ -1,4 +1,4 @@
-"""Every family with every head, at random weights: the table of docs/models.md.
+"""Every family with every head, at random weights: the second table of docs/models.md.
 
 Each case is calibrated and compared with FP32, compiled and compared with the reference, and run as
 training evaluates it. A new family or head gets its rows by
@@ -25,6 +25,7 @@ from intformer_testing import qat_batch, random_hf
 from intformer_testing.kernels import MISSING
 
 TABLE = Path(__file__).parents[2] / "docs" / "models.md"
+MARKED = re.compile(r"(<!-- heads -->\n(?:.*\n){2})((?:.*\n)*?)(<!-- end -->)")
 ROW = re.compile(r"^\| `([\w-]+)` \| ([\w-]+) \| (.*) \|$", re.MULTILINE)
 LENGTHS = (*random_hf.LENGTHS, 32, 8, 25)
 CLOSE = 0.5  # dB: float32 sums round differently from CPU to CPU, and few integers with them
@@ -49,10 +50,15 @@ def in_short(family: str, head: str) -> bool:
     return family == "bert" or head == "features"
 
 
+def body() -> str:
+    """Return the rows of the table as they are written."""
+    return MARKED.search(TABLE.read_text())[2]
+
+
 @pytest.fixture(scope="module")
 def row(request):
     """Return (family, head, cells): compares with the table, or rewrites the table at the end."""
-    committed = {(family, head): cells for family, head, cells in ROW.findall(TABLE.read_text())}
+    committed = {(family, head): cells for family, head, cells in ROW.findall(body())}
     update, found = request.config.getoption("--update-golden"), {}
 
     def compare(family, head, db, *cells):
@@ -66,15 +72,15 @@ def row(request):
     if update:
         known = {**committed, **found}
         rows = [f"| `{f}` | {h} | {known[f, h]} |\n" for f, h in CASES if (f, h) in known]
-        above = ROW.split(TABLE.read_text())[0].rstrip("\n")
-        TABLE.write_text(above + "\n" + "".join(rows))
+        table = MARKED.sub(lambda found: found[1] + "".join(rows) + found[3], TABLE.read_text())
+        TABLE.write_text(table)
 
 
 def test_every_family_is_in_the_table(request):
     assert set(NATIVE) == set(random_hf.CLASSES)
     if request.config.getoption("--update-golden"):
         return
-    assert [case[:2] for case in ROW.findall(TABLE.read_text())] == CASES
+    assert [case[:2] for case in ROW.findall(body())] == CASES
 
 
 @pytest.mark.usefixtures("quiet", "one_thread")
