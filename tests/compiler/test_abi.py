@@ -55,7 +55,9 @@ def test_a_later_library_with_a_larger_table_loads(toy_library, tmp_path, monkey
     end = "} intformer_api;"
     assert header.count(end) == 1
     header = header.replace(end, f"  uint32_t vocab_size[9];\n{end}")
-    header = header.replace("ABI_VERSION 4", "ABI_VERSION 99")
+    version = f"ABI_VERSION {footer.ABI_VERSION}\n"
+    assert header.count(version) == 1
+    header = header.replace(version, "ABI_VERSION 99\n")
     (sources / "intformer.h").write_text(header)
     with monkeypatch.context() as patched:
         patched.setattr(library, "SOURCES", sources)
