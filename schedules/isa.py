@@ -277,3 +277,6 @@ NEON_I8MM = NeonMatrix(
 RVV = Plain(lanes=16, registers=8, matmul_tile=(4, 1), steps=1, score_tiles=(1,), context_tiles=4)
 # lanes are numbers one after the other; a tile spills, but smaller ones there are not
 RV64 = Plain(lanes=4, registers=32, matmul_tile=(2, 4), steps=1, score_tiles=(1,), context_tiles=4)
+CORTEX_M = Plain(
+    lanes=4, registers=13, matmul_tile=(2, 4), steps=1, score_tiles=(1,), context_tiles=4
+)

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 
 from intformer.backends.arm import backend as arm
 from intformer.backends.backend import Backend, TargetSpec
+from intformer.backends.cortex_m import backend as cortex_m
 from intformer.backends.cpu.backend import CpuBackend
 from intformer.backends.cuda import backend as cuda
 from intformer.backends.riscv import backend as riscv
 from intformer.backends.x86 import backend as x86
 from intformer.errors import CompileError, LibraryError
 
-FAMILIES = (x86, arm, riscv, cuda)  # modules with a BACKEND and its TARGETS
+FAMILIES = (x86, arm, riscv, cortex_m, cuda)  # modules with a BACKEND and its TARGETS
 CPUS: tuple[CpuBackend, ...] = tuple(
     family.BACKEND for family in FAMILIES if isinstance(family.BACKEND, CpuBackend)
 )

@@ -131,7 +131,12 @@ class Functions:
     def __init__(self, elf: Elf):
         """Collect the function symbols of both symbol tables, sorted by address."""
         found, bases = {}, section_bases(elf)
-        for section in elf.sections:
+        for symbol in elf.table() if not elf.wide else ():
+            if (
+                symbol.info & 15 == FUNCTION and symbol.index
+            ):  # an odd address says that it is Thumb
+                found[(symbol.value & ~1) + bases.get(symbol.index, 0)] = symbol.name
+        for section in elf.sections if elf.wide else ():
             if section.type in (DYNSYM, SYMTAB):
                 for name, info, _, index, value, _ in entries(elf, section, SYMBOL):
                     if info & 15 == FUNCTION and index:

@@ -19,7 +19,7 @@ void say(const char *text); /* of the machine */
 static _Alignas(MODEL_ARENA_ALIGN) unsigned char arena[MODEL_ARENA_BYTES];
 static int32_t out[MODEL_MAX_OUTPUT];
 
-static void say_number(long number) {
+void say_number(long number) {
   char text[24], *at = text + sizeof text - 1;
   unsigned long rest = number < 0 ? 0UL - (unsigned long)number : (unsigned long)number;
   *at = 0;
