@@ -29,6 +29,7 @@ def options() -> dict[str, Option]:
         "tokens": Option("token counts to tune for", metavar="N,N,...", parse=counts),
         "rpc": Option("TVM RPC tracker whose machines measure", metavar="HOST:PORT"),
         "rpc_key": Option("key of these machines", metavar="KEY"),
+        "via": Option("command that runs programs on a board: 'ssh HOST'", metavar="COMMAND"),
         "timeout": Option("seconds to build or to measure one candidate", parse=positive),
         "jobs": Option("build processes (default: one per CPU)", parse=positive),
         "threads": Option("threads of the measured kernels", parse=positive),

@@ -27,22 +27,37 @@ def build(form: str, target: str, decisions: Decisions, objects: str) -> str:
     objects  folder of what was compiled before and of the result
     """
     spec = targets.get(target)
+    return link(scheduled(form, spec, decisions), spec, Path(objects))
+
+
+def scheduled(form: str, spec: TargetSpec, decisions: Decisions) -> tvm.tirx.PrimFunc:
+    """Return one kernel as a scheduled function called SYMBOL."""
     versions = [(None, decisions)]
     made = Form(form).scheduled(spec, versions)
     functions, _ = spec.backend.functions(SYMBOL, versions, made)
-    return link(functions[SYMBOL], spec, Path(objects))
+    return functions[SYMBOL]
 
 
-def link(func: tvm.tirx.PrimFunc, spec: TargetSpec, folder: Path) -> str:
-    """Compile a scheduled function called SYMBOL into a library of its own."""
-    path = folder / f"{codegen.key(func, spec)}.so"
+def link(
+    func: tvm.tirx.PrimFunc,
+    spec: TargetSpec,
+    folder: Path,
+    command: list[str] | None = None,
+    suffix: str = ".so",
+) -> str:
+    """Compile a scheduled function called SYMBOL into a library of its own, or into a program.
+
+    command  compiler, flags and sources of a program, and the suffix of its path
+    """
+    path = folder / f"{codegen.key(func, spec)}{suffix}"
+    command = command or [*library.compiler(spec.backend), "-shared"]
     if not path.exists():
         kept = ObjectCache(folder)
         part = folder / f"{path.stem}.parts"
         part.mkdir(parents=True, exist_ok=True)
         (made,) = codegen.generate(tvm.IRModule({SYMBOL: func}), spec, part, kept)
-        new = part / "kernel.so"
-        subprocess.run([*library.compiler(spec.backend), "-shared", "-o", new, made], check=True)
+        new = part / "linked"
+        subprocess.run([*command, "-o", new, made], check=True)
         new.replace(path)
         made.unlink()
     return str(path)

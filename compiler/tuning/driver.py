@@ -83,6 +83,7 @@ def tune(
     tokens: Sequence[int] = TOKENS,
     rpc: str | None = None,
     rpc_key: str | None = None,
+    via: str | None = None,
     timeout: float = 60,
     jobs: int | None = None,
     threads: int = 1,
@@ -99,6 +100,8 @@ def tune(
     out            folder of the logs
     tokens         token counts to tune for
     rpc, rpc_key   HOST:PORT of a TVM RPC tracker and key of its machines, to measure there
+    via            a command that runs programs on a board, to measure there: "ssh HOST", or words
+                   before a program; on one thread
     timeout        seconds to build one candidate, and to measure one
     jobs           processes that build (default: one per CPU)
     threads        of the measured kernels
@@ -110,15 +113,12 @@ def tune(
     _check_packages()
     from intformer.tuning import ways
     from intformer.tuning.build import Builder
-    from intformer.tuning.remote import Remote
 
     spec = _one_chip(target)
     if (source is None) == (shape is None):
         raise IntformerError("tuning needs a model, or a shape", hint="SRC, or --shape NAME")
-    remote = Remote.parse(rpc, rpc_key) if rpc else None
-    if remote:
-        progress(f"asking {rpc} for a machine with key {rpc_key!r}")
-    way = ways.way_for(spec.backend)
+    remote = _elsewhere(rpc, rpc_key, via, threads, progress)
+    way = ways.way_for(spec.backend, remote)
     machine = way.ready(spec, remote, timeout)
     if isinstance(source, IntModel):
         models = [source]
@@ -153,6 +153,26 @@ def tune(
         }
     )
     return job.report()
+
+
+def _elsewhere(rpc, rpc_key, via, threads: int, progress: Callable):
+    """Return the machine that measures, None: this one (arguments: tune)."""
+    from intformer.tuning.board import Board
+    from intformer.tuning.remote import Remote
+
+    if via is not None:
+        if rpc or threads != 1:
+            raise IntformerError(
+                "a board is measured on one thread, without RPC",
+                where="--via",
+                hint="leave --rpc and --threads out",
+            )
+        return Board.parse(via)
+    if not rpc:
+        return None
+    remote = Remote.parse(rpc, rpc_key)
+    progress(f"asking {rpc} for a machine with key {rpc_key!r}")
+    return remote
 
 
 def _one_chip(target: str) -> targets.TargetSpec:

@@ -37,6 +37,11 @@ class Remote:
             raise IntformerError("no key of the remote machines", where="--rpc-key")
         return cls(*host_and_port(address, "--rpc"), key)
 
+    @property
+    def about(self) -> str:
+        """What provenance says of the CPU."""
+        return f"behind RPC key {self.key!r}"
+
     def open(self, timeout: float):
         """Ask the tracker for a machine; IntformerError where it has none of them."""
         from tvm import rpc

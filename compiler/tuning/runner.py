@@ -14,6 +14,7 @@ from tvm.s_tir.meta_schedule.runner import (
 from tvm.support.popen_pool import PopenWorker
 
 from intformer.errors import IntformerError
+from intformer.tuning.board import Board
 from intformer.tuning.build import SYMBOL, last_line
 from intformer.tuning.measure import TIMED_OUT, WRONG
 from intformer.tuning.remote import Remote, connect
@@ -58,7 +59,7 @@ class Runner(PyRunner):
         case: Callable[[str], Path],
         threads: int,
         timeout: float,
-        remote: Remote | None,
+        remote: Remote | Board | None,
         way: Way,
     ):
         """Start no process yet."""
@@ -122,9 +123,9 @@ class Runner(PyRunner):
             self._end(last_line(error))
         except Exception as error:  # a crash of the process too is the candidate's failure
             text = last_line(error)
-            at = text.find(WRONG)
-            if at >= 0:
-                return None, text[at:]
+            for known in (WRONG, TIMED_OUT):
+                if (at := text.find(known)) >= 0:
+                    return None, text[at:]
             # the session was lost, or a kernel faulted: a device's driver then serves this process
             # no more
             self.worker.kill()
