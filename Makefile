@@ -21,6 +21,8 @@
 #                            more options of benchmarks/load
 #   make bench-gpu           this machine's GPU: our libraries and PyTorch on it: out/bench-gpu;
 #                            DATA=DIR also compares every integer of dev sets with the CPU's
+#   make edge                what is predicted of ARM and RISC-V chips, by counting and models:
+#                            out/edge; KLEIDIAI=DIR also looks at loops in KleidiAI's sources
 #   make compile-time        seconds to compile BERT-base, to load it, and its memory
 #   make results             take the tables that the targets above left in out/records over into
 #                            docs/results and docs/results.md
@@ -114,6 +116,11 @@ load:
 
 bench-gpu: install
 	$(BIN)/python -P benchmarks/bench_gpu.py $(if $(DATA),--data "$(DATA)")
+
+# Also needs Debian's llvm-19 and libstdc++6-arm64-cross.
+edge:
+	$(MAKE) install emulators VENV=.venv-bench EXTRA=bench
+	.venv-bench/bin/python -P benchmarks/edge $(if $(KLEIDIAI),--kleidiai "$(KLEIDIAI)")
 
 compile-time: install
 	$(BIN)/python -P benchmarks/compile_time.py
