@@ -52,7 +52,7 @@ QUICK ?=
 QAT ?=
 
 .PHONY: demo test test-all test-engines sanitize dist release-check emulators browser accuracy qat-results \
-  bench load bench-gpu compile-time results tuning-logs install clean
+  bench load bench-gpu edge compile-time results tuning-logs install clean
 
 demo: install
 	$(BIN)/python -P examples/demo.py
