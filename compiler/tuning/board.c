@@ -15,11 +15,6 @@
 
 enum { MOST = 32, COPIES = 64, BATCHES = 8, KEPT = 3, COLD = 16 << 20, SMALL = 32 << 10 };
 static const double BATCH_SECONDS = 0.02;
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} parallel_env;
-typedef int (*parallel_fn)(int task, parallel_env *env, void *data);
 
 extern int32_t __tvm_ffi_kernel(void *, const tvm_any *, int32_t, tvm_any *);
 

@@ -10,11 +10,6 @@
 #include "plan.h"
 
 enum { TASKS = 3 };
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} parallel_env;
-typedef int (*parallel_fn)(int task, parallel_env *env, void *data);
 
 extern const struct {
   const char *name;
