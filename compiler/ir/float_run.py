@@ -220,7 +220,7 @@ def relative_operands(relative: Relative, drop: float = 0.0, precise: bool = Fal
     """Return the keys and the queries of Relative's rows, torch [T, C]; None for one it has not.
 
     drop     probability of dropout before the projections
-    precise  in float64, whose sums round alike on every machine
+    precise  in float64, whose sums round to the same float32 on every machine
     """
     import torch
     from torch.nn import functional

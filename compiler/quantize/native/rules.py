@@ -272,13 +272,16 @@ def attend(e: Rules, node: Node) -> None:
 
 
 def relative_rows(node: Node) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return keys and queries of every distance, [2 L - 1, C]; zeros where there is no product."""
+    """Return keys and queries of every distance, [2 L - 1, C]; zeros where there is no product.
+
+    They are float64 sums rounded to float32, and so the same on every machine.
+    """
     if not isinstance(node.params, Relative):
         return None
     at = node.params.bucket
     found = relative_operands(node.params, precise=True)
     empty = np.zeros((len(at), node.channels))
-    return tuple(empty if rows is None else rows.numpy()[at] for rows in found)
+    return tuple(empty if rows is None else rows.float().double().numpy()[at] for rows in found)
 
 
 def take(e: Rules, node: Node) -> None:
