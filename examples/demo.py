@@ -21,9 +21,10 @@ from rich.table import Table
 
 import intformer
 from intformer.backends.targets import host_target
-from intformer.measure import accuracy, bench
+from intformer.measure import bench
+from intformer.measure.float_model import float_model
 from intformer.runtime import Library
-from intformer.runtime.edge import Edge, predict
+from intformer.runtime.edge import Edge, l2_normalised, predict
 from intformer.runtime.texts import read_texts
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -121,9 +122,9 @@ def cosine_to_float(library, source: Path, sentences: list[str]) -> np.ndarray:
     """Return the cosine between both embeddings of each sentence."""
     packed = Edge.of(library).encode(sentences)
     ours = np.stack(list(predict(library, sentences)))
-    model = accuracy.FloatModel(source, library.metadata)
+    model = float_model(source, library.metadata)
     theirs = model.rows(packed.input_ids, packed.token_type_ids, packed.cu_seqlens)
-    return np.sum(ours * accuracy.l2_normalised(theirs), axis=1)
+    return np.sum(ours * l2_normalised(theirs), axis=1)
 
 
 def raced(library, source: Path) -> None:
