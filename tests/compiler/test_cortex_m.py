@@ -135,14 +135,13 @@ def test_a_real_model_without_an_operating_system(tmp_path):
     limits = {"max_tokens": 64, "max_sequences": 2, "max_positions": 4}
     path = tmp_path / "libmodel.a"
     library = pipeline.compile(model, path, target=TARGET, static=True, **limits)
-    assert library.weight_bytes < 1 << 20
     cases, main = static_programs.write(tmp_path, static_programs.source(model, batches), ON_BOARD)
     said, program = on_board(tmp_path, library, cases, main)
     wanted = sum(model.run(batch)[model.output].size for batch in batches)
     equal, stack = said.splitlines()
     assert equal == f"{wanted} equal"
     used = int(stack.partition(" ")[0])
-    assert 1000 < used < 32 << 10
+    assert 1000 < used < 16 << 10
     sizes = f"{library.code_bytes} of code, {library.weight_bytes} of weights"
     print(f"bytes: {sizes}; {library.arena_bytes} of arena, {used} of stack; {program.name}")
 
@@ -155,8 +154,8 @@ def reactions(folder):
     texts = sorted(albert.CALIBRATION.read_text().splitlines(), key=len)
     options = {"tokenizer": folder / "smiles.json", "method": "minmax"}
     model = pipeline.pruned(import_model(package / albert.MODEL, calibrate=texts[:16], **options))
-    short = [ids for ids in (tokenizer.encode(text).ids for text in texts) if len(ids) <= 30]
-    batches = [batch(short[:1], [1, 3]), batch(short[1:3], [1, 4, len(short[1]) + 2])]
+    first, *others = (tokenizer.encode(text).ids[:30] for text in texts[:3])
+    batches = [batch([first], [1, 3]), batch(others, [1, 4, len(others[0]) + 2])]
     return model, batches
 
 
