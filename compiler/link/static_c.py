@@ -116,8 +116,10 @@ def _steps(
             else f"arena + {arena.at[tensor]}"
         )
 
-    def size(step: Step, argument: int) -> str:
+    def size(step: Step, argument: int, dimension: int) -> str:
         tensor = step.args[argument]
+        if tensor in plan.constants:
+            return str(plan.constants[tensor].shape[dimension])
         if tensor in INPUTS:
             return COUNTS[INPUTS[tensor]] + (" + 1" if tensor == "cu_seqlens" else "")
         return f"{plan.buffers[tensor].rows}_blocks"
@@ -127,6 +129,6 @@ def _steps(
         kernel = kernels[symbol(step.kernel, name)]
         parts = ["const void *"] * len(step.args) + ["int32_t"] * len(kernel.sizes) + ["void *"]
         declared[kernel.symbol] = f"void {kernel.symbol}({', '.join(parts)});"
-        given = [*map(pointer, step.args), *(size(step, at) for at, _ in kernel.sizes)]
+        given = [*map(pointer, step.args), *(size(step, *at) for at in kernel.sizes)]
         calls.append(f"  {kernel.symbol}({', '.join(given)}, arena + {arena.scratch});")
     return {"kernels": "\n".join(declared.values()), "steps": "\n".join(calls)}
