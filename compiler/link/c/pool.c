@@ -28,7 +28,7 @@
 
 enum {
   MAX_THREADS = 1024,
-  SHARE = 16, /* tasks of a thread, to be taken over one by one */
+  SHARE = 8, /* tasks of a thread, to be taken over one by one */
   SPIN_NS = 30000,
   CROWDED_SPIN_NS = 5000,
   LATE_NS = 200000, /* no task takes that long once all are claimed: its thread has no CPU */
