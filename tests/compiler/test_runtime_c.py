@@ -799,6 +799,22 @@ def test_checksum_around_whole_parts(toy_path, tmp_path, parts, more, listed):
     before = path.read_bytes()[: -footer.SIZE]
     crcs = [zlib.crc32(before[i : i + footer.PART]) for i in range(0, len(before), footer.PART)]
     assert found.checksum == zlib.crc32(struct.pack(f"<{len(crcs)}I", *crcs))
+    assert opened(tmp_path, path) == ""
+    runtime.load(path)
+    for at in {len(data) + len(added) - 1, (whole - 2) * footer.PART, len(before) - 3}:
+        altered = bytearray(path.read_bytes())
+        altered[at] ^= 1
+        other = tmp_path / f"{at}.so"  # a file that is loaded must not change
+        other.write_bytes(altered)
+        assert opened(tmp_path, other).startswith("library is altered: wrong checksum")
+        with pytest.raises(LibraryError, match="library is altered"):
+            footer.check(other)
+        with pytest.raises(LibraryError, match="library is altered"):
+            runtime.load(other)
+
+
+def opened(tmp_path, path) -> str:
+    """Open a library from C; return the error, "" where there is none."""
     source = f"""
         int main(void) {{
           char err[300];
@@ -806,19 +822,7 @@ def test_checksum_around_whole_parts(toy_path, tmp_path, parts, more, listed):
           return 0;
         }}
     """
-    assert run_c(tmp_path, source, OPENER) == ""
-    runtime.load(path)
-    for at in {len(data) + len(added) - 1, (whole - 2) * footer.PART, len(before) - 3}:
-        altered = bytearray(path.read_bytes())
-        altered[at] ^= 1
-        path.write_bytes(altered)
-        assert run_c(tmp_path, source, OPENER).startswith("library is altered: wrong checksum")
-        with pytest.raises(LibraryError, match="library is altered"):
-            footer.check(path)
-        with pytest.raises(LibraryError, match="library is altered"):
-            runtime.load(path)
-        altered[at] ^= 1
-        path.write_bytes(altered)
+    return run_c(tmp_path, source, OPENER)
 
 
 def test_opener_loads_a_replaced_file_anew(toy_library, tmp_path):
