@@ -70,7 +70,7 @@ class Epilogue:
 
         moved = {self.acc: (scratch, sums)}
         moved |= {old: (new, local) for old, new in zip(self.own, between, strict=True)}
-        body = _moved(_placed(stage, place), moved)
+        body = _moved(_renewed(_placed(stage, place)), moved)
         return tirx.For(number, 0, count, tirx.ForKind.UNROLLED, body)
 
 
@@ -115,6 +115,14 @@ def _placed(stage, place: dict):
         return _replaced(block.body, values)
 
     return _replaced(structural_map(stage, (SBlockRealize, inside)), place)
+
+
+def _renewed(stmt):
+    """Return a statement with variables of its own: a function defines each of them once."""
+    defined = []
+    structural_walk(stmt, (tirx.For, lambda loop: defined.append(loop.loop_var)))
+    structural_walk(stmt, (tirx.Bind, lambda bind: defined.append(bind.var)))
+    return _replaced(stmt, {old: tirx.Var(old.name, old.ty) for old in defined})
 
 
 def _replaced(stmt, values: dict):
