@@ -57,12 +57,18 @@ class Elf:
         if self.data[:4] != b"\x7fELF" or self.data[4:6] not in (b"\x02\x01", b"\x01\x01"):
             raise CompileError("not a little-endian ELF file", where=str(path))
         self.wide = self.data[4] == 2
+        try:
+            self.sections = self._read_sections()
+        except (struct.error, LookupError, ValueError) as error:
+            raise CompileError("a damaged little-endian ELF file", where=str(path)) from error
+
+    def _read_sections(self) -> list[Section]:
         table_at, table, sizes_at, header = _WIDE if self.wide else _NARROW
         (table,) = struct.unpack_from(table, self.data, table_at)
         size, count, names = struct.unpack_from("<HHH", self.data, sizes_at)
         raw = [struct.unpack_from(header, self.data, table + i * size) for i in range(count)]
         text = raw[names][4]
-        self.sections = [Section(_text(self.data, text + r[0]), *r[1:]) for r in raw]
+        return [Section(_text(self.data, text + r[0]), *r[1:]) for r in raw]
 
     def _of_type(self, kind: int) -> list[Section]:
         return [section for section in self.sections if section.type == kind]
