@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -157,7 +158,8 @@ class Via(Library):
         process = self._process
         if process.stdin.closed:
             return self._last
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # of what it did not read
+            process.stdin.close()
         process.kill()
         said = process.stderr.read().decode(errors="replace").strip().splitlines()
         code = process.wait()
