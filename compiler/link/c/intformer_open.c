@@ -132,7 +132,7 @@ static bool add_bytes(crc_table table, FILE *file, long at, long end, uint32_t *
       else
         for (long i = 0; i * PART < count; i++) {
           long part = count - i * PART;
-          crc[i] = crc32(table, 0, data + i * PART, (size_t)(part < PART ? part : PART));
+          crc[i] = crc32(table, 0, data + i * PART, (size_t)(part < PART ? part : (long)PART));
         }
       *total = add_crcs(table, *total, crc, (count + PART - 1) / PART);
     }
