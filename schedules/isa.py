@@ -1,6 +1,6 @@
 """The chips the kernels are written for: CPU instruction sets, one dot product each, and GPUs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -215,15 +215,7 @@ VNNI = Vnni(
     score_tiles=(2, 3, 1),
     context_tiles=16,
 )
-AMX = Vnni(
-    lanes=16,
-    registers=32,
-    matmul_tile=(8, 3),
-    steps=2,
-    score_tiles=(2, 3, 1),
-    context_tiles=16,
-    tiles=True,
-)
+AMX = replace(VNNI, tiles=True)
 # 16 registers: a tile of 8, the vectors of weights, what is broadcast
 AVX_VNNI = Vnni(
     lanes=8,
