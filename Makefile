@@ -19,6 +19,8 @@
 #   make load DATA=DIR       servers under load, in .venv-bench: capacity, waiting times, overload;
 #                            SOAK=MINUTES also compares every answer of a long load; LOAD="..." passes
 #                            more options of benchmarks/load
+#   make text DATA=DIR       sentence embeddings from text, beside other runtimes, a quarter of an hour;
+#                            TEXT="..." passes more options of benchmarks/text
 #   make bench-gpu           this machine's GPU: our libraries and PyTorch on it: out/bench-gpu;
 #                            DATA=DIR also compares every integer of dev sets with the CPU's
 #   make edge                what is predicted of ARM and RISC-V chips, by counting and models:
@@ -52,7 +54,7 @@ QUICK ?=
 QAT ?=
 
 .PHONY: demo test test-all test-engines sanitize dist release-check emulators browser accuracy qat-results \
-  bench load bench-gpu edge compile-time results tuning-logs install clean
+  bench load text bench-gpu edge compile-time results tuning-logs install clean
 
 demo: install
 	$(BIN)/python -P examples/demo.py
@@ -114,6 +116,18 @@ load:
 	$(MAKE) install VENV=.venv-bench EXTRA=bench
 	.venv-bench/bin/python benchmarks/load "$(DATA)" $(if $(SOAK),--soak $(SOAK)) $(LOAD)
 
+text: .venv-text/.stamp
+	$(MAKE) install VENV=.venv-bench EXTRA=bench
+	.venv-bench/bin/python benchmarks/text "$(DATA)" --python .venv-text/bin/python $(TEXT)
+
+# optimum-intel without what it asks for: torchvision, which this model does not need.
+.venv-text/.stamp: benchmarks/text/rivals.txt
+	$(PYTHON) -m venv --clear .venv-text
+	.venv-text/bin/pip install --quiet torch==2.13.0
+	.venv-text/bin/pip install --quiet -r $<
+	.venv-text/bin/pip install --quiet --no-deps optimum==2.3.0 optimum-intel==2.2.0
+	touch $@
+
 bench-gpu: install
 	$(BIN)/python -P benchmarks/bench_gpu.py $(if $(DATA),--data "$(DATA)")
 
@@ -167,5 +181,5 @@ $(VENV)/.stamp: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-engines .venv-triton .venv-qat $(RELEASE) build dist out \
+	rm -rf $(VENV) .venv-bench .venv-text .venv-engines .venv-triton .venv-qat $(RELEASE) build dist out \
 	  .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from importlib.util import find_spec
 
 SILENT_SECONDS = 2.0
@@ -11,15 +11,15 @@ SILENT_SECONDS = 2.0
 def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
     """Yield the items; once two seconds have passed, show a bar on stderr if it is a terminal.
 
-    total  number of items where len(items) does not say
+    total  number of items where len(items) does not say; without either the bar only moves
 
     Without rich, which the base install does not have, there is no bar.
     """
     if not sys.stderr.isatty() or find_spec("rich") is None:
         yield from items
         return
-    if total is None:
-        total = len(items)  # type: ignore[arg-type]
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     start, bar, task = time.monotonic(), None, None
     try:
         for done, item in enumerate(items):

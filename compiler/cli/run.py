@@ -2,7 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import chain, tee
 
 from intformer.cli.options import Option, positive
 from intformer.cli.text import Result
@@ -43,39 +45,61 @@ def options() -> dict[str, Option]:
 
 
 def run(args: argparse.Namespace) -> Result:
-    """Texts to answers; lines of text are made as the answers come."""
+    """Texts to answers, which are printed as they come; memory does not grow with the texts."""
     from intformer.progress import progress
     from intformer.runtime import load
     from intformer.runtime.edge import predict
     from intformer.runtime.edge.answers import plain
-    from intformer.runtime.texts import decoded, parse_texts, read_texts
 
-    texts, pairs = args.texts, args.pairs
-    if texts is None:
-        if args.file == "-":
-            rows = parse_texts(decoded(sys.stdin.buffer.read(), "stdin"), "stdin")
-        else:
-            rows = read_texts(args.file)
-        texts = [row[0] for row in rows]
-        pairs = [row[1] for row in rows] if rows and len(rows[0]) == 2 else None
-    if not texts:
-        raise IntformerError(
-            "no texts", where=args.file, hint="pass --text TEXT, or one text per line"
-        )
-    library = load(args.library)
-    options = {}
-    if args.top_k is not None:
-        options["top_k"] = args.top_k
-    if args.prompt_name is not None:
-        options["prompt_name"] = args.prompt_name
-    answers = predict(library, texts, pairs, batch_tokens=args.batch_tokens, **options)
-    if not sys.stdout.isatty():  # where answers are seen, they are the progress
-        answers = progress(answers, "answering", total=len(texts))
-    rows = zip(texts, pairs, strict=True) if pairs else ((text,) for text in texts)
-    found = zip(rows, answers, strict=True)
-    if args.json:
-        return [{"texts": list(row), "answer": plain(answer)} for row, answer in found], []
-    return None, (f"{shown(answer)}\t{' | '.join(row)}" for row, answer in found)
+    with ExitStack() as files:
+        texts, pairs, rows, total = _given(args, files)
+        library = load(args.library)
+        options = {}
+        if args.top_k is not None:
+            options["top_k"] = args.top_k
+        if args.prompt_name is not None:
+            options["prompt_name"] = args.prompt_name
+        answers = predict(library, texts, pairs, batch_tokens=args.batch_tokens, **options)
+        if not sys.stdout.isatty():  # where answers are seen, they are the progress
+            answers = progress(answers, "answering", total)
+        found = zip(rows, answers, strict=True)
+        if args.json:
+            return [{"texts": list(row), "answer": plain(answer)} for row, answer in found], []
+        lines = (f"{shown(answer)}\t{' | '.join(row)}" for row, answer in found)
+        return None, _closing(files.pop_all(), lines)
+
+
+def _given(args: argparse.Namespace, files: ExitStack) -> tuple[Iterable, ...]:
+    """Return texts, their pairs or None, rows of both, and how many where that is known.
+
+    files  takes what must stay open until the texts are read
+    """
+    from intformer.runtime.texts import opened, texts_in
+
+    if args.texts is not None:
+        texts, pairs = args.texts, args.pairs
+        rows = zip(texts, pairs, strict=True) if pairs else ((text,) for text in texts)
+        return texts, pairs, rows, len(texts)
+    lines, where, total = sys.stdin.buffer, "stdin", None
+    if args.file != "-":
+        lines, where = files.enter_context(opened(args.file)), args.file
+        total = sum(1 for _ in lines)
+        lines.seek(0)
+    found = texts_in(lines, where)
+    first = next(found, None)
+    if first is None:
+        raise IntformerError("no texts", where=args.file, hint="pass --text TEXT or lines of text")
+    # each is read a few runs ahead of the answers, which `rows` waits for
+    left, right, rows = tee(chain([first], found), 3)
+    pairs = (row[1] for row in right) if len(first) == 2 else None
+    if pairs is None:
+        del right  # or it would keep every row
+    return (row[0] for row in left), pairs, rows, total
+
+
+def _closing(files: ExitStack, lines: Iterator[str]) -> Iterator[str]:
+    with files:
+        yield from lines
 
 
 def shown(answer: object) -> str:

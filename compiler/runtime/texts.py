@@ -1,7 +1,10 @@
 """Files of texts, as `run`, `--calibrate`, `verify --texts` and `bench --data` take them."""
 
+import codecs
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from intformer.errors import IntformerError
 
@@ -22,62 +25,66 @@ Text = tuple[str, ...]  # (text,) or (text, second text)
 
 
 def read_texts(file: str | Path) -> list[Text]:
-    """Return the texts of a file (see parse_texts); raise IntformerError naming file and line."""
+    """Return the texts of a file; raise IntformerError naming file and line (see texts_in)."""
+    with opened(file) as lines:
+        return list(texts_in(lines, str(file)))
+
+
+def opened(file: str | Path) -> BinaryIO:
+    """Open a regular file of texts; raise IntformerError naming it."""
     path = Path(file)
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise IntformerError("not a regular file", where=str(path), hint=HINT)
-        data = path.read_bytes()
+        return path.open("rb")
     except OSError as error:
         raise IntformerError(
             f"cannot read the texts: {error.strerror}", where=str(path), hint=HINT
         ) from error
-    return parse_texts(decoded(data, str(path)), str(path))
 
 
-def decoded(data: bytes, where: str) -> str:
-    """Return UTF-8 text without its byte order mark; raise IntformerError naming the line."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise IntformerError(
-            f"not UTF-8: byte {data[error.start]:#04x}", where=f"{where}, line {line}", hint=HINT
-        ) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise IntformerError("a NUL byte: not text", where=f"{where}, line {line}", hint=HINT)
-    return text
+def texts_in(lines: Iterable[bytes], where: str) -> Iterator[Text]:
+    """Yield (text,) or (text, second text) of every line that is not blank, as they are read.
 
-
-def parse_texts(text: str, where: str) -> list[Text]:
-    """Return (text,) or (text, second text) of every line that is not blank.
-
+    lines  of UTF-8, as a binary file yields them: they end at "\\n" or "\\r\\n" alone
     where  the file, for errors
 
     A first line of several columns, one of them in SINGLE_COLUMNS or two in PAIR_COLUMNS, is the
     header of a TSV. Without one, a tab in every line separates two texts; lines without any are
     single texts.
     """
-    lines = text_lines(text.removeprefix("\ufeff"))
-    columns = header_columns(lines[0]) if lines else None
-    first = 1 if columns else 0
-    rows = [(i, line) for i, line in enumerate(lines[first:], first + 1) if line.strip()]
-    if columns:
-        return [_picked(line, columns, f"{where}, line {i}") for i, line in rows]
-    found = [tuple(part.strip() for part in line.split("\t")) for _, line in rows]
-    for (i, _), parts in zip(rows, found, strict=True):
+    columns = count = None
+    for number, data in enumerate(lines, 1):
+        here = f"{where}, line {number}"
+        line = _decoded(data.removeprefix(codecs.BOM_UTF8) if number == 1 else data, here)
+        if number == 1 and (columns := header_columns(line)):
+            continue
+        if not line.strip():
+            continue
+        if columns:
+            yield _picked(line, columns, here)
+            continue
+        parts = tuple(part.strip() for part in line.split("\t"))
+        count = count or len(parts)
         if len(parts) > 2:
-            raise IntformerError(
-                f"{len(parts)} columns and no header that names them",
-                where=f"{where}, line {i}",
-                hint=HINT,
-            )
-        if len(parts) != len(found[0]):
-            raise IntformerError(
-                "some lines have a tab, some have none", where=f"{where}, line {i}", hint=HINT
-            )
-    return found
+            what = f"{len(parts)} columns and no header that names them"
+            raise IntformerError(what, where=here, hint=HINT)
+        if len(parts) != count:
+            raise IntformerError("some lines have a tab, some have none", where=here, hint=HINT)
+        yield parts
+
+
+def _decoded(data: bytes, where: str) -> str:
+    """Return a line without its end."""
+    try:
+        line = data.decode()
+    except UnicodeDecodeError as error:
+        raise IntformerError(
+            f"not UTF-8: byte {data[error.start]:#04x}", where=where, hint=HINT
+        ) from error
+    if "\0" in line:
+        raise IntformerError("a NUL byte: not text", where=where, hint=HINT)
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 def header_columns(line: str) -> tuple[int, ...] | None:

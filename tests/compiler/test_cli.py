@@ -1,6 +1,7 @@
 """The command line: every verb on a small model, as text and as JSON, and faults in one line."""
 
 import functools
+import itertools
 import json
 import shutil
 import subprocess
@@ -93,6 +94,17 @@ def test_run_from_arguments_files_and_stdin(library, call, data, tmp_path, monke
     assert [answer["texts"] for answer in answers] == [[text] for text in texts]
     assert {*answers[0]["answer"]} == {"label", "score", "scores"}
     assert sum(answers[0]["answer"]["scores"].values()) == pytest.approx(1)
+
+
+def test_run_answers_while_it_reads(library, monkeypatch):
+    lines = itertools.count()
+    endless = SimpleNamespace(buffer=(b"text %d\n" % number for number in lines))
+    monkeypatch.setattr(sys, "stdin", endless)
+    args = cli.parser().parse_args(["run", str(library)])
+    _, answers = args.verb(args)
+    assert [next(answers).split("\t")[1] for _ in range(3)] == ["text 0", "text 1", "text 2"]
+    answers.close()
+    assert next(lines) < 10_000
 
 
 def test_run_reads_a_text_per_line_feed(library, data, tmp_path):

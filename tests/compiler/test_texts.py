@@ -5,7 +5,7 @@ import os
 import pytest
 
 from intformer.errors import IntformerError
-from intformer.runtime.texts import parse_texts, read_texts
+from intformer.runtime.texts import read_texts, texts_in
 
 
 def read(tmp_path, content):
@@ -66,4 +66,11 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_text_that_was_read_elsewhere():
-    assert parse_texts("\ufeffa\tb\n", "stdin") == [("a", "b")]
+    assert list(texts_in(["\ufeffa\tb\n".encode()], "stdin")) == [("a", "b")]
+
+
+def test_texts_come_as_they_are_read():
+    found = texts_in(iter([b"a\n", b"b\n", b"c\xff\n"]), "stdin")
+    assert [next(found), next(found)] == [("a",), ("b",)]
+    with pytest.raises(IntformerError, match="not UTF-8: byte 0xff - stdin, line 3"):
+        next(found)

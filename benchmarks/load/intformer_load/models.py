@@ -20,15 +20,16 @@ BODIES = 400  # requests that differ
 
 def bodies(data: Path) -> list[dict]:
     """Return requests of one text each: of imdb and of stsb in turn, cut by the server."""
-    texts = [_column(data / name / "dev.tsv", column) for name, column in FILES.items()]
+    texts = [column(data / name / "dev.tsv", head, BODIES) for name, head in FILES.items()]
     mixed = itertools.chain.from_iterable(zip(*texts, strict=False))
     return [{"inputs": text} for text in itertools.islice(mixed, BODIES)]
 
 
-def _column(path: Path, name: str) -> list[str]:
+def column(path: Path, name: str, count: int) -> list[str]:
+    """Return the first texts of a TSV of GLUE, which knows no quotes."""
     with path.open(encoding="utf-8", newline="\n") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [row[name] for row in itertools.islice(rows, BODIES)]
+        return [row[name] for row in itertools.islice(rows, count)]
 
 
 def minilm() -> Path:

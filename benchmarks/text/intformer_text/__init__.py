@@ -1,0 +1,1 @@
+"""From text to answer: ours beside what users of sentence embeddings run."""

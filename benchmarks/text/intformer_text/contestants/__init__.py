@@ -1,0 +1,1 @@
+"""Programs that embed texts; see intformer_race.contestants.protocol."""
