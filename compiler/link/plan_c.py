@@ -150,7 +150,7 @@ def _api_table(name: str, channels: int) -> list[str]:
         "  .output_size = if_output_size, .run = if_run, .set_threads = if_set_threads,",
         "  .get_threads = if_get_threads, .variant = if_variant,",
         "  .set_variant = if_set_variant, .device = if_device,",
-        "  .checksums = if_checksums,",
+        "  .checksums = if_checksums, .run_alone = if_run_alone,",
         "};",
         *(
             f'__attribute__((visibility("default"))) const intformer_api *{get}(void) '

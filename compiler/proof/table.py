@@ -33,7 +33,7 @@ API = _struct(
     output_channels=c_uint32,
     name=POINTER,
     build_id=POINTER,
-    functions=POINTER * 10,
+    functions=POINTER * 11,
 )
 TABLE = _struct(
     "plan_table",
@@ -346,7 +346,7 @@ def bad_slots(read: Reader, plan: Plan) -> Iterator[Finding]:
 def bad_kernels(read: Reader) -> Iterator[Finding]:
     """Yield functions of the tables that do not lie in executable code."""
     table = read.table
-    listed = (read.api.size - API.functions.offset) // ctypes.sizeof(POINTER)  # ABI 4 has one less
+    listed = (read.api.size - API.functions.offset) // ctypes.sizeof(POINTER)  # less in older ones
     functions = [("function of the C table", list(read.api.functions)[:listed])]
     for v in read.rows(VARIANT, table.variants, table.num_variants):
         if v.kernels:

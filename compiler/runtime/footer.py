@@ -23,7 +23,7 @@ from intformer.errors import LibraryError
 
 ARCHIVE = b"!<arch>\n"  # what a static library starts with
 MAGIC = b"INTFORM2"
-ABI_VERSION = 5  # INTFORMER_ABI_VERSION of intformer.h
+ABI_VERSION = 6  # INTFORMER_ABI_VERSION of intformer.h
 OLDEST_ABI = 4  # of a library that is still read: the table grows at its end from this one on
 # magic, file length, checksum of all before the footer, glibc floor, build id, ABI version, CRC-32
 # of the footer so far

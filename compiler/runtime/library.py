@@ -44,7 +44,7 @@ class _Input(ctypes.Structure):
 
 
 class _Api(ctypes.Structure):
-    _fields_ = (  # as of ABI 5; a later library has more behind them
+    _fields_ = (  # as of ABI 6; a later library has more behind them
         ("size", ctypes.c_uint32),
         ("abi_version", ctypes.c_uint32),
         ("output_channels", ctypes.c_uint32),
@@ -81,10 +81,12 @@ class _Api(ctypes.Structure):
                 None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p
             ),
         ),
+        ("run_alone", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)),  # since ABI 6
     )
 
 
-_ABI_4 = _Api.checksums.offset  # bytes of the table of the first libraries
+# bytes of the table of earlier libraries, by ABI
+_SIZES = {4: _Api.checksums.offset, 5: _Api.run_alone.offset}
 
 
 def load(path: str | os.PathLike, *, run: bool = True) -> "Library":
@@ -146,6 +148,16 @@ class Library(LibraryFile):
     def set_threads(self, threads: int) -> None:
         """Set the threads of one run; 0 = as affinity and the cgroup quota allow (default)."""
         _set_threads(self._api, threads)
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether the library has `run_alone`: libraries before ABI 6 do not."""
+        return self.footer.abi >= 6
+
+    def run_alone(self, alone: bool = True) -> None:
+        """Let runs of the calling thread use no other thread, until told otherwise."""
+        if code := self._api.run_alone(alone):
+            raise LibraryError("not enough memory", hint=_CODE_HINTS.get(code, ""))
 
     @property
     def device(self) -> str | None:
@@ -291,9 +303,10 @@ def _open(path: Path, about: footer.Footer) -> _Api:
             raise LibraryError(f"cannot load library: {error}", where=where) from None
         loaded.intformer_get.restype = ctypes.POINTER(_Api)
         api = loaded.intformer_get().contents
-        if api.size < (ctypes.sizeof(_Api) if about.abi > 4 else _ABI_4):
+        least = _SIZES.get(about.abi, ctypes.sizeof(_Api))
+        if api.size < least:
             raise LibraryError(
-                f"its table has {api.size} bytes, {ctypes.sizeof(_Api)} expected",
+                f"its table has {api.size} bytes, {least} expected",
                 where=where,
                 hint="compile the model again",
             )

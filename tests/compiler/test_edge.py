@@ -1,6 +1,7 @@
 import gc
 import json
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -391,6 +392,8 @@ def test_mask_token(settings, wanted):
 class Model:
     """Stands for a library: counts its runs and how often its files are read."""
 
+    runs_alone = False
+
     def __init__(self):
         self.metadata = {**META, "head": "sequence-classification", "labels": ["x", "y"]}
         self.calls = self.reads = 0
@@ -448,6 +451,32 @@ def test_predict_takes_any_iterable(kind):
     assert list(edge.predict(Model(), kind(texts), kind(pairs), batch_tokens=9)) == wanted
     assert len(wanted) == 3
     assert list(edge.predict(Model(), kind(texts[:0]))) == []
+
+
+class Threaded(Model):
+    """One whose runs take a thread each, the longest text the least time."""
+
+    runs_alone, threads = True, 3
+
+    def __init__(self):
+        super().__init__()
+        self.alone = set()
+
+    def run_alone(self):
+        self.alone.add(threading.get_ident())
+
+    def run(self, input_ids, cu_seqlens, **rest):
+        assert threading.get_ident() in self.alone
+        time.sleep(0.01 / input_ids.size)
+        return super().run(input_ids, cu_seqlens, **rest)
+
+
+def test_predict_runs_a_batch_on_each_thread():
+    texts = [" ".join("cat" for _ in range(1 + i * 7 % 11)) for i in range(300)]
+    model = Threaded()
+    found = list(edge.predict(model, texts, batch_tokens=20))
+    assert found == list(edge.predict(Model(), texts, batch_tokens=20))
+    assert 1 < len(model.alone) <= 3
 
 
 def test_predict_reads_a_few_runs_ahead():

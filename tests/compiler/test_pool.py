@@ -120,3 +120,38 @@ def test_a_fault_is_told_and_the_next_job_is_sound(tmp_path):
         }
     """
     assert run_pool(tmp_path, source) == "told\n"
+
+
+def test_a_thread_that_runs_alone_uses_no_other(tmp_path):
+    """It has one task, which it does itself; other threads' work is shared out as before."""
+    source = """
+        typedef struct { atomic_int tasks, own; pthread_t caller; } counts;
+        static int note(int task, parallel_env *env, void *data) {
+          counts *seen = data;
+          (void)task, (void)env;
+          atomic_fetch_add(&seen->tasks, 1);
+          atomic_fetch_add(&seen->own, pthread_equal(pthread_self(), seen->caller) != 0);
+          return 0;
+        }
+        static void *launch(void *alone) {
+          counts seen = {0, 0, pthread_self()};
+          if (if_run_alone(alone != NULL)) return "no memory";
+          if_parallel(note, &seen);
+          if (alone) return seen.tasks == 1 && seen.own == 1 ? "" : "one task was expected, here";
+          return seen.tasks >= 3 ? "" : "three tasks were expected";
+        }
+        int main(void) {
+          if_set_threads(3);
+          for (int i = 0; i < 4; i++) {
+            pthread_t thread;
+            void *said;
+            pthread_create(&thread, NULL, launch, i % 2 ? &i : NULL);
+            pthread_join(thread, &said);
+            if (((char *)said)[0]) return puts(said), 1;
+          }
+          puts(launch("alone"));
+          puts(launch(NULL)); /* told otherwise */
+          return 0;
+        }
+    """
+    assert run_pool(tmp_path, source).strip() == ""

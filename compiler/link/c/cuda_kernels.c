@@ -54,6 +54,11 @@ int if_set_threads(int threads) {
 
 int if_get_threads(void) { return 1; }
 
+int if_run_alone(int alone) {
+  (void)alone;
+  return INTFORMER_OK;
+}
+
 void if_parallel(parallel_fn fn, void *data) {
   parallel_env env = {NULL, 1};
   fn(0, &env, data);

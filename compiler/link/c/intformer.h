@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define INTFORMER_ABI_VERSION 5
+#define INTFORMER_ABI_VERSION 6
 
 enum {
   INTFORMER_OK = 0,
@@ -96,6 +96,11 @@ typedef struct {
    * every `part` bytes of data, the last part shorter, by the CPU's own instructions for it and by
    * all threads of a run. */
   void (*checksums)(const void *data, size_t size, size_t part, uint32_t *crcs);
+
+  /* Since ABI 6. Runs that the calling thread starts use no other thread; with alone = 0 those of
+   * set_threads() again. For programs that compute many batches at once: a thread each finishes
+   * them sooner than all threads do one after the other. Returns INTFORMER_OK or INTFORMER_MEMORY. */
+  int (*run_alone)(int alone);
 } intformer_api;
 
 /* Exported by every library, together with intformer_get_<name>(). */

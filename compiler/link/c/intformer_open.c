@@ -209,6 +209,12 @@ static int at_least(const char *text, unsigned major, unsigned minor) {
   return have[0] > major || (have[0] == major && have[1] >= minor);
 }
 
+/* Bytes of the table of a library: what later versions have added lies behind. */
+static size_t least_size(unsigned abi) {
+  if (abi == OLDEST_ABI) return offsetof(intformer_api, checksums);
+  return abi == 5 ? offsetof(intformer_api, run_alone) : sizeof(intformer_api);
+}
+
 static const intformer_api *load(const char *path, const unsigned char *footer, char *err,
                                  size_t err_len) {
   char alias[4096];
@@ -234,8 +240,7 @@ static const intformer_api *load(const char *path, const unsigned char *footer, 
     }
     const intformer_api *(*get)(void);
     memcpy(&get, &symbol, sizeof get);
-    size_t least = little_endian(footer + 56, 4) > OLDEST_ABI ? sizeof(intformer_api)
-                                                              : offsetof(intformer_api, checksums);
+    size_t least = least_size((uint32_t)little_endian(footer + 56, 4));
     if (get()->size < least) {
       snprintf(err, err_len, "its table has %u bytes, %zu expected - %s", get()->size, least, path);
       return NULL;

@@ -181,6 +181,7 @@ typedef int (*parallel_fn)(int task, parallel_env *env, void *data);
 /* pool.c, or cuda_kernels.c */
 int if_set_threads(int threads);
 int if_get_threads(void);
+int if_run_alone(int alone);
 void if_parallel(parallel_fn fn, void *data); /* does all tasks of work that cannot fail */
 
 /* crc.c */

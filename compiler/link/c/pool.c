@@ -77,6 +77,7 @@ typedef struct {
   int live; /* allocations in use; memory is reused once there are none */
   char message[400];
   bool no_memory; /* the reason is that an allocation failed */
+  bool alone; /* its runs use no other thread */
 } thread_state;
 
 static atomic_uint state_key; /* the pthread_key_t and 1; 0: none yet */
@@ -110,6 +111,11 @@ static thread_state *this_thread(void) {
     }
   }
   return state;
+}
+
+static bool is_alone(void) {
+  thread_state *state = this_thread();
+  return state && state->alone;
 }
 
 static void *take_workspace(thread_state *state, uint64_t bytes) {
@@ -368,7 +374,7 @@ static int launch_on_pool(parallel_fn fn, void *data) {
 }
 
 static int parallel_launch(parallel_fn fn, void *data, int num_task) {
-  int threads = num_task == 1 ? 1 : if_get_threads();
+  int threads = num_task == 1 || is_alone() ? 1 : if_get_threads();
   if (threads > 1 && !atomic_exchange(&pool.busy, true)) {
     if (pool.size != threads && pool.failed_size != threads) resize(threads);
     bool parallel = pool.size > 1;
@@ -386,6 +392,12 @@ int if_set_threads(int threads) {
   if (threads < 0 || threads > MAX_THREADS) return INTFORMER_BAD_INPUT;
   atomic_store(&wanted, threads);
   return INTFORMER_OK;
+}
+
+int if_run_alone(int alone) {
+  thread_state *state = this_thread();
+  if (state) state->alone = alone != 0;
+  return state ? INTFORMER_OK : INTFORMER_MEMORY;
 }
 
 int if_get_threads(void) {

@@ -1,7 +1,8 @@
 """Integer outputs become answers: one function per head. What stays in float is here."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,9 +42,14 @@ def decode(edge: "Edge", packed: Packed, output: np.ndarray, **options) -> list:
     return ANSWERS[head](edge, packed, edge.real(output), **options)
 
 
+@cache
+def _options(answer: Callable) -> list[str]:
+    return list(inspect.signature(answer).parameters)[3:]  # behind edge, packed and rows
+
+
 def check_options(head: heads.Head, options: Iterable[str]) -> None:
     """Raise IntformerError for an option that the answers of a head do not take."""
-    takes = list(inspect.signature(ANSWERS[head]).parameters)[3:]
+    takes = _options(ANSWERS[head])
     for name in options:
         if name not in takes:
             known = f"its options: {', '.join(takes)}" if takes else "it has no options"

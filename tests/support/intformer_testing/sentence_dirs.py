@@ -58,6 +58,8 @@ def old_modules(folder: Path, *kinds: str) -> None:
 class Answering:
     """Stands for a library: metadata, files and run()."""
 
+    runs_alone = False
+
     def answers(self, texts, pairs=None, **options) -> list:
         """Answer as a library does."""
         return list(predict(self, texts, pairs, **options))
