@@ -16,7 +16,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("records", "race", "load"))
+sys.path.append(str(Path(__file__).parents[1] / "records"))
+sys.path.append(str(Path(__file__).parents[1] / "race"))
+sys.path.append(str(Path(__file__).parents[1] / "load"))
 
 import intformer_records as records
 import numpy as np
