@@ -96,9 +96,9 @@ def main() -> None:
             rows.append(row)
         for row in pressed:
             print(" | ".join(row), flush=True)
-    soak = f" SOAK={args.soak:g}" if args.soak else ""
+    command = records.made_with("make load DATA=DIR", "LOAD", sys.argv[2:])
     for name, columns, table in (("load", COLUMNS, rows), ("load-pressed", PRESSED, pressed)):
-        path = records.write(name, f"make load DATA=DIR{soak}", columns, table)
+        path = records.write(name, command, columns, table)
         print(f"{path}; `make results` takes it over")
 
 

@@ -82,10 +82,19 @@ def _export(source: Path, path: Path) -> None:
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()
+
+    class Rows(torch.nn.Module):
+        """The model with the two inputs and the one output that are exported."""
+
+        def forward(self, ids, mask):
+            return self.model(input_ids=ids, attention_mask=mask)[0]
+
+    rows = Rows()
+    rows.model = model
     ids = torch.ones((2, 8), dtype=torch.int64)
     axes = {0: "batch", 1: "tokens"}
     torch.onnx.export(
-        model,
+        rows,
         (ids, ids),
         path,
         input_names=["input_ids", "attention_mask"],

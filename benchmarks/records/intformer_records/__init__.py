@@ -38,6 +38,11 @@ def write(name: str, command: str, columns: Iterable[str], rows: Iterable[Iterab
     return path
 
 
+def made_with(command: str, variable: str, options: list[str]) -> str:
+    """Return a make command with the options that a program was given by a variable of it."""
+    return f'{command} {variable}="{" ".join(options)}"' if options else command
+
+
 def commit() -> str:
     """Return what git calls this version; "unknown" outside of a repository."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
