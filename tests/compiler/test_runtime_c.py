@@ -671,6 +671,8 @@ def test_bad_calls_in_c(toy_path, tmp_path):
           printf("%zu %zu\\n", intformer_get_toy()->output_size(NULL),
                  intformer_get_toy()->output_size(&input));
           bad = input; bad.num_tokens = -5;
+          printf("%zu ", intformer_get_toy()->output_size(&bad));
+          bad = input; bad.batch = 2147483647;
           printf("%zu\\n", intformer_get_toy()->output_size(&bad));
           printf("%d", intformer_get_toy()->run(NULL, out, 70, tiny, sizeof tiny));
           printf(" %s\\n", tiny);
@@ -678,9 +680,9 @@ def test_bad_calls_in_c(toy_path, tmp_path):
         }}
     """
     assert run_c(tmp_path, source, toy_path).splitlines() == [
-        "1 input, input_ids or cu_seqlens is NULL",
-        "1 input, input_ids or cu_seqlens is NULL",
-        "1 input, input_ids or cu_seqlens is NULL",
+        "1 input is NULL",
+        "1 input_ids is NULL",
+        "1 cu_seqlens is NULL",
         "1 num_tokens is -5 and batch 2 - a run needs at least one token and one sequence",
         "1 num_tokens is 7 and batch 0 - a run needs at least one token and one sequence",
         "1 num_tokens is 7, batch 2147483647, num_positions 0 - one run takes at most 134217720 "
@@ -689,8 +691,8 @@ def test_bad_calls_in_c(toy_path, tmp_path):
         "2 out has room for 69 numbers - output_size() says that 70 are needed",
         "2 out has room for 0 numbers - output_size() says that 70 are needed",
         "0 70",
-        "0",
-        "1 input, ",
+        "0 0",
+        "1 input i",
     ]
 
 

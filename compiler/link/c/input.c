@@ -14,6 +14,8 @@ int if_fail(message err, int code, const char *format, ...) {
     va_start(list, format);
     vsnprintf(err.text, err.size, format, list);
     va_end(list);
+    for (char *at = err.text; *at; at++) /* of a caller's name: the message is one line */
+      if ((unsigned char)*at < ' ' || *at == 127) *at = '?';
   }
   return code;
 }
@@ -32,8 +34,7 @@ static int check_ids(message err, const char *what, const int32_t *ids, int32_t 
 }
 
 int if_check_counts(message err, const intformer_input *in) {
-  if (!in || !in->input_ids || !in->cu_seqlens)
-    return if_fail(err, INTFORMER_BAD_INPUT, "input, input_ids or cu_seqlens is NULL");
+  if (!in) return if_fail(err, INTFORMER_BAD_INPUT, "input is NULL");
   if (in->num_tokens < 1 || in->batch < 1)
     return if_fail(err, INTFORMER_BAD_INPUT,
                 "num_tokens is %d and batch %d - a run needs at least one token and one sequence",
@@ -47,11 +48,18 @@ int if_check_counts(message err, const intformer_input *in) {
   if (!plan->takes_positions && in->num_positions)
     return if_fail(err, INTFORMER_BAD_INPUT,
                 "num_positions is %d - this model computes all rows; pass 0", in->num_positions);
-  if (plan->takes_positions && (in->num_positions < 1 || !in->positions))
+  if (plan->takes_positions && in->num_positions < 1)
     return if_fail(err, INTFORMER_BAD_INPUT,
                 "num_positions is %d - this model needs the indices of the wanted tokens",
                 in->num_positions);
   return INTFORMER_OK;
+}
+
+int if_check_pointers(message err, const intformer_input *in) {
+  if (in->input_ids && in->cu_seqlens && (in->positions || !plan->takes_positions))
+    return INTFORMER_OK;
+  return if_fail(err, INTFORMER_BAD_INPUT, "%s is NULL",
+                 !in->input_ids ? "input_ids" : !in->cu_seqlens ? "cu_seqlens" : "positions");
 }
 
 static int check_offsets(message err, const int32_t *offsets, int32_t batch, int32_t tokens) {

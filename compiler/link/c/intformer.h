@@ -83,10 +83,10 @@ typedef struct {
    * fastest that this machine runs; a library for a GPU opens the driver then. Name of the one in
    * use, or NULL: none runs here, run() says why. */
   const char *(*variant)(void);
-  /* Changes it for runs that start from now on; NULL chooses again as the first call does. Returns
-   * INTFORMER_BAD_INPUT for a name that is not in metadata.json, INTFORMER_CPU or INTFORMER_GPU for
-   * a variant that does not run here, with a message in err (err may be NULL). A GPU variant has two
-   * forms, such as "t4 cubin" and "t4 ptx" (which the driver compiles); "t4" takes the first that
+  /* Changes it for runs that start from now on; NULL or "" chooses again as the first call does.
+   * Returns INTFORMER_BAD_INPUT for a name that is not in metadata.json, INTFORMER_CPU or
+   * INTFORMER_GPU for a variant that does not run here, with a message in err (err may be NULL). A
+   * GPU variant has two forms, such as "t4 cubin" and "t4 ptx" (which the driver compiles); "t4" takes the first that
    * runs. */
   int (*set_variant)(const char *name, char *err, size_t err_len);
   /* Name of the GPU that runs the variant in use; NULL on a CPU, and where none runs. */

@@ -159,6 +159,7 @@ int if_no_memory(message err, const intformer_input *in, const char *where);
 __attribute__((format(printf, 3, 4))) int if_fail(message err, int code, const char *format, ...);
 int64_t if_rows(const intformer_input *in, enum rows rows);
 int if_check_counts(message err, const intformer_input *in);
+int if_check_pointers(message err, const intformer_input *in); /* once the counts are sound */
 /* Copies the inputs to data, checks the copies, so that nobody can change them between check and
  * use, and counts positions where there are none. */
 int if_take_inputs(message err, const intformer_input *in, int32_t *const data[INPUTS]);

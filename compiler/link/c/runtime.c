@@ -91,8 +91,9 @@ int if_set_variant(const char *name, char *text, size_t size) {
 /* ---- run ---- */
 
 size_t if_output_size(const intformer_input *in) {
-  int64_t rows = in ? if_rows(in, plan->tensors[plan->output].rows) : 0;
-  return rows > 0 ? (size_t)rows * intformer_table.output_channels : 0;
+  message none = {NULL, 0};
+  if (if_check_counts(none, in)) return 0;
+  return (size_t)if_rows(in, plan->tensors[plan->output].rows) * intformer_table.output_channels;
 }
 
 void if_copy_output(const intformer_input *in, const int32_t *from, int32_t *out) {
@@ -127,8 +128,7 @@ int if_run(const intformer_input *in, int32_t *out, size_t out_len, char *text, 
     copy = *in;
     in = &copy;
   }
-  code = if_check_counts(err, in);
-  if (code) return code;
+  if ((code = if_check_counts(err, in)) || (code = if_check_pointers(err, in))) return code;
   if (!out || out_len < if_output_size(in))
     return if_fail(err, INTFORMER_BAD_OUTPUT,
                    "out has room for %zu numbers - output_size() says that %zu are needed",
