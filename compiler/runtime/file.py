@@ -4,6 +4,8 @@ import json
 import mmap
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -100,6 +102,22 @@ class LibraryFile:
             before, last = stop, f"section {name!r}"
         return index
 
+    @contextmanager
+    def _reading(self, section: str) -> Iterator[None]:
+        """Make what goes wrong with the JSON of a section an error of the library."""
+        try:
+            yield
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
+            what = f"{type(error).__name__} {str(error)[:200]!r}"
+            raise self._fault(f"section {section!r} is damaged: {what}") from error
+
     def sections(self) -> list[str]:
         """Return the names of all sections."""
         return list(self.index)
@@ -149,7 +167,8 @@ class LibraryFile:
         about = self.packing.get(name)
         if about is None:
             raise LibraryError(f"no constant {name!r}", where=str(self.path))
-        return self._view(f"constants/{name}").view(about["dtype"]).reshape(about["shape"])
+        with self._reading("packing.json"):
+            return self._view(f"constants/{name}").view(about["dtype"]).reshape(about["shape"])
 
     def logical(self, name: str, data: np.ndarray) -> np.ndarray:
         """Return a buffer as the IntModel means it.
@@ -157,12 +176,13 @@ class LibraryFile:
         data    physical [rows, width], as an observer sees it
         result  [rows, channels], zero point removed; int8 where the buffer stores uint8
         """
-        about = self.plan["buffers"][name]
-        columns = about["channel_map"]
-        data = data[:, : about["channels"]] if columns is None else data[:, columns]
-        if about["zero_point"]:
-            data = (data.astype(np.int32) - about["zero_point"]).astype(np.int8)
-        return data
+        with self._reading("plan.json"):
+            about = self.plan["buffers"][name]
+            columns = about["channel_map"]
+            data = data[:, : about["channels"]] if columns is None else data[:, columns]
+            if about["zero_point"]:
+                data = (data.astype(np.int32) - about["zero_point"]).astype(np.int8)
+            return data
 
     @property
     def foreign(self) -> str:
@@ -170,15 +190,18 @@ class LibraryFile:
         own = own_machine()
         if own in (None, self.image.machine):
             return ""
-        target = self.metadata["target"]
+        with self._reading("metadata.json"):
+            target = self.metadata["target"]
         return f"library is for {target}, ELF machine {self.image.machine}; this process runs {own}"
 
     @property
     def on_device(self) -> bool:
         """True if the kernels run on a device with memory of its own, which a driver loads."""
-        return any(v["arch"] for v in self.metadata["variants"])
+        with self._reading("metadata.json"):
+            return any(v["arch"] for v in self.metadata["variants"])
 
     @property
     def variants(self) -> dict[str, list[str]]:
         """CPU features that each variant of the kernels needs, the fastest variant first."""
-        return {v["name"]: v["cpu_features"] for v in self.metadata["variants"]}
+        with self._reading("metadata.json"):
+            return {v["name"]: v["cpu_features"] for v in self.metadata["variants"]}

@@ -23,6 +23,7 @@ DT_VERNEED, DT_VERNEEDNUM = 0x6FFFFFFE, 0x6FFFFFFF
 RELATIVE = {62: 8, 183: 1027, 243: 3}  # e_machine -> relocation type "base + addend"
 _RELA = np.dtype([("address", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 MOST = 1 << 22  # entries of any table: more is a damaged file
+MOST_VERSIONS = 1000
 
 
 def own_machine() -> int | None:
@@ -233,12 +234,16 @@ class Image:
     def versions(self) -> list[str]:
         """Return the symbol versions asked for, such as GLIBC_2.34."""
         found, entry = [], self.tag(DT_VERNEED)
-        for _ in range(min(self.tag(DT_VERNEEDNUM), MOST)):
-            _, count, _, aux, following = struct.unpack("<HHIII", self.view(entry, 16))
+        following = entry if self.tag(DT_VERNEEDNUM) else 0
+        while following:  # as the loader does, which does not count either
+            _, _, _, aux, following = struct.unpack("<HHIII", self.view(entry, 16))
             at = entry + aux
-            for _ in range(count):
+            step = aux
+            while step:
                 _, _, _, name, step = struct.unpack("<IHHII", self.view(at, 16))
                 found.append(self.name(name))
+                if len(found) > MOST_VERSIONS:
+                    raise self.fault(f"more than {MOST_VERSIONS} symbol versions are asked for")
                 at += step
             entry += following
         return found
