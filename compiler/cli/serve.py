@@ -33,6 +33,7 @@ def options() -> dict[str, Option]:
         ),
         "max_client_batch_size": Option("texts in a request", parse=positive),
         "max_body_bytes": Option("bytes of a request", parse=positive),
+        "max_wait": Option("seconds until what is queued has run; 429 beyond", parse=amount),
         "timeout": Option("seconds a request may take", parse=amount),
         "auto_truncate": Option("cut texts that are too long, unless a request says otherwise"),
         "ray": Option("deploy on the Ray cluster that runs here, replacing what it serves"),

@@ -4,6 +4,7 @@ A run takes sequences in the order in which they came until the next one would e
 tokens; nothing is padded, and no result depends on what runs beside it.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from intformer.serve.faults import Fault
 from intformer.serve.metrics import Metrics
 
 Part = tuple["Job", int, int]  # sequences of a job, from and to
+PART_OF_PACE = 0.1  # that a run has in the pace
 
 
 @dataclass
@@ -54,10 +56,19 @@ class Job:
 class Engine:
     """The thread of a library, and the jobs that wait for it."""
 
-    def __init__(self, library: Library, max_batch_tokens: int, metrics: Metrics, name: str):
+    def __init__(
+        self,
+        library: Library,
+        max_batch_tokens: int,
+        metrics: Metrics,
+        name: str,
+        max_wait: float = math.inf,
+    ):
         """Start the thread."""
         self.library, self.budget = library, max_batch_tokens
-        self.metrics, self.name = metrics, name
+        self.metrics, self.name, self.max_wait = metrics, name, max_wait
+        self._pace = 0.0  # seconds a token, of the last runs
+        self._running = 0  # tokens
         self._rows = head_of(library.metadata).rows
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -78,8 +89,11 @@ class Engine:
         return sum(int(one[-1] - one[start]) for one, start in offsets)
 
     def submit(self, packed: Packed, deadline: float) -> Job:
-        """Queue sequences; raise Fault once the engine closes."""
+        """Queue sequences; raise Fault once the engine closes, and where they would wait long."""
         job = Job(packed, deadline)
+        ahead = self.waiting + self._running
+        if ahead * self._pace > self.max_wait:
+            raise Fault("Overloaded", "model is overloaded")
         with self._changed:
             if not self.alive:
                 raise Fault("Unhealthy", "the server is stopping")
@@ -136,12 +150,15 @@ class Engine:
 
     def _run(self, parts: list[Part]) -> None:
         inputs = [job.packed.part(start, stop) for job, start, stop in parts]
+        self._running = tokens = sum(one["input_ids"].size for one in inputs)
         began = time.monotonic()
         for job, _, _ in parts:
             job.started = job.started or began
         output = self.library.run(**together(inputs))
-        tokens = sum(one["input_ids"].size for one in inputs)
-        self.metrics.ran(self.name, tokens, len(parts), time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._running = 0
+        self._pace += (seconds / tokens - self._pace) * (PART_OF_PACE if self._pace else 1)
+        self.metrics.ran(self.name, tokens, len(parts), seconds)
         counts = [self._row_count(one) for one in inputs]
         rows = np.split(output, np.cumsum(counts)[:-1])
         for (job, _, stop), some in zip(parts, rows, strict=True):

@@ -13,6 +13,8 @@ class Limits:
     max_concurrent_requests  at a time; more are answered 429
     max_client_batch_size    texts in a request
     max_body_bytes           of a request
+    max_wait                 seconds until what is queued has run, by the pace so far; requests that
+                             would wait longer are answered 429
     timeout                  seconds a request may take, and its body to arrive
     auto_truncate            cut texts that are too long, unless a request says otherwise
     """
@@ -21,6 +23,7 @@ class Limits:
     max_concurrent_requests: int = 512
     max_client_batch_size: int = 32
     max_body_bytes: int = 2_000_000
+    max_wait: float = 60.0
     timeout: float = 60.0
     auto_truncate: bool = False
 

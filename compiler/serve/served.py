@@ -51,7 +51,7 @@ class Served:
         self._whole = Tokenizer.from_str(self.edge.tokenizer.to_str())  # cuts nothing
         self._whole.no_truncation()
         self._whole.encode_special_tokens = self.edge.tokenizer.encode_special_tokens
-        self.engine = Engine(library, limits.max_batch_tokens, metrics, name)
+        self.engine = Engine(library, limits.max_batch_tokens, metrics, name, limits.max_wait)
 
     async def outputs(
         self, rows: Sequence[Row], *, truncate: bool | None = None, prompt_name: str | None = None

@@ -559,6 +559,27 @@ def test_who_no_longer_waits_does_not_run():
     engine.close()
 
 
+def test_what_would_wait_too_long_is_refused_at_once():
+    """By the pace of the runs before; without one nothing is refused."""
+    library = Sums()
+    engine = Engine(library, 10, Metrics(), "m", max_wait=5)
+    later = time.monotonic() + 60
+    first = engine.submit(packed(1), later)
+    library.gate.release()
+    first.future.result(20)
+    engine._pace = 1.0  # seconds a token
+    kept = started(engine, library)
+    assert kept.future.done() is False
+    jobs = [engine.submit(packed(2), later) for _ in range(3)]  # 1, 3 and 5 tokens ahead
+    with pytest.raises(Fault, match="overloaded"):
+        engine.submit(packed(1), later)
+    library.gate.release(99)
+    assert all(job.future.result(20).size for job in jobs)
+    assert engine._pace < 1.0  # it is measured
+    engine.submit(packed(1), later).future.result(20)
+    engine.close()
+
+
 def test_closing_finishes_what_was_taken():
     library = Sums()
     engine = Engine(library, 2, Metrics(), "m")
