@@ -4,6 +4,8 @@
 #   make test                lint and the tests
 #   make test-all            the same with the slow tests, `make sanitize` and `make test-engines`
 #   make sanitize            the C runtime's tests under gcc's address, undefined and thread sanitizers
+#   make fuzz                hours of tests/fuzz: random calls of the C runtime, altered libraries,
+#                            damaged model directories; CALLS=, FILES=, CHECKPOINTS= how many, SEED=
 #   make test-engines        the tests with Ray and inside Triton; DATA=DIR also with MTEB, on
 #                            DIR/stsb/dev.tsv
 #   make dist                the project as sdist and wheel, in dist
@@ -53,7 +55,7 @@ TRIALS ?= 250
 QUICK ?=
 QAT ?=
 
-.PHONY: demo test test-all test-engines sanitize dist release-check emulators browser accuracy qat-results \
+.PHONY: demo test test-all test-engines sanitize fuzz dist release-check emulators browser accuracy qat-results \
   bench load text bench-gpu edge compile-time results tuning-logs install clean
 
 demo: install
@@ -85,6 +87,14 @@ sanitize: install
 	SANITIZE=address $(ONE_EACH) $(BIN)/python -m pytest $(RUNTIME) \
 	  tests/compiler/test_runtime_scarce.py -k "not worker"
 	SANITIZE=thread TSAN_OPTIONS=die_after_fork=0 $(ONE_EACH) $(BIN)/python -m pytest $(RUNTIME)
+
+CALLS ?= 10000000
+FILES ?= 100000
+CHECKPOINTS ?= 20000
+SEED ?= 1000000
+fuzz: install
+	FUZZ_CALLS=$(CALLS) FUZZ_FILES=$(FILES) FUZZ_CHECKPOINTS=$(CHECKPOINTS) FUZZ_SEED=$(SEED) \
+	  $(ONE_EACH) $(BIN)/python -m pytest tests/fuzz -v $(TWO)
 
 # The wheel is made from what is in the sdist.
 dist:

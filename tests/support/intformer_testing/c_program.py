@@ -42,7 +42,7 @@ def run_c(tmp_path, source: str, *links: Path | str, env=None, cc=("cc",), runs=
         "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n"
         '#include "intformer.h"\n' + textwrap.dedent(source)
     )
-    flags = sanitized.FLAGS if cc == ("cc",) else ()
+    flags = sanitized.flags() if cc == ("cc",) else ()
     command = [*cc, "-O1", "-Wall", "-Werror", *flags, file, "-o", program]
     command.append(f"-I{library.SOURCES}")
     subprocess.run([*command, *links, "-lpthread", "-ldl"], check=True)

@@ -11,22 +11,33 @@ KINDS = {
     "": [],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
+    # clang's, which a program brings and its libraries find in it
+    "fuzzer": [
+        "-fsanitize=address,undefined,fuzzer-no-link",
+        "-fno-sanitize-recover=all",
+        "-Wl,-z,undefs",
+    ],
 }
-FLAGS = [*KINDS[KIND], "-g", "-fno-omit-frame-pointer"] if KIND else []
 NEEDED = {"libasan.so.8", "libubsan.so.1", "libtsan.so.2", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
 STARTS = {"run_c", "lines", "Via", "via"}  # what starts a program that runs the library
 LOADS = {"load", "lib"}  # what loads one into Python
 
 
-def patch(monkeypatch) -> None:
+def flags(kind: str = KIND) -> list[str]:
+    """Return the compiler's flags for a kind of sanitizers."""
+    return [*KINDS[kind], "-g", "-fno-omit-frame-pointer"] if kind else []
+
+
+def patch(monkeypatch, kind: str = KIND) -> None:
     """Make the library builder use the sanitizers."""
     from intformer.link import build, program
 
-    if KIND:
-        monkeypatch.setattr(build, "CFLAGS", [*build.CFLAGS, *FLAGS])
-        monkeypatch.setattr(build, "LDFLAGS", [*build.LDFLAGS, *FLAGS])
+    if kind:
+        monkeypatch.setattr(build, "CFLAGS", [*build.CFLAGS, *flags(kind)])
+        monkeypatch.setattr(build, "LDFLAGS", [*build.LDFLAGS, *flags(kind)])
         monkeypatch.setattr(build, "NEEDED", build.NEEDED | NEEDED)
-        monkeypatch.setattr(program, "FLAGS", [f for f in program.FLAGS if f != "-s"] + FLAGS)
+        kept = [flag for flag in program.FLAGS if flag != "-s"]
+        monkeypatch.setattr(program, "FLAGS", kept + flags(kind))
         monkeypatch.setattr(program, "NEEDED", program.NEEDED | NEEDED)
 
 
