@@ -27,7 +27,14 @@ SOAKED = 0.7  # of capacity
 SHARES = tuple(f"p50 / p99 at {share:.0%}, ms" for share in steps.SHARES)
 COLUMNS = ("server", "capacity, answers/s", *SHARES, "generator late by, ms")
 PRESSED = (
-    *("ours", f"answers/s at {steps.OVERLOAD}x", "p50 / p99, ms", "refused", "within, ms (p99)"),
+    *(
+        "ours",
+        "`--max-wait`, s",
+        f"answers/s at {steps.OVERLOAD}x",
+        "p50 / p99, ms",
+        "refused",
+        "within, ms (p99)",
+    ),
     *("neither", f"soak at {SOAKED:.0%}: answers / wrong / failed", "memory, MB"),
 )
 
@@ -64,25 +71,32 @@ def measured(args: argparse.Namespace, model: str, bodies: list[dict], pressed: 
     texts = [body["inputs"] for body in bodies]
     for name in args.contestants:
         other = None if name == "ours" else models.rival(name, model, folder, texts)
-        with running(name, library, other, args.threads, "--auto-truncate") as (base, pid):
+        with running(name, library, other, args.threads, "--auto-truncate") as (base, _):
             found = steps.curve(base, bodies, args.seconds)
             late = max(volley.late for volley in found.volleys)
             times = [milliseconds(volley) for volley in found.volleys]
             yield [f"{model}, {name}", f"{found.capacity:.1f}", *times, f"{1000 * late:.0f}"]
-            if name == "ours":
-                pressed.append([model, *under_pressure(args, base, pid, bodies, found.capacity)])
+        if name == "ours":
+            pressed.append([model, *under_pressure(args, library, bodies, found)])
 
 
-def under_pressure(args, base: str, pid: int, bodies: list[dict], capacity: float) -> list[str]:
-    """Overload a server, and soak it where asked for; return the cells of PRESSED."""
-    volley = steps.overload(base, bodies, capacity, args.seconds)
+def under_pressure(args, library: Path, bodies: list[dict], found: steps.Curve) -> list[str]:
+    """Overload our server, and soak it where asked for; return the cells of PRESSED.
+
+    It lets requests wait as long as 99 of 100 did at its capacity.
+    """
+    wait, capacity = f"{found.volleys[-1].quantile(0.99):.2f}", found.capacity
+    options = ("--auto-truncate", "--max-wait", wait)
+    with running("ours", library, None, args.threads, *options) as (base, pid):
+        steps.warm(base, bodies, args.seconds)
+        volley = steps.overload(base, bodies, capacity, args.seconds)
+        soak = steps.soak(base, pid, bodies, SOAKED * capacity, args.soak) if args.soak else None
     refused = [shot for shot in volley.shots if shot.status == 429]
     other = len(volley.shots) - len(refused) - len(volley.answered)
-    cells = [f"{volley.rate:.1f}", milliseconds(volley), str(len(refused))]
+    cells = [wait, f"{volley.rate:.1f}", milliseconds(volley), str(len(refused))]
     cells += [f"{1000 * volley.quantile(0.99, 429):.1f}", str(other)]
-    if not args.soak:
+    if soak is None:
         return [*cells, "", ""]
-    soak = steps.soak(base, pid, bodies, SOAKED * capacity, args.soak)
     memory = f"{soak.memory[0]:.0f} to {soak.memory[-1]:.0f}, at most {max(soak.memory):.0f}"
     return [*cells, f"{soak.answers} / {soak.wrong} / {soak.failed}", memory]
 

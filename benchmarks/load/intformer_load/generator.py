@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
-CONNECTIONS = 512
+CONNECTIONS = 8192  # more than a server takes: what waits here is not refused there
 SECONDS = 60.0  # until a request is given up
 
 

@@ -26,10 +26,15 @@ class Curve:
 
 def curve(base: str, bodies: Sequence[dict], seconds: float) -> Curve:
     """Measure what a server can do, and waiting times at shares of it."""
-    closed_loop(base, bodies, CLIENTS, seconds / 4)  # warm
+    warm(base, bodies, seconds)
     capacity = closed_loop(base, bodies, CLIENTS, seconds).rate
     volleys = [open_loop(base, bodies, share * capacity, seconds) for share in SHARES]
     return Curve(capacity, volleys)
+
+
+def warm(base: str, bodies: Sequence[dict], seconds: float) -> None:
+    """Let a server run a little, which then knows its pace."""
+    closed_loop(base, bodies, CLIENTS // 8, seconds / 4)
 
 
 def overload(base: str, bodies: Sequence[dict], capacity: float, seconds: float) -> Volley:
