@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import httpx
+import aiohttp
 import numpy as np
 
-CONNECTIONS = 8192  # more than a server takes: what waits here is not refused there
 SECONDS = 60.0  # until a request is given up
 
 
@@ -109,16 +108,20 @@ async def _each(base: str, bodies: Sequence[dict]) -> Volley:
         return Volley(shots, time.perf_counter() - began, 0.0)
 
 
-def _client(base: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
-    return httpx.AsyncClient(base_url=base, timeout=SECONDS, limits=limits, trust_env=False)
+def _client(base: str) -> aiohttp.ClientSession:
+    connections = aiohttp.TCPConnector(limit=0)  # what waited here would not be refused there
+    limit = aiohttp.ClientTimeout(total=SECONDS)
+    return aiohttp.ClientSession(base, connector=connections, timeout=limit)
 
 
-async def _shot(client: httpx.AsyncClient, bodies: Sequence[dict], pick: int, due: float) -> Shot:
+async def _shot(
+    client: aiohttp.ClientSession, bodies: Sequence[dict], pick: int, due: float
+) -> Shot:
     try:
-        answer = await client.post("/embed", json=bodies[pick])
-    except httpx.HTTPError:
+        async with client.post("/embed", json=bodies[pick]) as answer:
+            content = await answer.read()
+    except (aiohttp.ClientError, TimeoutError):
         return Shot(pick, 0, time.perf_counter() - due, None)
     spent = time.perf_counter() - due
-    found = json.loads(answer.content) if answer.status_code == 200 else None
-    return Shot(pick, answer.status_code, spent, found)
+    found = json.loads(content) if answer.status == 200 else None
+    return Shot(pick, answer.status, spent, found)
