@@ -34,8 +34,8 @@ MARKED = re.compile(r"(<!-- verbs -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TEXTS = [(text,) for text in small_tokenizer.SENTENCES[:48]]
 YES = "yes"
 ONNX = "ONNX file"
-# MPNet, whose padding id is fixed, has no row yet
-SOURCES = (*(family for family in FAMILIES if family != "mpnet"), ONNX)
+SOURCES = (*FAMILIES, ONNX)
+PAD = {"mpnet": 1}  # its class in transformers takes positions from no other
 
 
 def save(folder: Path, family: str) -> None:
@@ -45,13 +45,13 @@ def save(folder: Path, family: str) -> None:
     elif family == "ibert":
         make_ibert.random_model(vocab=random_hf.VOCABULARY, layers=1).save_pretrained(folder)
     else:
-        shape = {"layers": 1, "labels": 2, "pad_token_id": 0}
+        shape = {"layers": 1, "labels": 2, "pad_token_id": PAD.get(family, 0)}
         model_type = "bert" if family == ONNX else family
         model = random_hf.save(folder, model_type, "sequence-classification", **shape)
         if family == ONNX:
             onnx_files.export(model, folder / "model.onnx")
             (folder / "model.safetensors").unlink()
-    small_tokenizer.save(folder)
+    small_tokenizer.save(folder, PAD.get(family, 0))
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
@@ -99,6 +99,21 @@ def verified(case: Case, folder: Path) -> str:
     return YES
 
 
+def every_x86(case: Case, folder: Path) -> str:
+    """All variants in one library; those that this machine has are run."""
+    library = intformer.compile(case.model, folder / "m.so", target="x86-auto")
+    assert intformer.verify(library, cases=1).ok
+    return YES
+
+
+def tuned(case: Case, folder: Path) -> str:
+    """Four candidates; the library that uses their log is proved."""
+    intformer.tune(case.source, target="x86-64", trials=4, out=folder / "log", tokens=(7,))
+    options = {"target": "x86-64", "tuning_logs": folder / "log"}
+    proved(intformer.compile(case.model, folder / "m.so", **options))
+    return YES
+
+
 def t4(case: Case, folder: Path) -> str:
     library = intformer.compile(case.model, folder / "m.so", target="t4")
     gpu.verified(library, fake_cuda.build(folder), folder)
@@ -141,7 +156,9 @@ def trained(case: Case, folder: Path) -> str:
 
 VERBS = {
     "`compile`, `verify --source`": verified,
+    "`x86-auto`": every_x86,
     "`t4`": t4,
+    "`tune`": tuned,
     "`bench --source`": benched,
     "`eval --source`": evaluated,
     "`analyze`": analyzed,

@@ -12,11 +12,15 @@ SENTENCES = (Path(__file__).parents[2] / "data" / "sentences.txt").read_text().s
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def save(directory: Path) -> None:
-    """Write tokenizer.json."""
+def save(directory: Path, pad: int = 0) -> None:
+    """Write tokenizer.json.
+
+    pad  id of [PAD]; the token that has it otherwise is 0
+    """
     words = collections.Counter(re.findall(r"\w+", " ".join(SENTENCES).lower()))
     known = [word for word, _ in words.most_common(random_hf.VOCABULARY - len(SPECIAL))]
     ids = {token: i for i, token in enumerate([*SPECIAL, *known])}
+    ids |= {SPECIAL[pad]: 0, "[PAD]": pad}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
