@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "demand.h"
 #include "intformer.h"
 
 enum { MOST = 48, OF_TOKENS = 0, OF_SEQUENCES = 1, OF_POSITIONS = 2 };
@@ -19,9 +20,6 @@ enum { MOST = 48, OF_TOKENS = 0, OF_SEQUENCES = 1, OF_POSITIONS = 2 };
 typedef struct {
   const uint8_t *at, *end;
 } bytes;
-
-#define DEMAND(true_here) \
-  if (!(true_here)) fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #true_here), abort()
 
 static uint32_t take(bytes *from, int count) {
   uint32_t value = 0;

@@ -11,12 +11,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "demand.h"
 #include "intformer.h"
 
 enum { FOOTER = 64, LIST = 20, PART = 1 << 16, EDITS = 8, LOADED = 100 };
-
-#define DEMAND(true_here) \
-  if (!(true_here)) fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #true_here), abort()
 
 static unsigned char *sound, *altered; /* [length] */
 static size_t length;

@@ -27,7 +27,7 @@ SECONDS = 3600
 def sanitizes(folder: Path) -> bool:
     """Whether the C compiler has the sanitizers' libraries."""
     (folder / "main.c").write_text("int main(void) { return 0; }")
-    command = ["cc", "-fsanitize=address,undefined", "main.c", "-o", "main"]
+    command = ["cc", *sanitized.flags("address"), "main.c", "-o", "main"]
     return subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
 
 
@@ -56,11 +56,11 @@ def program(folder: Path, harness: str, path: Path, **macros: int) -> Path:
     """Compile a harness for a library."""
     defined = {"LIBRARY": f'"{path}"', **macros}
     if GUIDED:
-        command = [CLANG, "-fsanitize=fuzzer,address,undefined", "-rdynamic"]
+        command = [CLANG, "-fsanitize=fuzzer", "-rdynamic"]
     else:
-        command = ["cc", "-fsanitize=address,undefined", HERE / "driver.c"]
-    command += ["-O1", "-g", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-Wall"]
-    command += ["-Werror", f"-I{library.SOURCES}", HERE / harness]
+        command = ["cc", HERE / "driver.c"]
+    command += [*sanitized.flags("address"), "-O1", "-Wall", "-Werror"]
+    command += [f"-I{library.SOURCES}", HERE / harness]
     command += [library.SOURCES / "intformer_open.c", "-lpthread", "-ldl", "-o", folder / "main"]
     command += [f"-D{name}={value}" for name, value in defined.items()]
     subprocess.run(command, check=True)
