@@ -19,7 +19,7 @@ EXECUTE, WRITE = 1, 2  # p_flags
 PAGE = 4096
 DT_NEEDED, DT_HASH, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ = 1, 4, 5, 6, 7, 8
 DT_STRSZ, DT_PLTRELSZ, DT_JMPREL, DT_GNU_HASH = 10, 2, 23, 0x6FFFFEF5
-DT_VERNEED, DT_VERNEEDNUM = 0x6FFFFFFE, 0x6FFFFFFF
+DT_VERNEED = 0x6FFFFFFE
 RELATIVE = {62: 8, 183: 1027, 243: 3}  # e_machine -> relocation type "base + addend"
 _RELA = np.dtype([("address", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 MOST = 1 << 22  # entries of any table: more is a damaged file
@@ -233,19 +233,17 @@ class Image:
 
     def versions(self) -> list[str]:
         """Return the symbol versions asked for, such as GLIBC_2.34."""
-        found, entry = [], self.tag(DT_VERNEED)
-        following = entry if self.tag(DT_VERNEEDNUM) else 0
+        found, entry, following = [], 0, self.tag(DT_VERNEED)
         while following:  # as the loader does, which does not count either
-            _, _, _, aux, following = struct.unpack("<HHIII", self.view(entry, 16))
-            at = entry + aux
-            step = aux
+            entry += following
+            _, _, _, step, following = struct.unpack("<HHIII", self.view(entry, 16))
+            at = entry
             while step:
+                at += step
                 _, _, _, name, step = struct.unpack("<IHHII", self.view(at, 16))
                 found.append(self.name(name))
                 if len(found) > MOST_VERSIONS:
                     raise self.fault(f"more than {MOST_VERSIONS} symbol versions are asked for")
-                at += step
-            entry += following
         return found
 
     def notes(self, owner: bytes) -> Iterator[tuple[int, bytes]]:
