@@ -110,7 +110,8 @@ def main() -> None:
             rows.append(row)
         for row in pressed:
             print(" | ".join(row), flush=True)
-    command = records.made_with("make load DATA=DIR", "LOAD", sys.argv[2:])
+    options = [word for word in sys.argv[1:] if word != str(args.data)]
+    command = records.made_with("make load DATA=DIR", "LOAD", options)
     for name, columns, table in (("load", COLUMNS, rows), ("load-pressed", PRESSED, pressed)):
         path = records.write(name, command, columns, table)
         print(f"{path}; `make results` takes it over")

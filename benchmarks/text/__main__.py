@@ -28,7 +28,7 @@ from intformer_load.models import column, minilm
 from intformer_race import machine, meet
 from intformer_race.driver import BUILD_SECONDS, Entrant, race
 
-HERE, OUT = Path(__file__).parent, Path("out/text")
+PACKAGES, OUT = Path(__file__).parent, Path("out/text")
 FILES = {"stsb": ("sentence1", 1000), "sst2": ("sentence", 872), "imdb": ("sentence", 64)}
 CALIBRATION = 512
 OURS = "intformer"
@@ -132,7 +132,7 @@ def main() -> None:
     args = arguments()
     (OUT / "logs").mkdir(parents=True, exist_ok=True)
     os.environ["RACE_CACHE"] = str((OUT / "rivals").absolute())
-    os.environ["PYTHONPATH"] = str(HERE)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGES), str(PACKAGES.parent / "load")])
     calibrated = OUT / "calibration.json"
     calibrated.write_text(json.dumps(calibration(args.data)))
     given = {"source": str(minilm()), "library": str(library(args.data).absolute())}
@@ -144,9 +144,10 @@ def main() -> None:
         for row in rows(f"{name}, {len(texts)}", texts, many, one):
             print(" | ".join(row), flush=True)
             table.append(row)
-    threads = f" with TEXT='--threads {args.threads}'"
+    options = ["--threads", str(args.threads)]
+    command = records.made_with("make text DATA=DIR", "TEXT", options)
     versions = ", ".join(f"{n} {v}" for n, v in machine.versions().items())
-    path = records.write("text", f"make text DATA=DIR{threads}", COLUMNS, table)
+    path = records.write("text", command, COLUMNS, table)
     print(f"{path}; `make results` takes it over ({versions})")
 
 

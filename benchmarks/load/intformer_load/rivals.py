@@ -4,7 +4,7 @@
 sentence-transformers' exporters make. They are run here without it, from the same packed tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from intformer.runtime.file import LibraryFile
 
 RUNTIMES = ("onnx", "openvino")
+INPUTS = ("input_ids", "attention_mask")
 CALIBRATION = 32  # texts
 Infer = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, mask -> float32 [batch, seq, n]
 
@@ -67,7 +68,7 @@ def made(name: str, source: Path, folder: Path, batches: list[tuple]) -> Path:
     if not path.exists():
         float_model = folder / "fp32.onnx"
         if not float_model.exists():
-            _export(source, float_model)
+            export(source, float_model)
         if name == "onnx":
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -77,30 +78,31 @@ def made(name: str, source: Path, folder: Path, batches: list[tuple]) -> Path:
     return path
 
 
-def _export(source: Path, path: Path) -> None:
+def export(source: Path, path: Path, names: Sequence[str] = INPUTS, **options) -> None:
+    """Write the FP32 graph of a model directory with some inputs, and its rows as the one output.
+
+    options  of torch.onnx.export
+    """
     import torch
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()
-
     class Rows(torch.nn.Module):
-        """The model with the two inputs and the one output that are exported."""
+        def __init__(self):
+            super().__init__()
+            self.model = AutoModel.from_pretrained(source, attn_implementation="eager").eval()
 
-        def forward(self, ids, mask):
-            return self.model(input_ids=ids, attention_mask=mask)[0]
+        def forward(self, *inputs):
+            return self.model(**dict(zip(names, inputs, strict=True)))[0]
 
-    rows = Rows()
-    rows.model = model
-    ids = torch.ones((2, 8), dtype=torch.int64)
-    axes = {0: "batch", 1: "tokens"}
     torch.onnx.export(
-        rows,
-        (ids, ids),
-        path,
-        input_names=["input_ids", "attention_mask"],
+        Rows().eval(),
+        (torch.ones((2, 8), dtype=torch.int64),) * len(names),
+        str(path),
+        input_names=list(names),
         output_names=["rows"],
-        dynamic_axes={"input_ids": axes, "attention_mask": axes, "rows": axes},
+        dynamic_axes={key: {0: "batch", 1: "tokens"} for key in (*names, "rows")},
         dynamo=False,
+        **options,
     )
 
 
@@ -108,7 +110,7 @@ def _quantize_static(float_model: Path, path: Path, batches: list[tuple]) -> Non
     import nncf
     import openvino
 
-    data = [dict(zip(("input_ids", "attention_mask"), one, strict=True)) for one in batches]
+    data = [dict(zip(INPUTS, one, strict=True)) for one in batches]
     model = nncf.quantize(
         openvino.Core().read_model(float_model),
         nncf.Dataset(data),

@@ -4,25 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 from tokenizers import Tokenizer
 
+from intformer_load.rivals import INPUTS, export
 from intformer_race.contestants import protocol
 from intformer_text.contestants.turns import LONGEST, spec, take
 
 BATCH = 256  # texts, fastembed's default
-NAMES = ("input_ids", "attention_mask", "token_type_ids")
-
-
-class Rows(torch.nn.Module):
-    """The model with the inputs and the one output that are exported."""
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids, mask, types):
-        return self.model(input_ids=ids, attention_mask=mask, token_type_ids=types)[0]
+NAMES = (*INPUTS, "token_type_ids")
 
 
 def exported() -> Path:
@@ -30,22 +19,11 @@ def exported() -> Path:
 
     def make(path: Path) -> None:
         from onnxruntime.transformers import optimizer
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig
 
-        model = AutoModel.from_pretrained(spec["source"], attn_implementation="eager").eval()
         about = AutoConfig.from_pretrained(spec["source"])
         plain = path.with_suffix(".plain")
-        axes = {0: "batch", 1: "tokens"}
-        torch.onnx.export(
-            Rows(model),
-            (torch.ones((2, 8), dtype=torch.int64),) * 3,
-            str(plain),
-            input_names=list(NAMES),
-            output_names=["rows"],
-            dynamic_axes=dict.fromkeys((*NAMES, "rows"), axes),
-            opset_version=17,
-            dynamo=False,
-        )
+        export(spec["source"], plain, NAMES, opset_version=17)
         heads, hidden = about.num_attention_heads, about.hidden_size
         fused = optimizer.optimize_model(str(plain), "bert", num_heads=heads, hidden_size=hidden)
         fused.save_model_to_file(str(path))
