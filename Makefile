@@ -4,7 +4,7 @@
 #   make test                lint and the tests
 #   make test-all            the same with the slow tests, `make sanitize` and `make test-engines`
 #   make sanitize            the C runtime's tests under gcc's address, undefined and thread sanitizers
-#   make fuzz                hours of tests/fuzz: random calls of the C runtime, altered libraries,
+#   make fuzz                half an hour of tests/fuzz: random calls of the C runtime, altered libraries,
 #                            damaged model directories; CALLS=, FILES=, CHECKPOINTS= how many, SEED=
 #   make test-engines        the tests with Ray and inside Triton; DATA=DIR also with MTEB, on
 #                            DIR/stsb/dev.tsv
