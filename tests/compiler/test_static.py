@@ -174,7 +174,9 @@ int main(void) {
   TRY(in.positions = (const int32_t[]){2});
   printf("%%d %%s %%s\\n", model_run(NULL, arena, sizeof arena, out, 1), model_message(-1),
          model_message(99));
-  printf("%%d\\n", (int)model_output_size(NULL));
+  model_input many = good;
+  many.num_positions = 3;
+  printf("%%d\\n%%d\\n", (int)model_output_size(NULL), (int)model_output_size(&many));
   return 0;
 }
 """
@@ -202,6 +204,7 @@ def test_limits_and_bad_input_are_refused_by_name(made, tmp_path):
         "13 a position id is not in the position table",
         "14 a position is not one of this run's tokens",
         "1 unknown code unknown code",
+        "0",
         "0",
     ]
 

@@ -19,12 +19,11 @@ extern const unsigned char @name@_weights[] __attribute__((visibility("hidden"))
 /* ---- checks ---- */
 
 static int check_counts(const @name@_input *in) {
-  if (!in || !in->input_ids || !in->cu_seqlens) return @NAME@_NO_INPUT;
   if (in->num_tokens < 1 || in->batch < 1) return @NAME@_NO_TOKENS;
   if (in->num_tokens > @NAME@_MAX_TOKENS) return @NAME@_TOO_MANY_TOKENS;
   if (in->batch > @NAME@_MAX_SEQUENCES) return @NAME@_TOO_MANY_SEQUENCES;
   if (in->num_positions > @NAME@_MAX_POSITIONS) return @NAME@_TOO_MANY_POSITIONS;
-  if (in->num_positions < 0 || (@NAME@_MAX_POSITIONS && (!in->num_positions || !in->positions)))
+  if (in->num_positions < 0 || (@NAME@_MAX_POSITIONS && !in->num_positions))
     return @NAME@_NO_POSITIONS;
   return @NAME@_OK;
 }
@@ -94,8 +93,7 @@ static void copy_output(const int32_t *from, int32_t *out, int32_t rows) {
 }
 
 size_t @name@_output_size(const @name@_input *in) {
-  int32_t rows = in ? in->@rows@ : 0;
-  return rows > 0 ? (size_t)rows * CHANNELS : 0;
+  return in && !check_counts(in) ? (size_t)in->@rows@ * CHANNELS : 0;
 }
 
 int @name@_run(const @name@_input *given, void *arena, size_t arena_bytes, int32_t *out,
@@ -104,8 +102,10 @@ int @name@_run(const @name@_input *given, void *arena, size_t arena_bytes, int32
   int32_t *data[INPUTS];
   if (!given || !out) return @NAME@_NO_INPUT;
   in = *given;
+  if (!in.input_ids || !in.cu_seqlens) return @NAME@_NO_INPUT;
   int code = check_counts(&in);
   if (code) return code;
+  if (@NAME@_MAX_POSITIONS && !in.positions) return @NAME@_NO_POSITIONS;
   if (!arena || (uintptr_t)arena % @NAME@_ARENA_ALIGN || arena_bytes < @NAME@_ARENA_BYTES)
     return @NAME@_BAD_ARENA;
   if (out_len < @name@_output_size(&in)) return @NAME@_OUT_TOO_SMALL;
