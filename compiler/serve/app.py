@@ -22,6 +22,7 @@ from intformer.serve.page import page
 from intformer.serve.served import Models, Served
 
 UNLISTED = ("/", "/docs", "/openapi.json", "/embeddings")  # paths that Swagger does not show
+UNQUEUED = {"/tokenize", "/decode"}  # paths whose answers no library computes
 KINDS = {status: kind for kind, status in reversed(STATUS.items())}
 
 
@@ -60,7 +61,9 @@ def application(
     app.add_exception_handler(HTTPException, _refuse_http)
     paths = {*app.openapi()["paths"], *UNLISTED}
     app.state.models = models
-    return Gate(app, limits, metrics, key, paths)
+    return Gate(
+        app, limits, metrics, key, paths, lambda path: models.pressed and path not in UNQUEUED
+    )
 
 
 def _add_own(app: FastAPI, models: Models) -> None:

@@ -31,6 +31,7 @@ class Job:
     future    of the library's integers, int32 [rows, channels]; cancelled by who no longer waits
     deadline  of time.monotonic(), after which nobody waits
     next      the first sequence that has not run
+    waiting   tokens that wait in the queue
     """
 
     packed: Packed
@@ -40,6 +41,11 @@ class Job:
     next: int = 0
     started: float | None = None
     outputs: list[np.ndarray] = field(default_factory=list)
+    waiting: int = field(init=False)
+
+    def __post_init__(self):
+        """All of it waits."""
+        self.waiting = int(self.packed.cu_seqlens[-1])
 
     @property
     def sequences(self) -> int:
@@ -68,7 +74,7 @@ class Engine:
         self.library, self.budget = library, max_batch_tokens
         self.metrics, self.name, self.max_wait = metrics, name, max_wait
         self._pace = 0.0  # seconds a token, of the last runs
-        self._running = 0  # tokens
+        self._waiting = self._running = 0  # tokens
         self._rows = head_of(library.metadata).rows
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -84,20 +90,27 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Tokens that wait for a run."""
-        with self._changed:
-            offsets = [(job.packed.cu_seqlens, job.next) for job in self._queue]
-        return sum(int(one[-1] - one[start]) for one, start in offsets)
+        return self._waiting
+
+    @property
+    def pressed(self) -> bool:
+        """Whether what comes now would wait too long."""
+        return (self._waiting + self._running) * self._pace > self.max_wait
+
+    def check(self) -> None:
+        """Raise Fault where what comes now would wait too long."""
+        if self.pressed:
+            raise Fault("Overloaded", "model is overloaded")
 
     def submit(self, packed: Packed, deadline: float) -> Job:
         """Queue sequences; raise Fault once the engine closes, and where they would wait long."""
         job = Job(packed, deadline)
-        ahead = self.waiting + self._running
-        if ahead * self._pace > self.max_wait:
-            raise Fault("Overloaded", "model is overloaded")
+        self.check()
         with self._changed:
             if not self.alive:
                 raise Fault("Unhealthy", "the server is stopping")
             self._queue.append(job)
+            self._waiting += job.waiting
             self.metrics.queued(self.name, len(self._queue))
             self._changed.notify()
         return job
@@ -133,6 +146,7 @@ class Engine:
             job = self._queue[0]
             if _dropped(job):
                 self._queue.popleft()
+                self._waiting -= job.waiting
                 continue
             start, stop = job.next, job.reach(room)
             if stop <= start:
@@ -140,7 +154,9 @@ class Engine:
                     break
                 stop = start + 1  # longer than a run
             parts.append((job, start, stop))
-            room -= int(job.packed.cu_seqlens[stop] - job.packed.cu_seqlens[start])
+            tokens = int(job.packed.cu_seqlens[stop] - job.packed.cu_seqlens[start])
+            room, job.waiting = room - tokens, job.waiting - tokens
+            self._waiting -= tokens
             job.next = stop
             if stop < job.sequences:
                 break

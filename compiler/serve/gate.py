@@ -28,13 +28,22 @@ Send = Callable[[Message], Awaitable[None]]
 class Gate:
     """ASGI middleware around the application.
 
-    paths  of the application; others are logged as "-"
+    paths    of the application; others are logged as "-"
+    pressed  whether a request of this path would wait too long: refused before its body is read
     """
 
-    def __init__(self, app, limits: Limits, metrics: Metrics, key: str | None, paths: set[str]):
+    def __init__(
+        self,
+        app,
+        limits: Limits,
+        metrics: Metrics,
+        key: str | None,
+        paths: set[str],
+        pressed: Callable[[str], bool] = lambda _: False,
+    ):
         """Wrap an application."""
         self.app, self.limits, self.metrics = app, limits, metrics
-        self.key, self.paths = key, paths
+        self.key, self.paths, self.pressed = key, paths, pressed
         self.running = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -63,7 +72,7 @@ class Gate:
         if exchange.method != "POST":
             await self.app(exchange.scope, receive, exchange.send)
             return
-        if self.running >= self.limits.max_concurrent_requests:
+        if self.running >= self.limits.max_concurrent_requests or self.pressed(exchange.path):
             raise Fault("Overloaded", "model is overloaded")
         self.running += 1
         self.metrics.running.set(self.running)

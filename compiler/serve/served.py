@@ -60,6 +60,7 @@ class Served:
 
         truncate  cut what is too long; None: as the server is set
         """
+        self.engine.check()  # before it costs anything
         cut = self.limits.auto_truncate if truncate is None else truncate
         began = time.monotonic()
         packed = await self.in_pool(self.encoded, rows, cut, prompt_name)
@@ -182,6 +183,11 @@ class Models:
     def __init__(self, served: Sequence[Served]):
         """Keep them in order."""
         self.all = {one.name: one for one in served}
+
+    @property
+    def pressed(self) -> bool:
+        """Whether every library has more to do than may wait."""
+        return all(one.engine.pressed for one in self.all.values())
 
     def named(self, name: str) -> Served:
         """Return a library; raise Fault for a name that is not served."""

@@ -551,8 +551,10 @@ def test_who_no_longer_waits_does_not_run():
     late = engine.submit(packed(8), time.monotonic() - 1)
     kept = engine.submit(packed(9), time.monotonic() + 60)
     gone.future.cancel()
+    assert engine.waiting == 7 + 8 + 9
     library.gate.release(99)
     assert kept.future.result(20).tolist() == [[9]]
+    assert engine.waiting == 0
     with pytest.raises(Fault, match="waited too long"):
         late.future.result(20)
     assert library.runs == [[1], [9]]
@@ -573,8 +575,10 @@ def test_what_would_wait_too_long_is_refused_at_once():
     jobs = [engine.submit(packed(2), later) for _ in range(3)]  # 1, 3 and 5 tokens ahead
     with pytest.raises(Fault, match="overloaded"):
         engine.submit(packed(1), later)
+    assert (engine.waiting, engine.pressed) == (6, True)
     library.gate.release(99)
     assert all(job.future.result(20).size for job in jobs)
+    assert (engine.waiting, engine.pressed) == (0, False)
     assert engine._pace < 1.0  # it is measured
     engine.submit(packed(1), later).future.result(20)
     engine.close()
@@ -692,6 +696,27 @@ def test_too_many_requests_are_refused_at_once(listening):
     for thread in threads:
         thread.join()
     assert [answer.status_code for answer in found] == [200, 200]
+
+
+def test_what_would_wait_too_long_is_refused_before_its_body_is_read(listening):
+    port, one, app = listening(max_wait=5)
+    engine = app.app.state.models.all["minilm"].engine
+    at = f"http://127.0.0.1:{port}"
+    assert httpx.post(f"{at}/embed", json={"inputs": "a"}).status_code == 200
+    one.open.clear()
+    engine._pace = 100.0  # seconds a token
+    asked = threading.Thread(
+        target=httpx.post, args=(f"{at}/embed",), kwargs={"json": {"inputs": "a"}}
+    )
+    asked.start()
+    until(lambda: engine.pressed)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as slow:
+        slow.sendall(b"POST /embed HTTP/1.1\r\nHost: test\r\nContent-Length: 99\r\n\r\n")
+        assert slow.recv(99).startswith(b"HTTP/1.1 429 ")
+    assert httpx.post(f"{at}/tokenize", json={"inputs": "a"}).status_code == 200
+    one.open.set()
+    asked.join()
+    assert engine.pressed is False
 
 
 def test_stopping_answers_what_was_taken(listening):

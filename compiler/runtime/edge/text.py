@@ -206,6 +206,8 @@ class Edge:
         """Tokenize (text,) or (text, pair) rows; with a stride: into windows over the pairs."""
         tokenizer = self.tokenizer if stride is None else self._window_tokenizer(stride)
         try:
+            if len(rows) == 1:  # without the threads of encode_batch
+                return [tokenizer.encode(*rows[0])]
             return tokenizer.encode_batch([r if len(r) == 2 else r[0] for r in rows])
         except Exception as error:  # tokenizers raises plain Exception
             raise IntformerError(
