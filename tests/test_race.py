@@ -11,8 +11,20 @@ from pathlib import Path
 import intformer_records as records
 import pytest
 
+from intformer.frontend.shapes import SHAPES
 from intformer_race import driver, footprint, report, texts
-from intformer_race.cells import AMX, BASE, CONTESTANTS, KEY, OURS, TORCH, VNNI, Cell, contestants
+from intformer_race.cells import (
+    AMX,
+    BASE,
+    CONTESTANTS,
+    KEY,
+    OURS,
+    TORCH,
+    VNNI,
+    Cell,
+    contestants,
+    long_cells,
+)
 from intformer_race.cells import default_cells as default
 from intformer_race.driver import Entrant, race
 from intformer_race.marks import Mark, lead, marks
@@ -222,6 +234,22 @@ def test_multiply_adds_of_a_model():
     # 12 layers of 128 tokens: four 768x768, two 768x3072, two products of attention; the pooler
     layer = 128 * (4 * 768 * 768 + 2 * 768 * 3072 + 2 * 128 * 768)
     assert Cell(*key()).macs == 12 * layer + 768 * 768
+    # 22 layers, two products up and one down, 8 of them with all keys and 14 with 129
+    linear = 4 * 768 * 768 + 3 * 768 * 1152
+    attention = 2 * 768 * (8 * 2048 + 14 * 129)
+    cell = Cell("modernbert-base", 1, 2048, 1, VNNI)
+    assert cell.macs == 2048 * (22 * linear + attention) + 768 * 768
+
+
+def test_cells_of_long_sequences():
+    cells = long_cells([VNNI])
+    assert {(cell.model, cell.seq) for cell in cells} == {
+        *(("bert-base-8192", 2048), ("bert-base-8192", 8192)),
+        *(("modernbert-base", 2048), ("modernbert-base", 8192)),
+    }
+    assert all(cell.size["hidden"] == SHAPES[cell.model]["hidden_size"] for cell in cells)
+    names = {one.name for one in contestants(cells[-1])}
+    assert "openvino-int8" in names and "ctranslate2-int8" not in names
 
 
 def test_ways_cover_every_sentence_once():

@@ -1,7 +1,7 @@
 """`make bench`: our compiled libraries against other runtimes, interleaved, with the marks.
 
     python benchmarks/race [--data DATA] [--quick] [--models ..] [--shapes ..] [--threads ..]
-                           [--isa ..]
+                           [--isa ..] [--long]
 
 Writes out/bench/report.md, results.json and race.png, and tables to out/records; the marks are
 printed. A mark that is missed does not change the exit code. The first run makes and converts the
@@ -46,6 +46,7 @@ def arguments() -> argparse.Namespace:
     top.add_argument("--turn", type=float, default=0.5, help="seconds of a turn")
     top.add_argument("--data", help="directory with sst2/dev.tsv: also a batch of its sentences")
     top.add_argument("--quick", action="store_true", help="BERT-base 1x128 and 1x16 alone")
+    top.add_argument("--long", action="store_true", help="2048 and 8192 tokens alone")
     top.add_argument("--only-report", action="store_true", help="write the last report again")
     top.add_argument("--out", type=Path, default=OUT)
     return top.parse_args()
@@ -62,13 +63,12 @@ def wanted(args: argparse.Namespace, isas: list[str]) -> list[cells.Cell]:
     if args.quick:
         shapes = shapes or list(QUICK)
         args.models = args.models or [cells.BASE]
-    if unknown := set(args.models or ()) - set(cells.MODELS):
+    known = cells.LONG_MODELS if args.long else cells.MODELS
+    if unknown := set(args.models or ()) - set(known):
         raise IntformerError(
-            f"model {sorted(unknown)[0]!r} is unknown",
-            where="--models",
-            hint=f"of {[*cells.MODELS]}",
+            f"model {sorted(unknown)[0]!r} is unknown", where="--models", hint=f"of {[*known]}"
         )
-    found = cells.default_cells(isas)
+    found = cells.long_cells(isas) if args.long else cells.default_cells(isas)
     if args.threads:  # each of them everywhere
         numbers = [int(text) for text in args.threads]
         found = [replace(cell, threads=n) for cell in found if cell.threads == 1 for n in numbers]
@@ -83,7 +83,7 @@ def wanted(args: argparse.Namespace, isas: list[str]) -> list[cells.Cell]:
 def parsed(shape: str) -> tuple[int, int]:
     """Return the numbers of BATCHxTOKENS."""
     batch, _, tokens = shape.partition("x")
-    if not (batch.isdecimal() and tokens.isdecimal() and 1 <= int(tokens) <= 512):
+    if not (batch.isdecimal() and tokens.isdecimal() and 1 <= int(tokens) <= 8192):
         raise IntformerError(f"shape {shape!r}", where="--shapes", hint="such as 1x128")
     return int(batch), int(tokens)
 
@@ -173,9 +173,11 @@ def main() -> int:
     (args.out / "report.md").write_text(report.markdown(results, found))
     report.plot(results, args.out / "race.png")
     for isa in dict.fromkeys(cell["isa"] for cell in results["cells"]):
-        records.write(f"speed-{isa}", results["command"], *report.speed(results, isa))
-    columns, rows = ("criterion", "measured", "goal"), [mark.row() for mark in found]
-    records.write("speed-goals", results["command"], columns, rows)
+        name = f"speed-{isa}-long" if args.long else f"speed-{isa}"
+        records.write(name, results["command"], *report.speed(results, isa))
+    if not args.long:  # of which no goal speaks
+        columns, rows = ("criterion", "measured", "goal"), [mark.row() for mark in found]
+        records.write("speed-goals", results["command"], columns, rows)
     for mark in found:
         figure = "" if mark.figure is None else f"{mark.figure:.3g}{mark.unit}"
         print(f"{mark.verdict:7}{mark.what}: {figure} ({mark.sense} {mark.bound:g}) {mark.note}")

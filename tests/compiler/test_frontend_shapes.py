@@ -9,8 +9,11 @@ from intformer.frontend import import_model, shapes
 
 PARAMETERS = {  # sizes of the residual stream, as the public models have them
     "bert-base": (12, 768, 12),
+    "bert-base-8192": (12, 768, 12),
     "bert-large": (24, 1024, 16),
     "roberta-base": (12, 768, 12),
+    "xlm-roberta-base": (12, 768, 12),
+    "mpnet-base": (12, 768, 12),
     "minilm-l6": (6, 384, 12),
     "modernbert-base": (22, 768, 12),
     "deberta-v3-base": (12, 768, 12),

@@ -32,7 +32,11 @@ ALSO_DECIDED = {  # target -> more of them
     "cascadelake": ("native/deberta-v2/features",),
     "t4": ("native/deberta-v2/features",),
 }
-DECIDED_FOR = ("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4")
+DECIDED_FOR = (
+    *("sapphirerapids", "cascadelake", "avxvnni", "avx2", "x86-64", "t4"),
+    *("aarch64-i8mm", "aarch64-dotprod", "riscv64-v"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("aarch64", "riscv64")),
+)
 DECIDED_KINDS = (
     *("add_layernorm", "attention", "attention_bias", "attention_ibert", "attention_relative"),
     *("dense", "embed", "mean_pool", "max_pool"),

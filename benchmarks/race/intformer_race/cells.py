@@ -7,11 +7,18 @@ VNNI, AMX = "vnni", "amx"
 BASE = "bert-base"
 SHAPES = ((1, 16), (1, 128), (1, 256), (1, 384), (8, 128))  # sequences x tokens
 KEY = (1, 128)
+LONG = ((1, 2048), (1, 8192))
 MODELS = {  # as in intformer.frontend.shapes, which the marks name
     BASE: {"layers": 12, "hidden": 768, "heads": 12, "ffn": 3072},
     "bert-large": {"layers": 24, "hidden": 1024, "heads": 16, "ffn": 4096},
     "minilm-l6": {"layers": 6, "hidden": 384, "heads": 12, "ffn": 1536},
 }
+LONG_MODELS = {  # gated: products that lead up to the ffn, instead of one; near: keys of a layer
+    "bert-base-8192": {"layers": 12, "hidden": 768, "heads": 12, "ffn": 3072},
+    "modernbert-base": {"layers": 22, "hidden": 768, "heads": 12, "ffn": 1152, "gated": 2},
+}
+NEAR = {"modernbert-base": (14, 129)}  # layers that read a window of keys, and how many keys
+NO_MODEL = {("ctranslate2-int8", "modernbert-base")}  # which a contestant cannot convert
 VOCABULARY = 30522
 TARGETS = {VNNI: "cascadelake", AMX: "sapphirerapids"}  # of our libraries
 
@@ -84,11 +91,17 @@ class Cell:
     @property
     def macs(self) -> int:
         """Multiply-adds of every matrix product in one run, the head of two rows left out."""
-        size = MODELS[self.model]
+        size = self.size
         hidden, tokens = size["hidden"], self.batch * self.seq
-        linear = 4 * hidden**2 + 2 * hidden * size["ffn"]
-        layer = tokens * (linear + 2 * self.seq * hidden)
-        return size["layers"] * layer + self.batch * hidden**2
+        linear = 4 * hidden**2 + (1 + size.get("gated", 1)) * hidden * size["ffn"]
+        windowed, window = NEAR.get(self.model, (0, 0))
+        keys = windowed * min(window, self.seq) + (size["layers"] - windowed) * self.seq
+        return tokens * (size["layers"] * linear + 2 * keys * hidden) + self.batch * hidden**2
+
+    @property
+    def size(self) -> dict[str, int]:
+        """What contestants are told of the model."""
+        return (MODELS | LONG_MODELS)[self.model]
 
 
 def default_cells(isas: Iterable[str]) -> list[Cell]:
@@ -103,6 +116,11 @@ def default_cells(isas: Iterable[str]) -> list[Cell]:
     return found
 
 
+def long_cells(isas: Iterable[str]) -> list[Cell]:
+    """Return the cells of `--long`."""
+    return [Cell(m, *shape, 1, isa) for isa in isas for m in LONG_MODELS for shape in LONG]
+
+
 def contestants(cell: Cell, asked: Sequence[str] = ()) -> list[Contestant]:
     """Return who races in a cell: those asked for by name, else all that belong there."""
     key = (cell.model, cell.shape) == (BASE, KEY)
@@ -112,4 +130,5 @@ def contestants(cell: Cell, asked: Sequence[str] = ()) -> list[Contestant]:
         if cell.isa in one.levels
         and (one.name in asked if asked else key or one.where == "all")
         and (one.name != IBERT or cell.model == BASE)
+        and (one.name, cell.model) not in NO_MODEL
     ]

@@ -14,7 +14,6 @@ from intformer_race.cells import (
     AMX,
     CONTESTANTS,
     IBERT,
-    MODELS,
     OURS,
     TEXT_CONTESTANTS,
     TEXT_CONTESTANTS_AMX,
@@ -117,7 +116,7 @@ class Meeting:
             f"{PROGRAMS}.{one.program}",
         ]
         spec = {
-            **{"peer": name, "mode": one.mode, "model": cell.model, **MODELS[cell.model]},
+            **{"peer": name, "mode": one.mode, "model": cell.model, **cell.size},
             **{"vocab": VOCABULARY, "batch": cell.batch, "seq": cell.seq},
             **{"threads": cell.threads, "isa": cell.isa},
             "cpus": sorted(os.sched_getaffinity(0))[: cell.threads],
