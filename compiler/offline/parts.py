@@ -48,9 +48,12 @@ class Parts:
             os.close(lock)
 
     def _go_on(self) -> None:
+        about = self.folder / "job.json"
+        if not about.exists() or not self._part(0).exists():  # nothing, or half removed
+            for left in self.folder.glob("*.parquet"):
+                left.unlink()
         while self._part(self.done).exists():
             self.done += 1
-        about = self.folder / "job.json"
         before = json.loads(about.read_text()) if self.done else self.job
         changed = sorted(key for key in self.job if self.job[key] != before.get(key))
         if changed:

@@ -303,6 +303,8 @@ def _open(path: Path, about: footer.Footer) -> _Api:
             raise LibraryError(f"cannot load library: {error}", where=where) from None
         loaded.intformer_get.restype = ctypes.POINTER(_Api)
         api = loaded.intformer_get().contents
+        if bytes(api.build_id.contents) != about.build_id:
+            continue
         least = _SIZES.get(about.abi, ctypes.sizeof(_Api))
         if api.size < least:
             raise LibraryError(
@@ -310,8 +312,7 @@ def _open(path: Path, about: footer.Footer) -> _Api:
                 where=where,
                 hint="compile the model again",
             )
-        if bytes(api.build_id.contents) == about.build_id:
-            return api
+        return api
     raise LibraryError("an older library is loaded under this path", where=where)
 
 

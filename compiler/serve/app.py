@@ -19,6 +19,7 @@ from intformer.serve.gate import Gate
 from intformer.serve.limits import Limits
 from intformer.serve.metrics import Metrics
 from intformer.serve.page import page
+from intformer.serve.rendered import rendered
 from intformer.serve.served import Models, Served
 
 UNLISTED = ("/", "/docs", "/openapi.json", "/embeddings")  # paths that Swagger does not show
@@ -83,8 +84,11 @@ def _add_own(app: FastAPI, models: Models) -> None:
                 raise Fault("Validation", f"{len(rows)} texts and {len(form.pairs)} pairs")
             rows = list(zip(rows, form.pairs, strict=True))
         packed, output = await model.outputs(rows, truncate=form.truncate)
-        answers = await model.in_pool(model.edge.decode, packed, output)
-        return JSONResponse([plain(one) for one in answers])
+
+        def body() -> bytes:
+            return rendered([plain(one) for one in model.edge.decode(packed, output)])
+
+        return Response(await model.in_pool(body), media_type="application/json")
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

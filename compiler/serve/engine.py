@@ -21,7 +21,7 @@ from intformer.serve.faults import Fault
 from intformer.serve.metrics import Metrics
 
 Part = tuple["Job", int, int]  # sequences of a job, from and to
-PART_OF_PACE = 0.1  # that a run has in the pace
+NEWEST = 0.1  # part of the pace that is the last run's, where all runs are of one length
 
 
 @dataclass
@@ -73,7 +73,8 @@ class Engine:
         """Start the thread."""
         self.library, self.budget = library, max_batch_tokens
         self.metrics, self.name, self.max_wait = metrics, name, max_wait
-        self._pace = 0.0  # seconds a token, of the last runs
+        self._pace = 0.0  # seconds a token: of the last runs, each by its tokens
+        self._mean = np.zeros(2)  # seconds and tokens of a run
         self._waiting = self._running = 0  # tokens
         self._rows = head_of(library.metadata).rows
         self._queue: deque[Job] = deque()
@@ -170,10 +171,13 @@ class Engine:
         began = time.monotonic()
         for job, _, _ in parts:
             job.started = job.started or began
-        output = self.library.run(**together(inputs))
+        try:
+            output = self.library.run(**together(inputs))
+        finally:
+            self._running = 0
         seconds = time.monotonic() - began
-        self._running = 0
-        self._pace += (seconds / tokens - self._pace) * (PART_OF_PACE if self._pace else 1)
+        self._mean += NEWEST * ((seconds, tokens) - self._mean)
+        self._pace = float(self._mean[0] / self._mean[1])
         self.metrics.ran(self.name, tokens, len(parts), seconds)
         counts = [self._row_count(one) for one in inputs]
         rows = np.split(output, np.cumsum(counts)[:-1])

@@ -81,7 +81,7 @@ class Served:
     def encoded(self, rows: Sequence[Row], cut: bool, prompt_name: str | None) -> Packed:
         """Return sequences, one per row; raise Fault for what is empty, too much or too long."""
         self.check_count(len(rows))
-        if any(not isinstance(row, str) and row and isinstance(row[0], int) for row in rows):
+        if any(not isinstance(row, str) and (not row or isinstance(row[0], int)) for row in rows):
             if prompt_name is not None:
                 raise Fault("Validation", "token ids take no prompt")
             return self._of_ids(rows, cut)
@@ -102,6 +102,12 @@ class Served:
         most = self.limits.max_client_batch_size
         if count > most:
             raise Fault("Validation", f"batch size {count} > maximum allowed batch size {most}")
+
+    def check_together(self, texts: Sequence[str]) -> None:
+        """Raise Fault for more characters than can be looked at."""
+        most = CHARACTERS * self.edge.length
+        if sum(map(len, texts)) > most:
+            raise Fault("Validation", f"the texts have more than {most} characters together")
 
     def check_text(self, text: str, cut: bool = False) -> None:
         """Raise Fault for a text that is empty, has a NUL or cannot be looked at."""

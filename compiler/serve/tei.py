@@ -12,6 +12,7 @@ from intformer.serve.embeddings import embedded, rows_of
 from intformer.serve.faults import Fault
 from intformer.serve.limits import Limits
 from intformer.serve.metrics import Metrics
+from intformer.serve.rendered import rendered
 from intformer.serve.served import Models, Served
 
 
@@ -149,9 +150,10 @@ def _add_tokens(router: APIRouter, models: Models) -> None:
         model.check_count(len(texts))
         for text in texts:
             model.check_text(text)
+        model.check_together(texts)
         prompt = model.prompt_of(form.prompt_name)
         found = await model.in_pool(model.tokens, texts, prompt, form.add_special_tokens)
-        return JSONResponse(found)
+        return Response(await model.in_pool(rendered, found), media_type="application/json")
 
     @router.post("/decode")
     async def decode(form: forms.DecodeForm) -> Response:

@@ -157,6 +157,24 @@ def test_going_on(library, wanted, tmp_path):
     np.testing.assert_array_equal(vectors(output), wanted)
 
 
+@pytest.mark.parametrize(
+    "lost", [("00000000.parquet", "job.json"), ("job.json",), ("00000000.parquet",)]
+)
+def test_a_folder_that_was_half_removed(library, wanted, tmp_path, lost):
+    """Its parts are of a job that was finished: none is gone on with."""
+    source, output = written(tmp_path, "parquet"), tmp_path / "v.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("intformer.offline.parts.shutil.rmtree", lambda folder: None)
+        embed(library, source, output, part_rows=7)
+    folder = tmp_path / ".v.parquet.parts"
+    for name in lost:
+        (folder / name).unlink()
+    done = embed(library, source, output, part_rows=6)
+    assert (done.rows, done.resumed) == (len(ROWS), 0)
+    assert not folder.exists()
+    np.testing.assert_array_equal(vectors(output), wanted)
+
+
 def test_two_at_once(library, tmp_path):
     source, output = written(tmp_path, "txt"), tmp_path / "v.parquet"
     parts = Parts(output, {})

@@ -14,6 +14,7 @@ HEAD = """
       (void)err, (void)format;
       return code;
     }
+    bool if_survives_fork(void) { return true; }
 """
 
 
@@ -155,3 +156,57 @@ def test_a_thread_that_runs_alone_uses_no_other(tmp_path):
         }
     """
     assert run_pool(tmp_path, source).strip() == ""
+
+
+def test_workers_leave_signals_to_the_program(tmp_path):
+    """A program that waits for a signal gets it, although workers were started before it did."""
+    source = """
+        #include <signal.h>
+        #include <time.h>
+        static int nothing(int task, parallel_env *env, void *data) {
+          return (void)task, (void)env, (void)data, 0;
+        }
+        int main(void) {
+          sigset_t set;
+          struct timespec soon = {10, 0};
+          if_set_threads(3);
+          if_parallel(nothing, NULL);
+          sigemptyset(&set);
+          sigaddset(&set, SIGTERM);
+          pthread_sigmask(SIG_BLOCK, &set, NULL);
+          for (int i = 0; i < 20; i++) {
+            kill(getpid(), SIGTERM);
+            if (sigtimedwait(&set, NULL, &soon) != SIGTERM) return 1;
+          }
+          puts("got");
+          return 0;
+        }
+    """
+    assert run_pool(tmp_path, source) == "got\n"
+
+
+def test_scratch_memory_that_was_refused_is_not_asked_for_again(tmp_path):
+    """What needs less afterwards gets it while there is as little memory as before."""
+    source = """
+        #include <errno.h>
+        int posix_memalign(void **pointer, size_t alignment, size_t size) {
+          if (size > 1 << 20) return ENOMEM;
+          *pointer = aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+          return *pointer ? 0 : ENOMEM;
+        }
+        extern void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
+        extern int (*__TVMBackendFreeWorkspace)(int, int, void *);
+        int main(void) {
+          message none = {NULL, 0};
+          for (int round = 0; round < 3; round++) {
+            if (if_prepare_thread(none)) return 1;
+            if (__TVMBackendAllocWorkspace(1, 0, 8 << 20, 0, 8)) return 2;
+            void *some = __TVMBackendAllocWorkspace(1, 0, 1000, 0, 8);
+            if (!some) return 3;
+            if (round) __TVMBackendFreeWorkspace(1, 0, some); /* not by a kernel that failed */
+          }
+          puts("given");
+          return 0;
+        }
+    """
+    assert run_pool(tmp_path, source) == "given\n"

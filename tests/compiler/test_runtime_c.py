@@ -271,6 +271,47 @@ def test_after_fork(toy_path, tmp_path):
     run_c(tmp_path, source, toy_path)
 
 
+def test_after_a_fork_before_the_first_run(toy_path, tmp_path):
+    """Opening starts threads, which check the data: the child starts its own."""
+    ids, offsets = toy.batch(5, (12,) * 9)
+    source = f"""
+        #include <dirent.h>
+        #include <sys/wait.h>
+        #include <unistd.h>
+        {batch_c(ids, offsets)}
+        extern const intformer_api *intformer_get_toy(void);
+        static int threads(void) {{
+          int count = -2; /* . and .. */
+          DIR *folder = opendir("/proc/self/task");
+          while (readdir(folder)) count++;
+          closedir(folder);
+          return count;
+        }}
+        int main(void) {{
+          static int32_t out[{ids.size * toy.CHANNELS}];
+          static unsigned char data[1 << 18];
+          uint32_t crcs[4];
+          const intformer_api *api = intformer_get_toy();
+          int status, alone = threads();
+          api->set_threads(3);
+          api->checksums(data, sizeof data, 1 << 16, crcs);
+          if (threads() != alone + 2) return 1;
+          pid_t child = fork();
+          if (!child) {{
+            alarm(20);
+            if (api->run(&input, out, {ids.size * toy.CHANNELS}, NULL, 0)) _exit(2);
+            int now = threads();
+            api->set_threads(2);
+            if (api->run(&input, out, {ids.size * toy.CHANNELS}, NULL, 0)) _exit(3);
+            _exit(now == alone + 2 && threads() == alone + 1 ? 0 : 4);
+          }}
+          waitpid(child, &status, 0);
+          return status ? 5 : 0;
+        }}
+    """
+    run_c(tmp_path, source, toy_path)
+
+
 def test_a_caller_who_changes_the_input_during_a_run(toy_path, tmp_path):
     """What was checked is what is used: the run has its own copy of counts and pointers."""
     ids, offsets = toy.batch(5, (3, 12))

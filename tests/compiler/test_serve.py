@@ -33,6 +33,7 @@ from intformer.serve.engine import Engine
 from intformer.serve.faults import Fault
 from intformer.serve.gate import key_of
 from intformer.serve.metrics import Metrics
+from intformer.serve.rendered import rendered
 from intformer_testing import small_tokenizer
 from intformer_testing.sentence_dirs import Exact, plain, write
 
@@ -419,6 +420,10 @@ def test_hostile_requests(serve, library, name):
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b", "b\0"]}}, 422),
         ("/tokenize", {"inputs": []}, 400),
         ("/tokenize", {"inputs": "a\ud800"}, 422),
+        ("/tokenize", {"inputs": ["a" * 4500, "b" * 4500]}, 422),
+        ("/embed", {"inputs": [[]]}, 422),
+        ("/embed", {"inputs": [[], "a"]}, 422),
+        ("/embed", {"inputs": ["a", []]}, 422),
         ("/decode", {"ids": [1 << 32]}, 422),
         ("/answer", {"texts": ["a"], "pairs": ["b"]}, 422),
         ("/answer", {"texts": ["a"], "pairs": []}, 422),
@@ -582,6 +587,45 @@ def test_what_would_wait_too_long_is_refused_at_once():
     assert engine._pace < 1.0  # it is measured
     engine.submit(packed(1), later).future.result(20)
     engine.close()
+
+
+def test_a_failed_run_holds_nobody_up():
+    """What failed does not count as running."""
+
+    class Failing(Sums):
+        def run(self, **inputs):
+            output = super().run(**inputs)
+            if inputs["input_ids"][0] == 7:
+                raise LibraryError("no memory")
+            return output
+
+    library = Failing()
+    library.gate.release(99)
+    engine = Engine(library, 10, Metrics(), "m", max_wait=5)
+    later = time.monotonic() + 60
+    engine.submit(packed(1), later).future.result(20)
+    engine._pace = 1.0  # seconds a token
+    bad = engine.submit(packed(9, value=7), later)
+    with pytest.raises(LibraryError):
+        bad.future.result(20)
+    until(lambda: not engine._running)
+    assert not engine.pressed
+    engine.submit(packed(1), later).future.result(20)
+    engine.close()
+
+
+def test_long_answers_are_rendered_as_json_does():
+    for value in (
+        [[0.5, -1], [2]],
+        [[[1.25e-3], []], [[3]]],
+        [{"a": "\u00e9"}],
+        [],
+        "a",
+        [["b"], 1],
+    ):
+        assert json.loads(rendered(value)) == value
+    with pytest.raises(ValueError, match="Out of range"):
+        rendered([[float("nan")]])
 
 
 def test_closing_finishes_what_was_taken():

@@ -23,16 +23,20 @@ typedef struct context {
 static context *idle; /* contexts nobody runs in */
 static pthread_mutex_t idle_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void before_fork(void) { pthread_mutex_lock(&idle_lock); }
-static void after_fork_parent(void) { pthread_mutex_unlock(&idle_lock); }
+/* What another thread was changing at the fork is lost to the child; it may be called twice. */
 static void after_fork_child(void) {
-  pthread_mutex_unlock(&idle_lock); /* the forking thread holds it */
+  if (pthread_mutex_trylock(&idle_lock)) {
+    idle = NULL;
+    idle_lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+  } else {
+    pthread_mutex_unlock(&idle_lock);
+  }
   if_pool_reset_after_fork();
 }
 
 /* ---- what this CPU runs ---- */
 
-static atomic_bool unregistered; /* there was no memory for the handlers */
+static atomic_bool registered; /* the handler of fork() */
 
 /* glibc links a pthread_atfork() of its own into every library, which calls the first; musl has the
  * second alone. So the same library loads with either. */
@@ -45,13 +49,14 @@ static int at_fork(void (*before)(void), void (*parent)(void), void (*child)(voi
   return pthread_atfork ? pthread_atfork(before, parent, child) : ENOSYS;
 }
 
-static int register_handlers(message why) {
-  if (!at_fork(before_fork, after_fork_parent, after_fork_child)) return INTFORMER_OK;
-  atomic_store(&unregistered, true);
-  return if_fail(why, INTFORMER_MEMORY, "no memory for the handlers of fork()");
+bool if_survives_fork(void) {
+  if (atomic_load(&registered)) return true;
+  if (at_fork(NULL, NULL, after_fork_child)) return false;
+  atomic_store(&registered, true); /* by two threads at once: both are called */
+  return true;
 }
 
-void if_set_up(void) { register_handlers((message){NULL, 0}); }
+void if_set_up(void) { if_survives_fork(); }
 
 int if_check_process(message why) {
   (void)why;
@@ -61,10 +66,8 @@ int if_check_process(message why) {
 const char *if_device_name(void) { return NULL; }
 
 int if_usable(message why, const plan_variant *variant) {
-  if (atomic_exchange(&unregistered, false)) {
-    int code = register_handlers(why);
-    if (code) return code;
-  }
+  if (!if_survives_fork())
+    return if_fail(why, INTFORMER_MEMORY, "no memory for the handlers of fork()");
   const plan_feature *missing = if_missing_feature(variant);
   int refused = !missing && if_needs_tiles(variant) ? if_request_tiles() : 0;
   if (missing)

@@ -240,12 +240,13 @@ static const intformer_api *load(const char *path, const unsigned char *footer, 
     }
     const intformer_api *(*get)(void);
     memcpy(&get, &symbol, sizeof get);
+    if (memcmp(get()->build_id, footer + 24, 32)) continue;
     size_t least = least_size((uint32_t)little_endian(footer + 56, 4));
     if (get()->size < least) {
       snprintf(err, err_len, "its table has %u bytes, %zu expected - %s", get()->size, least, path);
       return NULL;
     }
-    if (!memcmp(get()->build_id, footer + 24, 32)) return get();
+    return get();
   }
   snprintf(err, err_len, "an older library is loaded under this path - %s", path);
   return NULL;

@@ -190,6 +190,9 @@ void if_checksums(const void *data, size_t size, size_t part, uint32_t *crcs);
 /* The register of a CRC-32 after more bytes, by instructions that crc.c looks for. */
 uint32_t if_crc_instructions(uint32_t crc, const void *data, size_t size);
 
+/* host.c: the child of a fork can compute from here on. False: there was no memory to see to it. */
+bool if_survives_fork(void);
+
 /* pool.c */
 void if_pool_reset_after_fork(void);
 int if_prepare_thread(message err); /* before the kernels of a run: the calling thread's state */

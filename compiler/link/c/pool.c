@@ -16,6 +16,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,8 +127,10 @@ static void *take_workspace(thread_state *state, uint64_t bytes) {
     void *base = NULL;
     free(state->base);
     state->base = NULL, state->size = 0;
-    if (posix_memalign(&base, ALIGN, state->peak)) return NULL;
-    state->base = base, state->size = state->peak;
+    if (posix_memalign(&base, ALIGN, state->peak))
+      state->peak = 0; /* there may be memory for this one yet, below */
+    else
+      state->base = base, state->size = state->peak;
   }
   void *pointer = NULL;
   if (state->size - state->top >= need) {
@@ -186,6 +189,7 @@ int if_prepare_thread(message err) {
   if (!state) return if_fail(err, INTFORMER_MEMORY, "no memory for the state of a thread");
   state->message[0] = 0;
   state->no_memory = false;
+  state->live = 0, state->top = state->total = 0; /* a kernel that failed may not have given back */
   return INTFORMER_OK;
 }
 
@@ -322,6 +326,24 @@ static void publish_job(void) {
   if (atomic_load(&pool.sleepers)) futex_wake(&pool.generation);
 }
 
+/* Workers leave signals to the threads of the program, which may wait for them. Not those that a
+ * thread brings on itself, that the C library sends to all threads, or that profile them. */
+#define BIT(signal) (1ull << ((signal) - 1))
+static const uint64_t FOR_ALL_THREADS = BIT(SIGILL) | BIT(SIGTRAP) | BIT(SIGABRT) | BIT(SIGBUS) |
+                                        BIT(SIGFPE) | BIT(SIGSEGV) | BIT(SIGSYS) | BIT(SIGPROF) |
+                                        BIT(32) | BIT(33) | BIT(34);
+
+static void set_signals(uint64_t blocked) {
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &blocked, NULL, sizeof blocked);
+}
+
+/* Returns what was blocked before. */
+static uint64_t block_signals(uint64_t these) {
+  uint64_t before = 0;
+  syscall(SYS_rt_sigprocmask, SIG_BLOCK, &these, &before, sizeof these);
+  return before;
+}
+
 /* Makes the pool `size` threads strong, or as strong as the system allows. The caller is busy. */
 static void resize(int size) {
   if (pool.size > 1) {
@@ -333,17 +355,20 @@ static void resize(int size) {
   free(pool.slots);
   pool.slots = NULL;
   pool.size = 0;
+  if (size > 1 && !if_survives_fork()) return;
   void *slots = NULL;
   if (posix_memalign(&slots, ALIGN, (size_t)size * sizeof *pool.slots)) return;
   memset(slots, 0, (size_t)size * sizeof *pool.slots);
   pool.slots = slots;
   unsigned now = atomic_load(&pool.generation);
+  uint64_t before = block_signals(~FOR_ALL_THREADS);
   for (pool.size = 0; pool.size < size; pool.size++) {
     slot *s = &pool.slots[pool.size];
     s->index = pool.size;
     s->born = now;
     if (pool.size && pthread_create(&s->thread, NULL, work, s)) break;
   }
+  set_signals(before);
   pool.failed_size = pool.size < size ? size : 0;
 }
 

@@ -140,9 +140,10 @@ class Edge:
         packed = self._packed(rows, *self._encodings(rows, doc_stride))
         if self.head.fills_masks:
             packed.positions = np.flatnonzero(packed.input_ids == self.mask_id).astype(np.int32)
-            if not packed.positions.size:
+            masks = np.diff(np.searchsorted(packed.positions, packed.cu_seqlens))
+            if not masks.all():
                 raise IntformerError(
-                    "no mask token in the text",
+                    f"no mask token in text {first + int(masks.argmin())}",
                     hint=f"write {self.tokenizer.id_to_token(self.mask_id)} where a word is missing"
                     if self.mask_id is not None
                     else "the tokenizer has none",
