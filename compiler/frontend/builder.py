@@ -48,8 +48,9 @@ class Builder(HeadStages):
         self.checkpoint, self.family = checkpoint, family
         keys = family.config_keys
         self.hidden, self.heads = checkpoint.heads_of(keys["hidden"], keys["heads"])
-        eps_key = keys.get("eps", "layer_norm_eps")
-        self.eps = checkpoint.setting(eps_key, float, family.eps, least=0)
+        self.eps = family.eps
+        if (key := keys.get("eps", "layer_norm_eps")) is not None:
+            self.eps = checkpoint.setting(key, float, family.eps, least=0)
         self.activation = activation_of(checkpoint, keys["activation"], family.act)
         self.pad = checkpoint.setting("pad_token_id", int, family.pad, least=0)
         self.first_position = self.pad + 1 if family.positions == "padding" else 0
@@ -172,7 +173,7 @@ class Builder(HeadStages):
         self.agree("vocab_size", len(word), "rows of words")
         width = word.shape[1]
         position, kinds = self.positions(width) if positions else None, None
-        if self.has(TYPES) if types is None else types:
+        if self._has_types() if types is None else types:
             kinds = self.table(TYPES, width)
             self.agree("type_vocab_size", len(kinds), "rows of types")
             if len(kinds) == 1 and positions and self.family.fold:  # nothing to choose
@@ -181,6 +182,18 @@ class Builder(HeadStages):
         taken = {TOKENS: word, "token_type_ids": kinds, PLACES: position}
         inputs = tuple(name for name, table in taken.items() if table is not None)
         return self._add("embed", "embed.sum", inputs, width, params=tables)
+
+    def _has_types(self) -> bool:
+        """Whether there is a table of types; without one config.json must say so, or nothing."""
+        found = self.has(TYPES)
+        rows = 0 if found else self.checkpoint.setting("type_vocab_size", int, 0, least=0)
+        if rows:
+            raise CheckpointError(
+                f"config key 'type_vocab_size' = {rows}, the weights have no {TYPES}.weight",
+                where=str(self.checkpoint.path / "config.json"),
+                hint="0 says that the model has no token types",
+            )
+        return found
 
     def positions(self, width: int) -> np.ndarray:
         """Read the position table, as many rows as the kernels of attention can use."""

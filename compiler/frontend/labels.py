@@ -17,6 +17,7 @@ def answers(checkpoint, head: Head, channels: int) -> dict:
     labels          names of the classes; empty for other heads
     problem_type    of config.json
     score_function  one of runtime.edge.SCORE_FUNCTIONS; None where texts are not classified
+    cross_encoder_function  what sentence_transformers.CrossEncoder applies, of the same
     """
     problem = checkpoint.config.get("problem_type")
     found = {"labels": [], "problem_type": problem, "score_function": None}
@@ -25,9 +26,10 @@ def answers(checkpoint, head: Head, channels: int) -> dict:
     if head.classifies_texts:
         _check_problem(checkpoint, problem, channels)
         _refuse_duplicates(checkpoint, found["labels"])
-        found["score_function"] = sentence_transformers.score_function(
-            checkpoint, channels
-        ) or score_function(problem, channels)
+        own = sentence_transformers.score_function(checkpoint, channels)
+        found["score_function"] = own or score_function(problem, channels)
+        plain = sentence_transformers.plain_function(channels)
+        found["cross_encoder_function"] = own or plain
     return found
 
 

@@ -37,10 +37,11 @@ def truncate_length(checkpoint, limit: int) -> int:
     """Return the tokens a text is cut to: what the directory says, `limit` at most."""
     settings = settings_of(checkpoint)
     tokenizer = JsonObject.read(checkpoint, "tokenizer_config.json")
+    length = "model_max_length" if "model_max_length" in tokenizer.values else "max_len"  # older
     asked = (
         _length(_renamed(settings, "processor_kwargs", "tokenizer_args"), "model_max_length")
         or _length(settings, "max_seq_length")
-        or _length(tokenizer, "model_max_length")  # 1e30 where nobody set a length
+        or _length(tokenizer, length)  # 1e30 where nobody set a length
         or limit
     )
     return int(min(asked, limit))

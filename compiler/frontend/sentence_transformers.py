@@ -21,6 +21,9 @@ from intformer.ir.heads import (
 )
 from intformer.runtime.edge.scores import SIMILARITIES
 
+TEMPLATE_HINT = (
+    "without it, texts are tokenized as they are: remove it if that is how it was trained"
+)
 INSIDE = "a model's files lie inside its directory"
 PACKAGE = "sentence_transformers."  # modules of any other package are code of the directory
 ACTIVATIONS = {  # activation_fn -> score function of intformer.runtime.edge
@@ -167,6 +170,8 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
             raise config.refusal(
                 "model_type", f"{', '.join(KINDS)} compile; head= takes the encoder without it"
             )
+    if saved is None and head in EMBEDDERS:
+        _refuse_template(checkpoint)
     if kind is None or head not in (None, kind.head):
         return _plain(head) if head in EMBEDDERS else None
     modules = _modules(checkpoint, saved, kind)
@@ -195,6 +200,20 @@ def read(checkpoint, head: Head | None = None) -> SentenceModel | None:
         similarity=_similarity(config, kind),
         activation=config.get("activation_fn", str) if kind.head.classifies_texts else None,
     )
+
+
+def _refuse_template(checkpoint) -> None:
+    """Raise for a tokenizer's chat template, which SentenceTransformer writes every text into."""
+    tokenizer = JsonObject.read(checkpoint, "tokenizer_config.json")
+    if tokenizer.values.get("chat_template") is not None:
+        raise tokenizer.refusal("chat_template", TEMPLATE_HINT)
+    name = "chat_template.jinja"
+    if checkpoint.file(name) is not None:
+        raise CheckpointError(
+            f"{name} is not supported for embeddings",
+            where=str(checkpoint.path / name),
+            hint=TEMPLATE_HINT,
+        )
 
 
 def _plain(head: Head) -> SentenceModel:
@@ -273,10 +292,15 @@ def score_function(checkpoint, labels: int) -> str | None:
         source, key = config, old
     name = source.get(key, str)
     if name is None:
-        return "sigmoid" if labels == 1 else "identity"
+        return plain_function(labels)
     if name not in ACTIVATIONS:
         raise source.refusal(key, "supported: " + ", ".join(ACTIVATIONS))
     return ACTIVATIONS[name]
+
+
+def plain_function(labels: int) -> str:
+    """Return the score function of a CrossEncoder whose directory names none."""
+    return "sigmoid" if labels == 1 else "identity"
 
 
 def _modules(checkpoint, saved: list, kind: _Kind) -> list[tuple[str, str]]:

@@ -78,7 +78,7 @@ def tokenizer_files(checkpoint) -> dict[str, bytes]:
         "mask_token": str(tokenizer.mask_token) if tokenizer.mask_token is not None else None,
     }
     files = {"tokenizer.json": pipeline, SETTINGS_FILE: json.dumps(settings).encode()}
-    _check_templates(json.loads(pipeline)["post_processor"], str(given or checkpoint.path))
+    _check_templates(json.loads(pipeline).get("post_processor"), str(given or checkpoint.path))
     _check_ids(checkpoint, pipeline)
     if given is None:
         _check_equal(checkpoint, tokenizer, files)

@@ -11,7 +11,7 @@ from intformer.runtime.library import Library
 ACTIVATIONS = {  # score function of a library -> what CrossEncoder applies to its logits
     "sigmoid": torch.nn.Sigmoid,
     "identity": torch.nn.Identity,
-    "softmax": torch.nn.Identity,  # CrossEncoder.predict(apply_softmax=True) adds it
+    "softmax": lambda: torch.nn.Softmax(dim=-1),
 }
 
 
@@ -27,7 +27,8 @@ def cross_encoder(library: Library | str | os.PathLike, **options) -> CrossEncod
     """Return a CrossEncoder, see intformer.integrations."""
     module = LibraryScorer(library)
     about = module.library.metadata
-    own = {"activation_fn": ACTIVATIONS[about["score_function"]]()}
+    function = about.get("cross_encoder_function") or about["score_function"]  # of older libraries
+    own = {"activation_fn": ACTIVATIONS[function]()}
     return CrossEncoder(modules=[module], **(_prompts(about) | own | options))
 
 

@@ -13,7 +13,7 @@ from tokenizers import Encoding
 from intformer.errors import IntformerError
 from intformer.integrations.entities import STRATEGIES, Words, entities
 from intformer.ir import heads
-from intformer.runtime.edge import SCORE_FUNCTIONS, Edge, Packed
+from intformer.runtime.edge import SCORE_FUNCTIONS, Edge, Packed, score_function
 from intformer.runtime.edge.predict import BATCH_TOKENS
 from intformer.runtime.edge.scores import softmax
 from intformer.runtime.edge.stream import answered
@@ -148,7 +148,8 @@ class TextClassification(Pipeline):
         ]
 
     def _function(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
-        own = self.library.metadata["score_function"]
+        about = self.library.metadata
+        own = score_function(about["problem_type"], len(about["labels"]))
         found = {**SCORE_FUNCTIONS, "none": np.array, "default": SCORE_FUNCTIONS[own]}
         if name not in found:
             raise IntformerError(

@@ -13,7 +13,14 @@ from intformer.proof.report import Check
 MEANING = (  # the meta that decides what goes in and what integers out mean
     *("family", "recipe", "mode", "head", "labels", "problem_type", "pooling", "output_scale"),
     *("vocab_size", "type_vocab_size", "pad_token_id", "position_rule", "max_length"),
-    *("truncate_length", "score_function", "normalize", "truncate_dim", "prompts"),
+    *(
+        "truncate_length",
+        "score_function",
+        "cross_encoder_function",
+        "normalize",
+        "truncate_dim",
+        "prompts",
+    ),
     "default_prompt",
 )
 OTHER_SUMS = (

@@ -20,7 +20,7 @@ LAYER = LayerKeys(
 
 def encoder(g: Builder) -> str:
     """Embeddings and layers."""
-    x = g.norm("embed.norm", g.embed(), "embeddings.LayerNorm")
+    x = g.norm("embed.norm", g.embed(types=False), "embeddings.LayerNorm")
     for at in g.layers(g.numbered("transformer.layer")):
         x = post_ln.layer(at, x, LAYER)
     return x
@@ -47,6 +47,7 @@ DISTILBERT = Family(
         "layers": "n_layers",
         "activation": "activation",
         "ffn": "hidden_dim",
+        "eps": None,  # transformers reads none
     },
     dropout=DropoutKeys(
         hidden="dropout",

@@ -36,7 +36,7 @@ def encoder(g: Builder) -> str:
                 where=str(g.checkpoint.path / "config.json"),
                 hint=f"transformers computes with {wanted} whatever it says",
             )
-    x = g.norm("embed.norm", g.embed(), "embeddings.LayerNorm")
+    x = g.norm("embed.norm", g.embed(types=False), "embeddings.LayerNorm")
     bias = g.relative_bias("encoder.relative_attention_bias", BUCKETS, bucket)
     for at in g.layers(g.numbered("encoder.layer")):
         x = post_ln.layer(at, x, LAYER, bias)

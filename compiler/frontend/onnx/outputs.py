@@ -137,14 +137,35 @@ def _span(builder: Builder, outputs: dict[str, View]) -> Answer | None:
     return Answer((found[0][0], found[1][0]), builder.edge(View.of(found[0][1]), node))
 
 
+def other_embeddings(builder: Builder, outputs: dict[str, View], answer: Answer) -> list[str]:
+    """Return the outputs with a vector for each sequence that an answer does not give.
+
+    Not BERT's pooler, tanh of a product of the first token, which no embedding is made of.
+    """
+    found = []
+    for name, view in outputs.items():
+        unit = isinstance(view.base, Stage) and view.base.kind == "unit"
+        inner = view.base.x if unit else view
+        pooler = (
+            not unit
+            and inner.curve is not None
+            and isinstance(inner.base, Product)
+            and builder.nodes[inner.base.x].kind != "mean"
+        )
+        if view.index.ndim == 2 and not pooler and name not in answer.names:
+            found.append(name)
+    return found
+
+
 def chosen(found: dict[Head, Answer], head: Head | None, named: Head | None, where: str) -> Head:
     """Return the head whose answer a graph gives.
 
     head   asked for; None: what the directory's config.json names, if the file has it, or the first
-           of ORDER that the file has
+           of ORDER that the file has; a class without a head has no other answer than embeddings
     """
     if head is None:
-        head = named if named in found else next((one for one in ORDER if one in found), None)
+        order = ORDER if named is not heads.FEATURES else (heads.SENTENCE_EMBEDDING,)
+        head = named if named in found else next((one for one in order if one in found), None)
     if head is None or source(found, head) is None:
         wanted = "no supported head" if head is None else f"no head {head.name!r}"
         raise CheckpointError(

@@ -41,7 +41,8 @@ def read(checkpoint: OnnxCheckpoint, head: str | None) -> tuple[Graph, dict]:
     probe.check_inputs(program)
     pad = checkpoint.setting("pad_token_id", int, 0, least=0)
     walk = Walk(probe.trace(program, probe.make(program, pad)))
-    found = outputs.answers(walk.builder, walk.run())
+    views = walk.run()
+    found = outputs.answers(walk.builder, views)
     answering = _head(checkpoint, head, found)
     rule, pad = _positions(checkpoint, walk.builder)
     limit = _limited(program, walk.builder, rule, pad)
@@ -49,6 +50,8 @@ def read(checkpoint: OnnxCheckpoint, head: str | None) -> tuple[Graph, dict]:
     given = outputs.source(found, answering)
     prove(program, walk.builder, given, rule, pad)
     answer, pooling, normalize = _finished(checkpoint, walk.builder, found, answering)
+    if answering is heads.SENTENCE_EMBEDDING and given is found.get(heads.FEATURES):
+        _refuse_others(checkpoint, outputs.other_embeddings(walk.builder, views, answer))
     for one in (given, answer):
         outputs.check_single(one, answering, program.where)
     graph = outputs.graph(walk.builder, answer.edge, answering)
@@ -102,6 +105,18 @@ def _finished(
             hint="export the token embeddings",
         )
     return answer, answer.pooling, answer.normalize
+
+
+def _refuse_others(checkpoint: OnnxCheckpoint, names: list[str]) -> None:
+    """Raise for embeddings that are not understood, where no module says how to pool."""
+    listed = checkpoint.root / sentence_transformers.MODULES
+    if names and not listed.exists():
+        raise CheckpointError(
+            f"the ONNX output {names[0]!r} has a vector for each text, made in a way that is not "
+            "supported",
+            where=str(checkpoint.file_path),
+            hint="export the token embeddings alone, or put modules.json and its folders beside it",
+        )
 
 
 def _positions(checkpoint: OnnxCheckpoint, builder: Builder) -> tuple[str, int]:
