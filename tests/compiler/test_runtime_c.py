@@ -18,7 +18,7 @@ from intformer.backends.x86.backend import BACKEND
 from intformer.errors import LibraryError
 from intformer.link import build as library
 from intformer.runtime import footer
-from intformer_testing import toy
+from intformer_testing import sanitized, toy
 from intformer_testing.c_program import PRINT, batch_c, run_c
 
 SUPPORT = Path(toy.__file__).parents[1]
@@ -271,6 +271,7 @@ def test_after_fork(toy_path, tmp_path):
     run_c(tmp_path, source, toy_path)
 
 
+@pytest.mark.skipif(sanitized.KIND == "thread", reason="it takes the child's threads for its own")
 def test_after_a_fork_before_the_first_run(toy_path, tmp_path):
     """Opening starts threads, which check the data: the child starts its own."""
     ids, offsets = toy.batch(5, (12,) * 9)
@@ -295,15 +296,16 @@ def test_after_a_fork_before_the_first_run(toy_path, tmp_path):
           int status, alone = threads();
           api->set_threads(3);
           api->checksums(data, sizeof data, 1 << 16, crcs);
-          if (threads() != alone + 2) return 1;
+          if (threads() < alone + 2) return 1; /* a sanitizer may have one of its own */
           pid_t child = fork();
           if (!child) {{
+            alone = threads();
             alarm(20);
             if (api->run(&input, out, {ids.size * toy.CHANNELS}, NULL, 0)) _exit(2);
             int now = threads();
             api->set_threads(2);
             if (api->run(&input, out, {ids.size * toy.CHANNELS}, NULL, 0)) _exit(3);
-            _exit(now == alone + 2 && threads() == alone + 1 ? 0 : 4);
+            _exit(now >= alone + 2 && threads() == now - 1 ? 0 : 4);
           }}
           waitpid(child, &status, 0);
           return status ? 5 : 0;
