@@ -130,7 +130,7 @@ def shapes(text: str) -> tuple[tuple[int, int], ...]:
     """Parse BATCHxTOKENS with commas between them."""
     found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in text.split(",")]
     if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list such as 1x128,8x256")
+        raise argparse.ArgumentTypeError(f"expected a list such as 1x128,8x256, got {text!r}")
     return tuple((int(one[1]), int(one[2])) for one in found)
 
 

@@ -119,7 +119,7 @@ class _State:
             return None
         if found.size != 1 or not np.isfinite(found).all() or found.item() <= 0:
             raise CheckpointError(
-                f"{key!r} = {found.tolist()} is no number above 0", where=self.where
+                f"{key!r} = {found.tolist()} must be a number above 0", where=self.where
             )
         return float(found.item())
 

@@ -7,21 +7,18 @@ import numpy as np
 from intformer.errors import CheckpointError
 
 BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512}
+BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
 SHAPES = {  # name -> what config.json says, from the public configs
-    "bert-base": {
-        **BERT,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
+    "bert-base": {**BERT, **BASE},
     "bert-base-8192": {  # BERT-base with the positions of long encoders
         **BERT,
         "max_position_embeddings": 8192,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
+        **BASE,
     },
     "bert-large": {
         **BERT,
@@ -37,10 +34,7 @@ SHAPES = {  # name -> what config.json says, from the public configs
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
         "pad_token_id": 1,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
+        **BASE,
     },
     "xlm-roberta-base": {
         "model_type": "xlm-roberta",
@@ -49,10 +43,7 @@ SHAPES = {  # name -> what config.json says, from the public configs
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
         "pad_token_id": 1,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
+        **BASE,
     },
     "mpnet-base": {
         "model_type": "mpnet",
@@ -60,10 +51,7 @@ SHAPES = {  # name -> what config.json says, from the public configs
         "max_position_embeddings": 514,
         "layer_norm_eps": 1e-5,
         "pad_token_id": 1,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
+        **BASE,
         "relative_attention_num_buckets": 32,
     },
     "minilm-l6": {
@@ -93,10 +81,7 @@ SHAPES = {  # name -> what config.json says, from the public configs
         "share_att_key": True,
         "norm_rel_ebd": "layer_norm",
         "position_buckets": 256,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
+        **BASE,
     },
     "distilbert": {
         "model_type": "distilbert",

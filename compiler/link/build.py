@@ -199,7 +199,7 @@ def _check_plan(plan: Plan) -> None:
             raise CompileError(f"{used[0]!r} is missing in plan.inputs", where=where)
     output = plan.buffers.get(plan.output)
     if output is None or output.dtype != "int32":
-        raise CompileError(f"output {plan.output!r} is no int32 buffer", where="plan")
+        raise CompileError(f"output {plan.output!r} is not an int32 buffer", where="plan")
 
 
 def limits(plan: Plan, meta: dict) -> dict[str, int]:

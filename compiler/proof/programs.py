@@ -37,5 +37,5 @@ def misnamed(module, kernels: set[str]) -> list[Finding]:
     """Return what a module has beside one PrimFunc of its own name for each kernel, or lacks."""
     found = tir_check.programs(module)
     findings = [Finding(name, "is run, but has no tensor program") for name in kernels - found]
-    findings += [Finding(name, "is no kernel that the library runs") for name in found - kernels]
+    findings += [Finding(name, "is not a kernel that the library runs") for name in found - kernels]
     return sorted(findings)

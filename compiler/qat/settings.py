@@ -57,14 +57,14 @@ def check(settings: Settings) -> None:
     for name in ("lr", "qat_lr"):
         if not 0 < getattr(settings, name) < 1:
             raise IntformerError(
-                f"{getattr(settings, name)} is no learning rate",
+                f"a learning rate must be above 0 and below 1, got {getattr(settings, name)}",
                 where=f"--{name.replace('_', '-')}",
             )
     if settings.qat_epochs:
         check_options(settings.recipe, settings.nonlinear, settings.weights)
     if not 0 <= settings.seed < 2**32:
         raise IntformerError(
-            f"{settings.seed} is no seed", where="--seed", hint="a number from 0 to 2^32 - 1"
+            f"a seed is a number from 0 to 2^32 - 1, got {settings.seed}", where="--seed"
         )
     if settings.max_length < 8:
         raise IntformerError(f"{settings.max_length} tokens are too few", where="--max-length")

@@ -101,6 +101,13 @@ def load(path: str | os.PathLike, *, run: bool = True) -> "Library":
     return library
 
 
+def _copied(path: Path, build_id: bytes) -> "Library":
+    library = Library(path)
+    if library.footer.build_id != build_id:
+        raise LibraryError("is another library than the one that was copied", where=str(path))
+    return library
+
+
 class Library(LibraryFile):
     """A compiled model that runs. Stays loaded until the process ends; usable from several threads.
 
@@ -134,6 +141,10 @@ class Library(LibraryFile):
             raise footer.altered(
                 str(self.path), f"bytes {start} to {start + footer.PART} have another checksum"
             )
+
+    def __reduce__(self) -> tuple:
+        """A copy in another process loads the file from its path."""
+        return _copied, (self.path, self.footer.build_id)
 
     def open(self) -> "Library":
         """Load the code now; return the library. Raises LibraryError where it does not load."""

@@ -171,7 +171,7 @@ def test_a_threshold_that_is_missing_needs_text(model, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("bert.pooler.dense._weight_scale", torch.tensor(-1.0), "is no number above 0"),
+        ("bert.pooler.dense._weight_scale", torch.tensor(-1.0), "must be a number above 0"),
         ("bert.pooler.dense._weight_scale", None, r"pooler.dense._weight_scale' is missing"),
         ("bert.pooler.dense.input_thresh", torch.zeros(1), "has no scale"),
         ("bert.pooler.dense.quantized_weight", None, r"weight 'bert.pooler.dense.weight' is miss"),

@@ -207,7 +207,7 @@ def test_bad_plans(tmp_path, toy_variant):
     steps = toy.plan().steps
     check(changed(inputs=("input_ids",)), "'token_type_ids' is missing in plan.inputs")
     check(changed(steps=[*steps, Step("relu", ("no", "e"), ())]), "unknown argument 'no'")
-    check(changed(output="no"), "output 'no' is no int32 buffer")
+    check(changed(output="no"), "output 'no' is not an int32 buffer")
     check(toy.plan(), "unknown CPU feature 'mmx3'", features=["sse3", "mmx3"])
     for key in ("vocab_size", "max_length", "position_rule"):
         model = toy.model()

@@ -1,6 +1,8 @@
 """Files of texts to files of vectors: every kind of file, kills, bounds and refusals."""
 
 import json
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pyarrow import parquet
 
 import intformer
 from intformer import cli
-from intformer.errors import IntformerError
+from intformer.errors import IntformerError, LibraryError
 from intformer.offline import Embedder, embed
 from intformer.offline.parts import Parts
 from intformer_testing import small_tokenizer
@@ -271,3 +273,13 @@ def test_the_embedder(library, wanted):
         embedder({"x": batch["t"]})
     with pytest.raises(IntformerError, match="'embedding' already"):
         embedder(found)
+
+
+def test_an_embedder_goes_to_another_process(library, wanted, tmp_path):
+    path = shutil.copy(library, tmp_path / "copied.so")
+    copy = pickle.dumps(Embedder(path, "t"))
+    batch = {"t": np.array(ROWS, object)}
+    np.testing.assert_array_equal(pickle.loads(copy)(batch)["embedding"], wanted)
+    compiled(plain(tmp_path / "other", **SHAPE), path, head="features")
+    with pytest.raises(LibraryError, match=r"is another library .*copied\.so"):
+        pickle.loads(copy)

@@ -166,7 +166,7 @@ def test_an_off_by_one_in_a_kernel_is_caught(sabotaged, via):
             lambda module: pipeline.compress(
                 tvm.IRModule({**dict(module.functions.items()), "more": extra_program()})
             ),
-            "is no kernel",
+            "is not a kernel",
         ),
         (lambda module: b"", "cannot be read"),
         (lambda module: b"no xz", "cannot be read"),

@@ -98,7 +98,9 @@ def _sizes(function: tirx.PrimFunc) -> dict[tirx.Var, tuple[int, int]]:
         for dimension, size in enumerate(buffer.ty.shape):
             if isinstance(size, tirx.Var):
                 if str(size.ty.dtype) != "int32":
-                    raise CompileError(f"size {size} is no int32", where=f"argument {argument}")
+                    raise CompileError(
+                        f"size {size} does not fit into int32", where=f"argument {argument}"
+                    )
                 found.setdefault(size, (argument, dimension))
     return found
 

@@ -45,5 +45,7 @@ def check(
 def misnamed(where: str, found: set[str], run: set[str]) -> list[Finding]:
     """Return the kernels that are run but not there, and those there that nothing runs."""
     lacking = [Finding(f"{where}, {name}", "is run, but is not there") for name in run - found]
-    extra = [Finding(f"{where}, {name}", "is no kernel that is run") for name in found - run]
+    extra = [
+        Finding(f"{where}, {name}", "is not a kernel that the library runs") for name in found - run
+    ]
     return sorted(lacking + extra)

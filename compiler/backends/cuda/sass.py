@@ -125,7 +125,7 @@ def header(path: Path) -> tuple[str, dict[str, tuple[int, int, int]]]:
         number = flags >> (8 if elf.data[ABI_VERSION] >= CUDA_13 else 0) & 0xFF
         return f"sm_{number}", _resources(elf)
     except (struct.error, LookupError, ValueError, IntformerError) as error:
-        raise CompileError(f"is no cubin: {error}", where=path.name) from None
+        raise CompileError(f"not a cubin: {error}", where=path.name) from None
 
 
 def _resources(elf: Elf) -> dict[str, tuple[int, int, int]]:

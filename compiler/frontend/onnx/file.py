@@ -113,7 +113,7 @@ def _constant(node: Node, where: str) -> np.ndarray:
     for key, kind in (("value_floats", np.float32), ("value_ints", np.int64)):
         if key in node.attrs:
             return np.array(node.attrs[key], kind)
-    raise CheckpointError(f"constant of node {node.name!r} is no tensor", where=where)
+    raise CheckpointError(f"constant of node {node.name!r} is not a tensor", where=where)
 
 
 def _array(tensor, path: Path) -> np.ndarray:

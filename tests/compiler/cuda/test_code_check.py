@@ -51,9 +51,9 @@ def test_code_for_another_chip_is_found():
 def test_kernels_are_those_of_the_plan():
     other = {"copy": LAUNCHES["copy"], "sub": [{"function": "sub__t4", "threads": 128}]}
     assert judged(build(), launches=other) == [
-        "cuda/t4.ptx, add__t4: is no kernel that is run",
+        "cuda/t4.ptx, add__t4: is not a kernel that the library runs",
         "cuda/t4.ptx, sub__t4: is run, but is not there",
-        "cuda/t4.cubin, add__t4: is no kernel that is run",
+        "cuda/t4.cubin, add__t4: is not a kernel that the library runs",
         "cuda/t4.cubin, sub__t4: is run, but is not there",
     ]
 
